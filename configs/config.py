@@ -1,0 +1,151 @@
+"""Every setting, its default and its range. Values are final once built; nothing computed is written back here."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from foveate.configs.errors import ConfigError
+
+
+def _positive(key: str, value: float, unit: str = "") -> None:
+    if value <= 0:
+        raise ConfigError(f"{key}: {value}{unit} is not positive")
+
+
+def _ratio(key: str, value: float) -> None:
+    if not 0.0 < value <= 1.0:
+        raise ConfigError(f"{key}: {value} is not in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Which model, and how it is held."""
+
+    path: str = "tiny-llava"  # a bundled name, a local Hugging Face directory, or a hub name
+    name: str = ""  # in /v1/models; empty: the last part of the path
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the hardware multiplies it natively
+    threads: int = 0  # of the CPU; 0: all this process may use
+    max_context: int = 0  # tokens of prompt and answer; 0: as the checkpoint says
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise ConfigError(f"model.threads: {self.threads} is negative; 0 means all cores")
+        if self.max_context < 0:
+            raise ConfigError(f"model.max_context: {self.max_context} is negative; 0 means as the checkpoint says")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheConfig:
+    """How much memory the KV cache takes, and in what pieces."""
+
+    block_tokens: int = 16  # tokens in one block; a power of two, so slot = id * block + offset is a shift
+    memory_mb: int = 0  # of the KV pool; 0: `memory_fraction` of what is free on a GPU, 256 on a CPU
+    memory_fraction: float = 0.90  # of *free* device memory after the weights are loaded
+    prefix_sharing: bool = True
+
+    def __post_init__(self) -> None:
+        if self.block_tokens < 1 or self.block_tokens & (self.block_tokens - 1):
+            raise ConfigError(f"cache.block_tokens: {self.block_tokens} is not a power of two")
+        if self.memory_mb < 0:
+            raise ConfigError(f"cache.memory_mb: {self.memory_mb} is negative; 0 means automatic")
+        _ratio("cache.memory_fraction", self.memory_fraction)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SchedulerConfig:
+    """What one step may hold."""
+
+    max_running: int = 64  # sequences in one batch
+    max_waiting: int = 1024  # requests queued before new ones are refused
+    step_tokens: int = 2048  # rows of the language model per step
+    chunk_tokens: int = 512  # of one prompt per step
+    encode_patches: int = 4096  # rows of the vision tower per step; one image always fits
+
+    def __post_init__(self) -> None:
+        for key in ("max_running", "max_waiting", "step_tokens", "chunk_tokens", "encode_patches"):
+            _positive(f"scheduler.{key}", getattr(self, key))
+        if self.step_tokens < self.max_running:
+            raise ConfigError(
+                f"scheduler.step_tokens: {self.step_tokens} is less than scheduler.max_running {self.max_running}: "
+                "running decodes would starve"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VisionConfig:
+    """The encode stage."""
+
+    feature_cache_mb: int = 256  # encoder features kept for images that come again
+
+    def __post_init__(self) -> None:
+        _positive("vision.feature_cache_mb", self.feature_cache_mb)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetConfig:
+    """The visual budget of a request that states none, and the bounds of one that does."""
+
+    method: str = "divprune"  # a reducer; used once a budget is below what the images offer
+    tokens: int = 0  # default total per request; 0: no cap
+    ratio: float = 1.0  # default share of the offered tokens
+    floor: int = 1  # default least number of visual tokens per request
+    max_tokens: int = 0  # hard cap per request, clamps what requests ask for; 0: none
+    low_detail_ratio: float = 0.25  # what `image_url.detail: low` asks for
+
+    def __post_init__(self) -> None:
+        _ratio("budget.ratio", self.ratio)
+        _ratio("budget.low_detail_ratio", self.low_detail_ratio)
+        _positive("budget.floor", self.floor)
+        if self.tokens < 0 or self.max_tokens < 0:
+            raise ConfigError("budget.tokens and budget.max_tokens: negative; 0 means no cap")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LimitsConfig:
+    """What a request may ask for at most: every integer of the API has its ceiling here."""
+
+    body_mb: int = 64
+    images: int = 16
+    image_mb: int = 20  # encoded bytes of one image
+    image_pixels: int = 40_000_000  # checked in the header, before decoding
+    choices: int = 16  # n
+    logprobs: int = 20
+    stop_strings: int = 16
+    stop_chars: int = 256
+    output_tokens: int = 32_768
+    fetch_timeout_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        for key in self.__slots__:
+            _positive(f"limits.{key}", getattr(self, key))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerConfig:
+    """The HTTP side."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    image_urls: bool = False  # fetch http(s) image URLs; data URLs always work
+    image_url_hosts: tuple[str, ...] = ()  # hosts that may be fetched; empty: any public address
+    decode_workers: int = 2  # threads that fetch, decode and resize images
+    api_keys: tuple[str, ...] = ()  # empty: no authentication
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"server.port: {self.port} is not in 0..65535; 0 picks a free port")
+        _positive("server.decode_workers", self.decode_workers)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Everything `--set a.b=c` and `--config FILE` can reach."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)

@@ -1,0 +1,1 @@
+"""Requests to tokens: scheduler, paged cache, models and the families of methods. Knows no HTTP."""

@@ -1,0 +1,1 @@
+"""The paged KV cache: accounting of blocks, prefix keys, and the tensors behind them."""

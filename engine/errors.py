@@ -1,0 +1,53 @@
+"""Errors of the engine.
+
+    ConfigError (configs.errors)      a setting is wrong: the process ends with one line
+    EngineError                       everything the engine raises on purpose
+    ├── ModelError                    a checkpoint cannot be loaded (names the tensor or the file)
+    └── RequestError                  one request cannot be served; no other request notices
+        ├── BudgetError               its budget contradicts itself or the picture
+        ├── TooLongError              its prompt does not fit the context or the KV pool
+        └── ImageError                its picture cannot be used
+
+An `assert` that fails is our own bug, never the user's.
+"""
+
+
+class EngineError(Exception):
+    """Base of what the engine raises on purpose."""
+
+
+class ModelError(EngineError):
+    """A checkpoint cannot be loaded."""
+
+
+class RequestError(EngineError):
+    """One request cannot be served.
+
+    Args:
+        message: one sentence with the value, the limit and the remedy.
+        param: the request's own name for the offending field, e.g. "messages" or "vlm.visual.tokens".
+    """
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class BudgetError(RequestError):
+    """The budget contradicts itself or the picture."""
+
+    code = "invalid_vlm_parameter"
+
+
+class TooLongError(RequestError):
+    """The prompt does not fit the context or the KV pool."""
+
+    code = "context_length_exceeded"
+
+
+class ImageError(RequestError):
+    """The picture cannot be used."""
+
+    code = "invalid_image"

@@ -1,0 +1,30 @@
+"""Find a method by name: the name is the file's name. There is no list to keep in step."""
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+from foveate.configs.errors import ConfigError
+
+_NOT_METHODS = {"base", "budget"}
+
+
+def names(family: ModuleType) -> list[str]:
+    """The methods of a family, e.g. every module of foveate.engine.reduce but its base."""
+    return sorted(m.name for m in pkgutil.iter_modules(family.__path__) if m.name not in _NOT_METHODS)
+
+
+def find(family: ModuleType, name: str) -> type[Any]:
+    """Return the class that module `family`.`name` declares as ``METHOD``.
+
+    Only that one module is imported, so a method may import a heavy or optional package at its top.
+
+    Raises:
+        ConfigError: no such module; the message lists those there are.
+    """
+    if name not in names(family):
+        known = ", ".join(names(family))
+        raise ConfigError(f"{family.__name__.rpartition('.')[2]}.method: no {name!r}; there are {known}")
+    method: type[Any] = importlib.import_module(f"{family.__name__}.{name}").METHOD
+    return method

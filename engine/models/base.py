@@ -1,0 +1,93 @@
+"""What the engine asks of a model family. A family is one file beside this one that subclasses `Model`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from foveate.engine.grid import Grid
+from foveate.engine.reduce.base import Signal, VisualInputs
+
+# (layer, q [n, n_heads, d], k [n, n_kv_heads, d], v [n, n_kv_heads, d]) -> [n, n_heads, d].
+# Keys arrive already rotated; the callee stores k and v in the paged cache and attends over it.
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What the engine must know to plan for a model, none of it a tensor."""
+
+    family: str  # "llava", "qwen2_vl", "qwen2_5_vl"
+    n_layers: int  # of the decoder
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    max_context: int
+    image_token_id: int
+    eos_ids: tuple[int, ...]  # from generation_config.json, else config.json
+    n_pos_axes: int  # 1: RoPE, 3: M-RoPE
+    has_cls: bool  # whether the tower has a CLS row at all
+
+
+class Model(nn.Module, ABC):
+    """A vision tower, a projector and a decoder. Stateless: the KV cache lives behind `attend`."""
+
+    spec: ModelSpec
+
+    @abstractmethod
+    def grid(self, height: int, width: int) -> Grid:
+        """Visual tokens of an image whose *prepared* size is height x width pixels. Pure arithmetic."""
+
+    @abstractmethod
+    def n_patches(self, height: int, width: int) -> int:
+        """Rows the tower reads for that image: the unit of the encode budget."""
+
+    @abstractmethod
+    def encode(self, images: Sequence[Tensor], signals: frozenset[Signal]) -> list[VisualInputs]:
+        """Run the tower and projector on several images in one packed batch.
+
+        Args:
+            images: uint8 [height, width, 3] each, of prepared sizes; rescaled and normalised here.
+            signals: what to tap besides `proj`. No [heads, N, N] buffer is ever built.
+        """
+
+    @abstractmethod
+    def lay_out(self, segments: Sequence[int | Grid]) -> tuple[list[Tensor], int]:
+        """Positions of a prompt given as runs of text (a count) and images (a grid), unpruned.
+
+        Returns:
+            one int64 [n_pos_axes, n] tensor per segment, and the position of the next (generated) token, which text
+            continues from on every axis.
+        """
+
+    @abstractmethod
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """[n] int64 -> [n, hidden_size]."""
+
+    @abstractmethod
+    def forward(self, rows: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Run the decoder over packed rows of several sequences.
+
+        Args:
+            rows: [n, hidden_size] input embeddings.
+            positions: [n_pos_axes, n] int64.
+
+        Returns:
+            [n, hidden_size] after the final norm.
+        """
+
+    @abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[m, hidden_size] -> [m, vocab_size] float32."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
