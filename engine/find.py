@@ -7,11 +7,11 @@ from typing import Any
 
 from foveate.configs.errors import ConfigError
 
-_NOT_METHODS = {"base", "budget"}
+_NOT_METHODS = {"base", "budget", "build", "primitives"}
 
 
 def names(family: ModuleType) -> list[str]:
-    """The methods of a family, e.g. every module of foveate.engine.reduce but its base."""
+    """The methods of a family, e.g. every module of foveate.engine.reduce but what it shares."""
     return sorted(m.name for m in pkgutil.iter_modules(family.__path__) if m.name not in _NOT_METHODS)
 
 

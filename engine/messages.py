@@ -31,6 +31,7 @@ class Image(Struct, frozen=True, kw_only=True):
     width: int
     digest: bytes  # 32 bytes over pixels, shape and processor settings; made by the server, never by a client
     tokens: int | None = None  # cap of this image alone
+    ratio: float | None = None  # cap of this image alone, as a share of what it offers
 
 
 class SamplingParams(Struct, frozen=True, kw_only=True):
@@ -148,10 +149,32 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     n_blocks: int
 
 
+class FieldInfo(Struct, frozen=True, kw_only=True):
+    """One setting of a method."""
+
+    name: str
+    type: str  # "int", "float", "bool", "str", or the legal words: '"a" | "b"'
+    default: bool | int | float | str
+
+
+class MethodInfo(Struct, frozen=True, kw_only=True):
+    """One file of engine/reduce, for GET /v1/vlm/methods: the server cannot import it, since that imports torch."""
+
+    name: str
+    summary: str  # first line of the file's docstring
+    source: str  # the paper; empty for a plain baseline
+    fields: list[FieldInfo]
+    question_aware: bool  # reads the question
+    shared: bool  # what it keeps of a picture serves every prompt about that picture
+    signals_cls: list[str]  # what it taps in an encoder with a CLS row
+    signals_no_cls: list[str]  # and in one without
+
+
 class Ready(Struct, frozen=True, kw_only=True, tag=True):
     """The model is loaded and one real step has run."""
 
     model: ModelInfo
+    methods: list[MethodInfo] = []  # filled by engine.reduce.build.describe
 
 
 class Heartbeat(Struct, frozen=True, kw_only=True, tag=True):

@@ -2,7 +2,7 @@
 
 A method is one file with one frozen dataclass, bound to the module's name `METHOD`; its fields are its settings. It
 receives tensors of one image and its own fields, never the runner, the scheduler or a config. Most methods implement
-`select` alone; one that mixes rows implements `reduce`.
+`select` alone; one that mixes rows implements `transform`, and `count` where it cannot meet every budget exactly.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,8 @@ class VisualInputs:
 class TokenTransform:
     """`out = W @ rows` with sparse W in CSR, plus what positions and accounting need.
 
-    Pure selection: one index of weight 1 per row (`weights` None). Rows come in reading order of their anchors.
+    Pure selection: one index of weight 1 per row (`weights` None). Rows come in reading order of their anchors. All
+    tensors are on the CPU, where the scheduler lays out positions; `apply` carries them to the rows.
     """
 
     n_in: int
@@ -65,7 +66,8 @@ class TokenTransform:
 
     @classmethod
     def selection(cls, kept: Tensor, n_in: int) -> "TokenTransform":
-        """Keep rows `kept` ([k] int64, strictly increasing) of `n_in` as they are."""
+        """Keep rows `kept` ([k] int64, strictly increasing, any device) of `n_in` as they are."""
+        kept = kept.cpu()
         k = kept.shape[0]
         return cls(
             n_in=n_in,
@@ -85,11 +87,12 @@ class TokenTransform:
         return inputs.project(self._mix(inputs.enc))
 
     def _mix(self, rows: Tensor) -> Tensor:
+        picked = rows[self.indices.to(rows.device)]
         if self.weights is None:
-            return rows[self.indices]
-        terms = rows[self.indices].float() * self.weights[:, None]
-        owner = torch.repeat_interleave(torch.arange(self.n_out), self.indptr.diff())
-        out = torch.zeros(self.n_out, rows.shape[1]).index_add_(0, owner, terms)
+            return picked
+        terms = picked.float() * self.weights.to(rows.device)[:, None]
+        owner = torch.repeat_interleave(torch.arange(self.n_out), self.indptr.diff()).to(rows.device)
+        out = terms.new_zeros(self.n_out, rows.shape[1]).index_add_(0, owner, terms)
         return out.to(rows.dtype)
 
 
@@ -110,10 +113,23 @@ class Reducer:
 
     def select(self, inputs: VisualInputs, k: int) -> Tensor:
         """Return [k] int64 rows to keep, strictly increasing; 0 < k < M."""
-        raise AssertionError(f"{type(self).__name__} implements neither select nor reduce")
+        raise AssertionError(f"{type(self).__name__} implements neither select nor transform")
+
+    def transform(self, inputs: VisualInputs, k: int) -> TokenTransform:
+        """Return a transform of k rows, k = `count(inputs.grid, budget)` < M."""
+        return TokenTransform.selection(self.select(inputs, k), inputs.grid.n_tokens)
 
     def reduce(self, inputs: VisualInputs, budget: int) -> TokenTransform:
-        """Return a transform of exactly `count(inputs.grid, budget)` rows; keep-all is the identity, bit for bit."""
+        """Return a transform of exactly `count(inputs.grid, budget)` rows; keep-all is the identity, bit for bit.
+
+        Raises:
+            ImageError: a signal the method ranks by is not finite.
+        """
         n = inputs.grid.n_tokens
+        assert budget > 0, "every image keeps at least one token"
         k = self.count(inputs.grid, budget)
-        return TokenTransform.identity(n) if k == n else TokenTransform.selection(self.select(inputs, k), n)
+        if k == n:
+            return TokenTransform.identity(n)
+        transform = self.transform(inputs, k)
+        assert transform.n_out == k, "a reducer keeps exactly what it announced: the scheduler admitted by it"
+        return transform

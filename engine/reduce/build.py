@@ -1,0 +1,92 @@
+"""From a name and settings to a reducer, and the list of all of them for GET /v1/vlm/methods."""
+
+import dataclasses
+import difflib
+import math
+import sys
+import typing
+from collections.abc import Mapping
+
+import foveate.engine.reduce as family
+from foveate.configs.errors import ConfigError
+from foveate.engine.find import find, names
+from foveate.engine.messages import FieldInfo, MethodInfo
+from foveate.engine.reduce.base import Reducer
+
+Value = bool | int | float | str
+
+
+def _type_name(hint: object) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(f'"{word}"' for word in typing.get_args(hint))
+    assert isinstance(hint, type), "a reducer's field is a bool, int, float, str or a Literal of words"
+    return hint.__name__
+
+
+def _fields(method: type[Reducer]) -> list[FieldInfo]:
+    hints = typing.get_type_hints(method)
+    return [
+        FieldInfo(name=field.name, type=_type_name(hints[field.name]), default=typing.cast(Value, field.default))
+        for field in dataclasses.fields(method)
+    ]
+
+
+def _checked(key: str, field: FieldInfo, value: Value) -> Value:
+    """Return `value` as the field holds it; an int is a fine float, a bool is no number."""
+    if field.type == "float" and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}: {value} is not a finite number")
+    legal = f'"{value}"' in field.type.split(" | ") if '"' in field.type else type(value).__name__ == field.type
+    if not legal:
+        raise ConfigError(f"{key}: {value!r} is not {field.type}; the default is {field.default!r}")
+    return value
+
+
+def build_reducer(name: str, params: Mapping[str, Value]) -> Reducer:
+    """Return the reducer `name` with `params` over its defaults.
+
+    Raises:
+        ConfigError: no such method or field, or a value of the wrong type or out of range. The message is one line:
+            "reduce.visionzip.compat: 3 is not bool; the default is False".
+    """
+    if name not in names(family):
+        known = ", ".join(names(family))
+        raise ConfigError(f"reduce.method: no {name!r}{_nearest(name, names(family))}; there are {known}")
+    method: type[Reducer] = find(family, name)
+    legal = {field.name: field for field in _fields(method)}
+    checked: dict[str, Value] = {}
+    for key, value in params.items():
+        if key not in legal:
+            known = f"its fields are {', '.join(legal)}" if legal else "it has no fields"
+            raise ConfigError(f"reduce.{name}.{key}: no such field{_nearest(key, list(legal))}; {known}")
+        checked[key] = _checked(f"reduce.{name}.{key}", legal[key], value)
+    try:
+        return method(**checked)
+    except ConfigError as error:
+        raise ConfigError(f"reduce.{name}.{error}") from None
+
+
+def _nearest(word: str, legal: list[str]) -> str:
+    found = difflib.get_close_matches(word, legal, n=1)
+    return f", did you mean {found[0]!r}" if found else ""
+
+
+def describe() -> list[MethodInfo]:
+    """Every reducer there is, by name. Imports them all."""
+    return [_method_info(name, find(family, name)) for name in names(family)]
+
+
+def _method_info(name: str, method: type[Reducer]) -> MethodInfo:
+    docstring = sys.modules[method.__module__].__doc__
+    assert docstring, "a method's file says in its first line what the method does"
+    return MethodInfo(
+        name=name,
+        summary=docstring.splitlines()[0],
+        source=method.source,
+        fields=_fields(method),
+        question_aware=method.question_aware,
+        shared=not method.question_aware,
+        signals_cls=sorted(method().signals(has_cls=True)),
+        signals_no_cls=sorted(method().signals(has_cls=False)),
+    )
