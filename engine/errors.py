@@ -6,7 +6,8 @@
     └── RequestError                  one request cannot be served; no other request notices
         ├── BudgetError               its budget contradicts itself or the picture
         ├── TooLongError              its prompt does not fit the context or the KV pool
-        └── ImageError                its picture cannot be used
+        ├── ImageError                its picture cannot be used
+        └── QueueFullError            too many requests wait already; later it can
 
 An `assert` that fails is our own bug, never the user's.
 """
@@ -51,3 +52,9 @@ class ImageError(RequestError):
     """The picture cannot be used."""
 
     code = "invalid_image"
+
+
+class QueueFullError(RequestError):
+    """Too many requests wait already; the same request can be served later."""
+
+    code = "queue_full"

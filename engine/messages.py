@@ -63,7 +63,6 @@ class Generate(Struct, frozen=True, kw_only=True, tag=True):
     sampling: SamplingParams = SamplingParams()
     n: int = 1  # choices
     salt: bytes = b""  # prefix-cache namespace of the tenant
-    prompt_logprobs: bool = False
 
 
 class Abort(Struct, frozen=True, tag=True):

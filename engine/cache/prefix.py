@@ -1,0 +1,61 @@
+"""Keys under which full blocks are found again. Pure functions of what the block's keys and values depend on.
+
+A key covers its parent, hence everything before it; the first parent covers the tenant's salt, the position scheme and
+the dtype. Two blocks with equal keys hold equal keys and values, whoever computed them.
+"""
+
+import struct
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRun:
+    """Visual tokens of one image: tokens [start, stop) of a sequence."""
+
+    start: int
+    stop: int
+    key: bytes  # 32 bytes, of `image_key`
+
+
+def _digest(*parts: bytes) -> bytes:
+    """SHA-256 over parts with their lengths, so that no two lists of parts run into each other."""
+    state = sha256()
+    for part in parts:
+        state.update(struct.pack("<q", len(part)))
+        state.update(part)
+    return state.digest()
+
+
+def root_key(salt: bytes, scheme: str, dtype: str) -> bytes:
+    """The parent of a sequence's first block.
+
+    Args:
+        salt: the tenant's namespace; different salts never share.
+        scheme: how pruned tokens are placed, e.g. "keep".
+        dtype: of the stored keys and values.
+    """
+    return _digest(salt, scheme.encode(), dtype.encode())
+
+
+def image_key(digest: bytes, method: str, kept: int) -> bytes:
+    """What the rows of one reduced image depend on: its pixels, the reducer with its settings, and the count."""
+    return _digest(digest, method.encode(), struct.pack("<q", kept))
+
+
+def block_key(parent: bytes, token_ids: Sequence[int], start: int, runs: Sequence[ImageRun]) -> bytes:
+    """The key of the full block whose first token is token `start` of its sequence.
+
+    Args:
+        parent: key of the block before, or the root key.
+        token_ids: of this block; image placeholders count by the images they stand for.
+        runs: the images of the sequence; those that overlap the block enter with the offset between the two.
+    """
+    stop = start + len(token_ids)
+    parts = [parent, array("q", token_ids).tobytes()]
+    for run in runs:
+        if run.start < stop and start < run.stop:
+            parts += [run.key, struct.pack("<q", start - run.start)]
+    return _digest(*parts)

@@ -1,0 +1,195 @@
+"""The encode stage: pictures to rows of the language model, ahead of prefill and with a budget of its own.
+
+The vision tower's features are cached by what the picture is (its digest) whatever its budget, so one picture is
+encoded once for all requests and budgets; the reduction, cheap beside it, runs per request.
+"""
+
+import dataclasses
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from foveate.engine.errors import ImageError
+from foveate.engine.messages import Image
+from foveate.engine.models.base import Model
+from foveate.engine.reduce.base import Signal, VisualInputs
+from foveate.engine.sequence import Request
+
+Wanted = tuple[Request, int]  # a request and the index of its picture
+Failure = tuple[Request, Exception]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Features:
+    """One encoded picture and the signals tapped with it."""
+
+    inputs: VisualInputs
+    signals: frozenset[Signal]
+
+    @property
+    def n_bytes(self) -> int:
+        tensors = (getattr(self.inputs, field.name) for field in dataclasses.fields(self.inputs))
+        return sum(t.nbytes for t in tensors if isinstance(t, Tensor))
+
+
+class FeatureCache:
+    """Features by picture digest, least recently used out first. Who reads an entry in this step holds it himself."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self._capacity = capacity_bytes
+        self._entries: OrderedDict[bytes, Features] = OrderedDict()
+        self._held = 0
+
+    @property
+    def n_bytes(self) -> int:
+        return self._held
+
+    def get(self, digest: bytes, signals: frozenset[Signal]) -> Features | None:
+        """The entry, if it has at least these signals. Counts as a use."""
+        entry = self._entries.get(digest)
+        if entry is None or not signals <= entry.signals:
+            return None
+        self._entries.move_to_end(digest)
+        return entry
+
+    def put(self, digest: bytes, features: Features) -> None:
+        """Keep or replace an entry; one larger than the cache is not kept."""
+        self._drop(digest)
+        if features.n_bytes > self._capacity:
+            return
+        while self._held + features.n_bytes > self._capacity:
+            self._drop(next(iter(self._entries)))
+        self._entries[digest] = features
+        self._held += features.n_bytes
+
+    def _drop(self, digest: bytes) -> None:
+        if digest in self._entries:
+            self._held -= self._entries.pop(digest).n_bytes
+
+    def check(self) -> None:
+        assert self._held == sum(e.n_bytes for e in self._entries.values()), "bytes held are the entries' bytes"
+        assert self._held <= self._capacity, "the cache stays within its capacity"
+
+
+class Encoder:
+    """Runs the vision tower and the reducers."""
+
+    def __init__(self, model: Model, capacity_bytes: int) -> None:
+        self._model = model
+        self.cache = FeatureCache(capacity_bytes)
+        self.n_encoded = 0  # pictures the tower read
+        self.n_hits = 0  # pictures it did not have to
+
+    def cost(self, request: Request, i: int) -> int:
+        """Patches the tower must read for picture `i` now."""
+        picture = request.pictures[i]
+        return 0 if self.cache.get(picture.image.digest, self._signals(request)) else picture.n_patches
+
+    @torch.inference_mode()
+    def run(self, wanted: Sequence[Wanted]) -> list[Failure]:
+        """Encode and reduce pictures into `request.rows`, each distinct one encoded at most once.
+
+        Returns:
+            the requests whose picture or reducer failed, and why; the others are done.
+        """
+        if not wanted:
+            return []
+        start = time.monotonic()
+        features, errors = self._encode(wanted)
+        failures: list[Failure] = []
+        for request, i in wanted:
+            digest = request.pictures[i].image.digest
+            try:
+                if digest in errors:
+                    raise errors[digest]
+                self._reduce(request, i, features[digest].inputs)
+            except Exception as error:
+                failures.append((request, error))
+        elapsed = time.monotonic() - start
+        for request in {id(r): r for r, _ in wanted}.values():
+            request.encode_s += elapsed
+        return failures
+
+    def _signals(self, request: Request) -> frozenset[Signal]:
+        assert request.reducer is not None, "a request with pictures has a reducer"
+        return request.reducer.signals(self._model.spec.has_cls)
+
+    def _encode(self, wanted: Iterable[Wanted]) -> tuple[dict[bytes, Features], dict[bytes, Exception]]:
+        """Features of all pictures, by digest, and the errors of those that have none."""
+        images: dict[bytes, Image] = {}
+        signals: dict[bytes, frozenset[Signal]] = {}
+        first: dict[bytes, Request] = {}
+        for request, i in wanted:
+            image = request.pictures[i].image
+            images[image.digest] = image
+            signals[image.digest] = signals.get(image.digest, frozenset()) | self._signals(request)
+            first.setdefault(image.digest, request)
+
+        features: dict[bytes, Features] = {}
+        for digest, needed in signals.items():
+            if entry := self.cache.get(digest, needed):
+                features[digest] = entry
+        missing = [digest for digest in images if digest not in features]
+        self._count_hits(wanted, missing, first)
+        errors: dict[bytes, Exception] = {}
+        if not missing:
+            return features, errors
+
+        taps = frozenset[Signal]().union(*(signals[digest] for digest in missing))
+        for digest, result in self._encode_missing([images[d] for d in missing], taps).items():
+            if isinstance(result, Exception):
+                errors[digest] = result
+            else:
+                features[digest] = result
+                self.cache.put(digest, result)
+        return features, errors
+
+    def _count_hits(self, wanted: Iterable[Wanted], missing: list[bytes], first: dict[bytes, Request]) -> None:
+        """A picture is a hit where the tower did not run for it: cached, or encoded for another request just now."""
+        for request, i in wanted:
+            digest = request.pictures[i].image.digest
+            if not request.is_reduced(i) and (digest not in missing or first[digest] is not request):
+                request.encoder_hits += 1
+                self.n_hits += 1
+
+    def _encode_missing(self, images: Sequence[Image], signals: frozenset[Signal]) -> dict[bytes, Features | Exception]:
+        """Run the tower on one packed batch; if that raises, on each picture alone, so that one cannot fail others."""
+        results: dict[bytes, Features | Exception] = {}
+        outputs = self._try_encode(images, signals)
+        if isinstance(outputs, Exception):
+            if len(images) == 1:
+                return {images[0].digest: outputs}
+            for image in images:
+                results |= self._encode_missing([image], signals)
+            return results
+        self.n_encoded += len(images)
+        for image, output in zip(images, outputs, strict=True):
+            if torch.isfinite(output.proj).all():
+                seed = int.from_bytes(image.digest[:8]) & (2**63 - 1)  # torch generators take 63 bits
+                results[image.digest] = Features(dataclasses.replace(output, seed=seed), signals)
+            else:
+                results[image.digest] = ImageError("the picture's features are not finite; send another picture")
+        return results
+
+    def _try_encode(self, images: Sequence[Image], signals: frozenset[Signal]) -> list[VisualInputs] | Exception:
+        try:
+            return self._model.encode([_pixels(image, self._model.device) for image in images], signals)
+        except Exception as error:
+            return error  # it becomes the `Failed` of the requests it concerns, and is logged there
+
+    def _reduce(self, request: Request, i: int, inputs: VisualInputs) -> None:
+        assert request.reducer is not None, "a request with pictures has a reducer"
+        transform = request.reducer.reduce(inputs, request.pictures[i].budget)
+        rows = transform.apply(inputs)
+        if not torch.isfinite(rows).all():
+            raise ImageError("the picture's reduced features are not finite; choose another vlm.visual.method")
+        request.place(i, rows, transform.anchor)
+
+
+def _pixels(image: Image, device: torch.device) -> Tensor:
+    """[height, width, 3] uint8."""
+    flat = torch.frombuffer(bytearray(image.pixels), dtype=torch.uint8)  # a copy: bytes are not writable
+    return flat.view(image.height, image.width, 3).to(device)

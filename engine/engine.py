@@ -1,0 +1,286 @@
+"""The engine: requests in, events out, one synchronous step at a time. Single-threaded; knows no sockets.
+
+A request that raises anywhere becomes one `Failed`, and the others go on.
+"""
+
+import time
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+
+from foveate.configs.config import Config
+from foveate.configs.errors import ConfigError
+from foveate.engine.cache.pool import BlockPool
+from foveate.engine.cache.store import KVStore
+from foveate.engine.cache.tables import BlockTables
+from foveate.engine.encoder import Encoder
+from foveate.engine.errors import EngineError, ModelError, QueueFullError, RequestError
+from foveate.engine.messages import (
+    Accepted,
+    Delta,
+    Failed,
+    Generate,
+    Heartbeat,
+    ModelInfo,
+    SamplingParams,
+    TokenLogprob,
+)
+from foveate.engine.models.base import Model
+from foveate.engine.report import failed, usage
+from foveate.engine.resolve import Room, resolve
+from foveate.engine.runner import Runner
+from foveate.engine.sampler import Draw, Drawn, sample
+from foveate.engine.scheduler import Chunk, Scheduler
+from foveate.engine.sequence import Request, Sequence
+
+Event = Accepted | Delta | Failed
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the start; never decrease."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    visual_offered: int = 0
+    visual_kept: int = 0
+
+
+class Engine:
+    """One model and everything that serves it.
+
+    Raises:
+        ConfigError: the settings do not fit the model.
+    """
+
+    def __init__(self, model: Model, config: Config) -> None:
+        kv = KVStore(model.spec, config.cache, model.dtype, model.device)
+        tables = BlockTables(BlockPool(kv.n_blocks), kv.block_tokens, sharing=config.cache.prefix_sharing)
+        self._model = model
+        self._config = config
+        self._room = Room(context=_context(model, config), pool=kv.n_tokens)
+        self._kv = kv
+        self._tables = tables
+        self._encoder = Encoder(model, config.vision.feature_cache_mb * 2**20)
+        self._scheduler = Scheduler(config.scheduler, tables, self._encoder.cost)
+        self._runner = Runner(model, kv)
+        self._requests: dict[str, Request] = {}  # some choice of which is unfinished
+        self._events: list[Event] = []
+        self._arrivals = 0
+        self._counters = Counters()
+        self._stepped = time.monotonic()
+
+    def add(self, generate: Generate) -> None:
+        """Take a request in, or refuse it: its `Accepted` or `Failed` is among the next events."""
+        try:
+            if generate.id in self._requests:
+                raise RequestError(f"request id {generate.id!r} is in use")
+            limit = self._config.scheduler.max_waiting
+            if self._scheduler.n_waiting_requests >= limit:
+                raise QueueFullError(f"{limit} requests wait already; try again later")
+            request = resolve(generate, self._model, self._room)
+        except Exception as error:
+            self._events.append(failed(generate.id, error))
+            return
+        request.arrived = time.monotonic()
+        self._requests[request.id] = request
+        for choice in range(request.n_choices):
+            request.sequences.append(Sequence(request=request, choice=choice, arrival=self._arrivals))
+            self._arrivals += 1
+            self._scheduler.add(request.sequences[-1])
+        n_prompt = len(request.prompt_ids)
+        self._counters.prompt_tokens += n_prompt
+        self._counters.visual_offered += request.visual.offered
+        self._counters.visual_kept += request.visual.kept
+        self._events.append(Accepted(id=request.id, prompt_tokens=n_prompt, visual=request.visual))
+
+    def abort(self, request_id: str) -> None:
+        """End a request now; its blocks are free when this returns. An unknown id has ended by itself: no effect."""
+        if request := self._requests.get(request_id):
+            for sequence in request.sequences:
+                if not sequence.is_finished:
+                    self._finish(sequence, "abort")
+
+    def step(self) -> list[Event]:
+        """Schedule, encode, run, commit, emit."""
+        plan = self._scheduler.schedule()
+        for request, error in self._encoder.run(plan.images):
+            self._fail(request, error)
+        chunks = [chunk for chunk in plan.chunks if not chunk.sequence.is_finished]
+        if chunks:
+            self._start_clocks(chunks)
+            sampling = [chunk.sequence for chunk in chunks if chunk.samples]
+            try:
+                logits = self._runner.run(chunks)
+                tokens = sample(logits, [_draw(sequence) for sequence in sampling])
+            except Exception as error:
+                for chunk in chunks:
+                    self._fail(chunk.sequence.request, error)
+            else:
+                self._commit(chunks)
+                self._emit(sampling, tokens)
+        self._counters.steps += 1
+        self._stepped = time.monotonic()
+        return self.take_events()
+
+    def take_events(self) -> list[Event]:
+        """What happened since the last call, in order. `step` ends with it; before, it brings `Accepted` sooner."""
+        events, self._events = self._events, []
+        return events
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do or tell anything."""
+        return bool(self._requests or self._events)
+
+    def _start_clocks(self, chunks: Many[Chunk]) -> None:
+        for chunk in chunks:
+            if chunk.sequence.admitted is None:
+                chunk.sequence.admitted = time.monotonic()
+                chunk.sequence.cached_tokens = chunk.start
+                self._counters.cached_tokens += chunk.start
+
+    def _commit(self, chunks: Many[Chunk]) -> None:
+        """The chunks' keys and values are in the cache."""
+        for chunk in chunks:
+            sequence = chunk.sequence
+            sequence.n_computed = chunk.stop
+            sequence.peak_kv_tokens = max(sequence.peak_kv_tokens, chunk.stop)
+            self._tables.register(sequence, since=chunk.start)
+        for request in {id(c.sequence.request): c.sequence.request for c in chunks}.values():
+            request.drop_rows()
+
+    def _emit(self, sequences: Many[Sequence], tokens: Many[Drawn | None]) -> None:
+        """Append each sequence's new token and tell of it."""
+        for sequence, drawn in zip(sequences, tokens, strict=True):
+            if drawn is None:
+                self._fail(sequence.request, EngineError("the model's logits are not finite"))
+            elif not sequence.is_finished:  # another choice of its request may just have failed
+                self._append(sequence, drawn)
+
+    def _append(self, sequence: Sequence, drawn: Drawn) -> None:
+        request = sequence.request
+        sequence.token_ids.append(drawn.token_id)
+        sequence.answered = sequence.answered or time.monotonic()
+        self._counters.output_tokens += 1
+        logprobs = None if drawn.logprob is None else [drawn.logprob]
+        if drawn.token_id in request.stop_ids:
+            self._finish(sequence, "stop", drawn.token_id, logprobs)
+        elif sequence.n_output == request.sampling.max_tokens:
+            self._finish(sequence, "length", drawn.token_id, logprobs)
+        else:
+            delta = Delta(id=request.id, choice=sequence.choice, token_ids=[drawn.token_id], logprobs=logprobs)
+            self._events.append(delta)
+
+    def _finish(
+        self, sequence: Sequence, reason: str, token_id: int | None = None, logprobs: list[TokenLogprob] | None = None
+    ) -> None:
+        """End one choice, with its last token if it has one."""
+        request = sequence.request
+        self._events.append(
+            Delta(
+                id=request.id,
+                choice=sequence.choice,
+                token_ids=[] if token_id is None else [token_id],
+                logprobs=logprobs,
+                finish=reason,
+                stop_token=token_id if reason == "stop" else None,
+                usage=usage(sequence),
+            )
+        )
+        self._remove(sequence, reason)
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        """End all choices of a request with one `Failed`; once is enough."""
+        if request.id in self._requests:
+            for sequence in request.sequences:
+                if not sequence.is_finished:
+                    self._remove(sequence, "error")
+            self._events.append(failed(request.id, error))
+
+    def _remove(self, sequence: Sequence, reason: str) -> None:
+        sequence.finish = reason
+        self._scheduler.remove(sequence, forget=reason == "error")
+        request = sequence.request
+        if all(s.is_finished for s in request.sequences):
+            request.rows = [None] * len(request.pictures)
+            del self._requests[request.id]
+
+    def warm_up(self) -> None:
+        """Run one real request, so that the first user does not pay for what happens once. Counts as nothing.
+
+        Raises:
+            ModelError: the model cannot answer even that.
+        """
+        token = 0 if self._model.spec.image_token_id != 0 else 1
+        self.add(Generate(id="warm-up", prompt_ids=[token], sampling=SamplingParams(temperature=0.0, max_tokens=2)))
+        events = self.take_events()
+        while self.has_work:
+            events += self.step()
+        for event in events:
+            if isinstance(event, Failed):
+                raise ModelError(f"the model does not run: {event.message}")
+        self._counters = Counters()
+
+    def check(self) -> None:
+        """Assert every invariant between steps; when idle, that nothing is held. Linear in blocks and tokens."""
+        running, waiting = self._scheduler.running, self._scheduler.waiting
+        self._tables.check(running)
+        self._encoder.cache.check()
+        alive = [s for request in self._requests.values() for s in request.sequences if not s.is_finished]
+        assert {id(s) for s in alive} == {id(s) for s in running + waiting}, "unfinished = running + waiting"
+        assert len(alive) == len(running) + len(waiting), "no sequence runs and waits"
+        for sequence in running:
+            assert sequence.tables and 0 <= sequence.n_computed < sequence.n_tokens, "running ones lack some token"
+        for sequence in waiting:
+            assert not sequence.tables and sequence.n_computed == 0, "waiting ones hold nothing"
+        if not alive:
+            assert self._tables.pool.n_used == 0, "an idle engine holds no block"
+
+    def info(self) -> ModelInfo:
+        spec, pool = self._model.spec, self._tables.pool
+        return ModelInfo(
+            family=spec.family,
+            max_context=self._room.context,
+            vocab_size=spec.vocab_size,
+            image_token_id=spec.image_token_id,
+            n_parameters=sum(p.numel() for p in self._model.parameters()),
+            dtype=str(self._model.dtype).removeprefix("torch."),
+            device=str(self._model.device),
+            block_tokens=self._tables.block_tokens,
+            n_blocks=pool.n_total,
+        )
+
+    def heartbeat(self) -> Heartbeat:
+        pool, counters = self._tables.pool, self._counters
+        return Heartbeat(
+            since_step_s=time.monotonic() - self._stepped,
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            free_blocks=pool.n_free,
+            cached_blocks=pool.n_cached,
+            used_blocks=pool.n_used,
+            total_blocks=pool.n_total,
+            steps=counters.steps,
+            preemptions=self._scheduler.n_preemptions,
+            prompt_tokens=counters.prompt_tokens,
+            cached_tokens=counters.cached_tokens,
+            output_tokens=counters.output_tokens,
+            visual_offered=counters.visual_offered,
+            visual_kept=counters.visual_kept,
+            images_encoded=self._encoder.n_encoded,
+            encoder_hits=self._encoder.n_hits,
+        )
+
+
+def _context(model: Model, config: Config) -> int:
+    own, asked = model.spec.max_context, config.model.max_context
+    if asked > own:
+        raise ConfigError(f"model.max_context: {asked} is more than the {own} tokens of the checkpoint; lower it")
+    return asked or own
+
+
+def _draw(sequence: Sequence) -> Draw:
+    request = sequence.request
+    return Draw(request.sampling, sequence.choice, sequence.token_ids, sequence.n_prompt, request.stop_ids)

@@ -1,0 +1,134 @@
+"""A Hugging Face directory to a model, strictly: every tensor has its place, every place its tensor.
+
+Reads safetensors only, single or sharded; never pickles. Tensors are copied one at a time out of the mapped files into
+the model, converted on the way, so memory peaks at one copy of the weights and one tensor.
+"""
+
+import importlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+import foveate.engine.models as folder
+from foveate.engine.errors import ModelError
+from foveate.engine.find import names
+from foveate.engine.models.base import Model
+from foveate.engine.models.parts.family import EMBEDDING, HEAD, Family, Source
+from foveate.engine.models.parts.layers import FusedLinear
+from foveate.engine.preprocess import ImageProcessor
+from foveate.engine.section import Section
+
+_NOT_FAMILIES = {"base", "loader", "parts"}
+# Tables that old versions saved and everyone computes: harmless in a file, and never read.
+_COMPUTED = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq)$")
+
+
+def families() -> list[str]:
+    """The model types there are: the file names beside this one."""
+    return [name for name in names(folder) if name not in _NOT_FAMILIES]
+
+
+def load_model(path: Path, dtype: torch.dtype, device: torch.device | str) -> Model:
+    """Build the family that `config.json` names and fill it from the directory's safetensors.
+
+    Raises:
+        ModelError: a file is missing or broken, the family or a setting is not supported, or a tensor is missing,
+            unexpected, doubled or of the wrong shape; each is named.
+        ConfigError: the image processor's settings are not supported.
+    """
+    config = Section.read(path / "config.json", ModelError)
+    kind = config.text("model_type", "")
+    if kind not in families():
+        raise ModelError(f"{config.where}: model_type {kind!r} is not supported; there are {', '.join(families())}")
+    family: Callable[[Source], Family] = importlib.import_module(f"{folder.__name__}.{kind}").FAMILY
+    device = torch.device(device)
+    source = Source(config, ImageProcessor.load(path), _eos_ids(path), device)
+    with torch.device("meta"):
+        model = family(source)
+    model.to(dtype).to_empty(device=device)
+    model.requires_grad_(False).eval()
+    _fill(model, path)
+    return model
+
+
+def _eos_ids(path: Path) -> tuple[int, ...]:
+    file = path / "generation_config.json"
+    return Section.read(file, ModelError).integers("eos_token_id", ()) if file.is_file() else ()
+
+
+def _fill(model: Family, path: Path) -> None:
+    places = _places(model)
+    owner: dict[str, str] = {}  # our name -> the checkpoint's
+    for name, tensor in _tensors(path):
+        target = None if _COMPUTED.search(name) else model.rename(name)
+        if target is None:
+            continue
+        if target in owner:
+            raise ModelError(f"{path}: {name} and {owner[target]} are the same tensor under two names")
+        owner[target] = name
+        if target == HEAD and model.lm_head is None:
+            continue
+        if target not in places:
+            raise ModelError(f"{path}: unexpected tensor {name} of shape {list(tensor.shape)}")
+        if tensor.shape != places[target].shape:
+            expected = list(places[target].shape)
+            raise ModelError(f"{path}: {name} has shape {list(tensor.shape)}, the config asks for {expected}")
+        places[target].copy_(tensor)
+    missing = sorted(places.keys() - owner.keys())
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(f"{path}: tensor {missing[0]} is missing{more}")
+    if model.lm_head is None and HEAD in owner:
+        _check_tied(path, owner[HEAD], places[EMBEDDING])
+
+
+def _check_tied(path: Path, name: str, embedding: Tensor) -> None:
+    """A tied head that was saved all the same must be the embedding, or the config lies about one of them."""
+    for _, head in _tensors(path, only=name):
+        if head.shape != embedding.shape or not torch.equal(head.to(embedding), embedding):
+            raise ModelError(f"{path}: tie_word_embeddings is true, but {name} differs from the embedding")
+
+
+def _places(model: Family) -> dict[str, Tensor]:
+    """What to fill by checkpoint name: parameters, and the rows of fused ones, each a view."""
+    places = dict(model.named_parameters())
+    views: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        if not isinstance(module, FusedLinear):
+            continue
+        siblings = path.rpartition(".")[0]
+        for kind in ("weight", "bias"):
+            fused = places.pop(f"{path}.{kind}", None)
+            if fused is not None:
+                pieces = torch.split(fused, list(module.parts.values()))
+                views |= {f"{siblings}.{part}.{kind}": rows for part, rows in zip(module.parts, pieces, strict=True)}
+    return {**places, **views}
+
+
+def _tensors(path: Path, only: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the directory, or `only` one, by its saved name; mapped, and dropped when the caller moves on."""
+    for file in _files(path):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():
+                    if only in ("", name):
+                        yield name, opened.get_tensor(name)
+        except (SafetensorError, OSError) as problem:
+            raise ModelError(f"{file}: {problem}") from problem
+
+
+def _files(path: Path) -> list[Path]:
+    index, single = path / "model.safetensors.index.json", path / "model.safetensors"
+    if index.is_file():
+        shards = Section.read(index, ModelError).section("weight_map")
+        files = {shards.text(name, "") for name in shards.keys()}
+        if any(Path(file).name != file for file in files):
+            raise ModelError(f"{index}: a shard lies outside the directory")
+        return [path / file for file in sorted(files)]
+    if single.is_file():
+        return [single]
+    raise ModelError(f"model.path: {path} holds neither model.safetensors nor model.safetensors.index.json")

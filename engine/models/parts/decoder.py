@@ -1,0 +1,184 @@
+"""The Llama / Qwen2 decoder: pre-norm, grouped-query attention, RoPE or M-RoPE, SwiGLU."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from foveate.engine.errors import ModelError
+from foveate.engine.models.base import Attend
+from foveate.engine.models.parts.layers import (
+    Embedding,
+    FusedLinear,
+    Linear,
+    RMSNorm,
+    require,
+    rope_frequencies,
+    rope_section,
+    rotate,
+)
+from foveate.engine.section import Section
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderConfig:
+    """A text config with every default filled in: published files leave most of them out."""
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    n_layers: int = 32
+    n_heads: int = 32
+    n_kv_heads: int = 0  # 0: as many as heads
+    head_dim: int = 0  # 0: hidden_size / heads
+    max_context: int = 2048
+    norm_eps: float = 1e-6
+    theta: float = 10000.0
+    eos_ids: tuple[int, ...] = ()
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    mrope: tuple[int, ...] = ()  # frequencies per axis, summing to head_dim / 2; empty: plain RoPE
+
+    @classmethod
+    def read(cls, config: Section, defaults: "DecoderConfig") -> "DecoderConfig":
+        """Read a text config over its type's defaults.
+
+        Raises:
+            ModelError: an activation, a window or head counts that the decoder does not do.
+        """
+        if config.text("hidden_act", "silu") != "silu":
+            raise ModelError(
+                f"{config.where}: hidden_act {config.text('hidden_act', '')!r} is not supported, only silu"
+            )
+        require(config, "use_sliding_window", config.flag("use_sliding_window", False), False)
+        n_heads = config.positive("num_attention_heads", defaults.n_heads)
+        hidden = config.positive("hidden_size", defaults.hidden_size)
+        # An explicit null means "as many as heads"; an absent key means the type's own default.
+        n_kv_heads = 0 if config.is_null("num_key_value_heads") else defaults.n_kv_heads
+        n_kv_heads = config.positive("num_key_value_heads", n_kv_heads or n_heads)
+        if n_heads % n_kv_heads:
+            raise ModelError(f"{config.where}: num_key_value_heads {n_kv_heads} does not divide {n_heads} heads")
+        return replace(
+            defaults,
+            vocab_size=config.positive("vocab_size", defaults.vocab_size),
+            hidden_size=hidden,
+            intermediate_size=config.positive("intermediate_size", defaults.intermediate_size),
+            n_layers=config.positive("num_hidden_layers", defaults.n_layers),
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=config.positive("head_dim", hidden // n_heads),
+            max_context=config.positive("max_position_embeddings", defaults.max_context),
+            norm_eps=config.number("rms_norm_eps", defaults.norm_eps),
+            eos_ids=config.integers("eos_token_id", defaults.eos_ids),
+        )
+
+
+LLAMA = DecoderConfig(eos_ids=(2,))
+QWEN2 = DecoderConfig(vocab_size=151936, intermediate_size=22016, n_kv_heads=32, max_context=32768, qkv_bias=True)
+QWEN2_VL = DecoderConfig(
+    vocab_size=152064,
+    hidden_size=8192,
+    intermediate_size=29568,
+    n_layers=80,
+    n_heads=64,
+    n_kv_heads=8,
+    max_context=32768,
+    norm_eps=1e-5,
+    theta=1000000.0,
+    eos_ids=(151645,),
+    qkv_bias=True,
+)
+
+
+def read_llama(config: Section) -> DecoderConfig:
+    """A `llama` text config."""
+    attention_bias = config.flag("attention_bias", False)
+    read = DecoderConfig.read(config, LLAMA)
+    return replace(read, qkv_bias=attention_bias, out_bias=attention_bias, mlp_bias=config.flag("mlp_bias", False))
+
+
+def read_qwen2(config: Section) -> DecoderConfig:
+    """A `qwen2` text config."""
+    return DecoderConfig.read(config, QWEN2)
+
+
+def read_qwen2_vl(config: Section) -> DecoderConfig:
+    """The text config of Qwen2-VL or Qwen2.5-VL."""
+    read = DecoderConfig.read(config, QWEN2_VL)
+    sections = rope_section(config).integers("mrope_section", (16, 24, 24))
+    if len(sections) != 3 or sum(sections) != read.head_dim // 2:
+        raise ModelError(f"{config.where}: mrope_section {sections} does not sum to half of head_dim {read.head_dim}")
+    return replace(read, mrope=sections)
+
+
+class Decoder(nn.Module):
+    """Token embedding, layers and final norm. Parameter names are `transformers`' own."""
+
+    def __init__(self, config: DecoderConfig, rope: Section, device: torch.device) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(_Layer(config, i) for i in range(config.n_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        # Plain tensors, not buffers: they are exact in float32 whatever the dtype of the model.
+        self.frequencies = rope_frequencies(rope, config.head_dim, config.theta, device)
+        axes = [axis for axis, n in enumerate(config.mrope) for _ in range(n)] or [0] * (config.head_dim // 2)
+        self.axes = torch.tensor(axes, device=device)  # [head_dim / 2], the position axis each frequency turns by
+
+    def forward(self, rows: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """As `Model.forward`."""
+        angles = positions.to(rows.device)[self.axes].T.float() * self.frequencies  # [n, head_dim / 2]
+        angles = torch.cat((angles, angles), dim=-1)[:, None]
+        cos, sin = angles.cos().to(rows.dtype), angles.sin().to(rows.dtype)
+        for layer in self.layers:
+            rows = layer(rows, cos, sin, attend)
+        normed: Tensor = self.norm(rows)
+        return normed
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: DecoderConfig, index: int) -> None:
+        super().__init__()
+        self.self_attn = _Attention(config, index)
+        self.mlp = _Mlp(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+
+    def forward(self, rows: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        rows = rows + self.self_attn(self.input_layernorm(rows), cos, sin, attend)
+        out: Tensor = rows + self.mlp(self.post_attention_layernorm(rows))
+        return out
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: DecoderConfig, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
+        wide, narrow = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        parts = {"q_proj": wide, "k_proj": narrow, "v_proj": narrow}
+        self.qkv_proj = FusedLinear(config.hidden_size, parts, config.qkv_bias)
+        self.o_proj = Linear(wide, config.hidden_size, bias=config.out_bias)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        heads = self.qkv_proj(x).view(x.shape[0], -1, self.head_dim)
+        n_turned = self.n_heads + self.n_kv_heads
+        turned = rotate(heads[:, :n_turned], cos, sin)  # queries and keys in one go
+        q, k = torch.split(turned, [self.n_heads, self.n_kv_heads], dim=1)
+        out: Tensor = self.o_proj(attend(self.index, q, k, heads[:, n_turned:]).flatten(1))
+        return out
+
+
+class _Mlp(nn.Module):
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        n = config.intermediate_size
+        self.gate_up_proj = FusedLinear(config.hidden_size, {"gate_proj": n, "up_proj": n}, config.mlp_bias)
+        self.down_proj = Linear(n, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        out: Tensor = self.down_proj(functional.silu(gate) * up)
+        return out

@@ -1,0 +1,209 @@
+"""What the vision towers of Qwen2-VL and Qwen2.5-VL share: packed pictures of any size, axial RoPE, a 2 x 2 merger.
+
+Patches come cell by cell (the merge x merge patches that become one visual token are neighbours), cells in raster
+order; a tower that attends in windows permutes whole cells, and what leaves it is in raster order again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from foveate.engine.errors import ModelError
+from foveate.engine.grid import Grid
+from foveate.engine.models.parts.layers import Linear, frequencies, require, rotate
+from foveate.engine.models.parts.pixels import patches
+from foveate.engine.models.parts.taps import Taps
+from foveate.engine.reduce.base import Signal
+from foveate.engine.section import Section
+from foveate.kernels.vision_attention import vision_attention
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QwenTowerConfig:
+    """What both towers read from `vision_config`, defaults filled in."""
+
+    width: int  # of the residual stream
+    out_size: int  # of a visual token: the decoder's hidden size
+    depth: int
+    n_heads: int
+    patch_size: int
+    merge: int
+    n_frames: int  # temporal patch size: a picture stands for so many equal frames
+    theta: float
+
+    @classmethod
+    def read(cls, config: Section, width: int, out_size: int) -> "QwenTowerConfig":
+        """Read the common part; the two sizes have other names in each family."""
+        require(config, "in_channels", config.integer("in_channels", 3), 3)
+        rope = config.section("rope_parameters")
+        if rope.text("rope_type", "axial") not in ("axial", "default"):
+            raise ModelError(f"{rope.where}: rope_type {rope.text('rope_type', '')!r} is not supported, only axial")
+        return cls(
+            width=width,
+            out_size=out_size,
+            depth=config.positive("depth", 32),
+            n_heads=config.positive("num_heads", 16),
+            patch_size=config.positive("patch_size", 14),
+            merge=config.positive("spatial_merge_size", 2),
+            n_frames=config.positive("temporal_patch_size", 2),
+            theta=rope.number("rope_theta", 10000.0),
+        )
+
+    @property
+    def cell(self) -> int:
+        """Patches per visual token."""
+        return self.merge * self.merge
+
+    def grid(self, height: int, width: int) -> Grid:
+        """Cells of a picture of that many pixels."""
+        side = self.patch_size * self.merge
+        return Grid(height // side, width // side)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the rows of one batch are ordered and attend. Rows come in cells; `order` permutes cells."""
+
+    pictures: list[int]  # [n_images + 1] row bounds
+    windows: list[int]  # [n_windows + 1] row bounds after the permutation; the pictures where there are no windows
+    order: Tensor | None  # [n_cells] int64: cell at each place; None: raster
+
+
+class QwenTower(nn.Module):
+    """Patch embedding, blocks and merger; in raster order and with full attention unless a subclass says otherwise.
+
+    Args:
+        block: makes one block, which is called with (rows, cos, sin, segments, taps or None).
+        norm: makes the merger's norm over the residual stream.
+    """
+
+    def __init__(
+        self,
+        config: QwenTowerConfig,
+        device: torch.device,
+        block: Callable[[], nn.Module],
+        norm: Callable[[], nn.Module],
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = nn.ModuleDict({"proj": _PatchWeight(config)})
+        self.frequencies = frequencies(config.theta, config.width // config.n_heads // 2, device)
+        self.blocks = nn.ModuleList(block() for _ in range(config.depth))
+        self.merger = _Merger(config, norm())
+
+    @property
+    def tapped(self) -> int:
+        """The block whose attention the reducers read."""
+        return self.config.depth - 1
+
+    def plan(self, grids: Sequence[Grid]) -> Plan:
+        """Rows in raster order of cells, every picture attending within itself."""
+        bounds = list(accumulate((g.n_tokens * self.config.cell for g in grids), initial=0))
+        return Plan(bounds, bounds, None)
+
+    def segments(self, block: int, plan: Plan) -> list[int]:
+        """What attends to what in a block."""
+        return plan.pictures
+
+    def forward(self, images: Sequence[Tensor], wanted: frozenset[Signal]) -> tuple[Tensor, Taps]:
+        """Run normalised float32 [height, width, 3] pictures in one packed batch.
+
+        Returns:
+            [n_cells, out_size] in raster order, packed, and the taps averaged over the patches of each cell.
+        """
+        grids = [self.config.grid(image.shape[0], image.shape[1]) for image in images]
+        plan = self.plan(grids)
+        rows = self._reorder(self._embed(images), plan)
+        angles = self._reorder(torch.cat([self._angles(g) for g in grids]), plan)
+        angles = torch.cat((angles, angles), dim=-1)[:, None]
+        cos, sin = angles.cos(), angles.sin()
+        taps = Taps(wanted, plan.pictures, has_cls=False)
+        for i, block in enumerate(self.blocks):
+            rows = block(rows, cos, sin, self.segments(i, plan), taps if wanted and i == self.tapped else None)
+        merged = self.merger(rows)
+        self._merge_taps(taps, plan)
+        return (merged if plan.order is None else _scatter(merged, plan.order)), taps
+
+    def _embed(self, images: Sequence[Tensor]) -> Tensor:
+        weight = self.patch_embed["proj"].weight
+        assert isinstance(weight, Tensor)
+        # All frames of a picture are the same, so the frames' weights are summed instead of the frame repeated.
+        folded = weight.float().sum(2).flatten(1).to(weight.dtype)
+        cut = torch.cat([patches(image, self.config.patch_size, self.config.merge) for image in images])
+        return functional.linear(cut.to(weight.dtype), folded)
+
+    def _angles(self, grid: Grid) -> Tensor:
+        """float32 [n_patches, head_dim / 2]: the row turns the first half of the frequencies, the column the second."""
+        merge, device = self.config.merge, self.frequencies.device
+        y = torch.arange(grid.rows * merge, device=device)[:, None].expand(-1, grid.cols * merge)
+        x = torch.arange(grid.cols * merge, device=device)[None].expand(grid.rows * merge, -1)
+        y, x = (p.reshape(grid.rows, merge, grid.cols, merge).transpose(1, 2).flatten() for p in (y, x))
+        return torch.cat([p[:, None].float() * self.frequencies for p in (y, x)], dim=1)
+
+    def _reorder(self, rows: Tensor, plan: Plan) -> Tensor:
+        if plan.order is None:
+            return rows
+        return rows.reshape(-1, self.config.cell, rows.shape[1])[plan.order].flatten(0, 1)
+
+    def _merge_taps(self, taps: Taps, plan: Plan) -> None:
+        taps.bounds = [bound // self.config.cell for bound in plan.pictures]
+        taps.received = self._per_cell(taps.received, plan)
+        taps.keys = self._per_cell(taps.keys, plan)
+
+    def _per_cell(self, values: Tensor | None, plan: Plan) -> Tensor | None:
+        if values is None:
+            return None
+        means = values.unflatten(0, (-1, self.config.cell)).mean(1)  # type: ignore[no-untyped-call]
+        return means if plan.order is None else _scatter(means, plan.order)
+
+
+def _scatter(rows: Tensor, order: Tensor) -> Tensor:
+    """Undo `rows = raster[order]`."""
+    out = torch.empty_like(rows)
+    out[order] = rows
+    return out
+
+
+class QwenVisionAttention(nn.Module):
+    """Bidirectional attention with axial RoPE; the checkpoint already holds q, k and v in one product."""
+
+    def __init__(self, config: QwenTowerConfig) -> None:
+        super().__init__()
+        self.n_heads, self.scale = config.n_heads, (config.width // config.n_heads) ** -0.5
+        self.qkv = Linear(config.width, 3 * config.width)
+        self.proj = Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, segments: Sequence[int], taps: Taps | None) -> Tensor:
+        q, raw_k, v = self.qkv(x).view(x.shape[0], 3, self.n_heads, -1).unbind(1)
+        q, k = (rotate(t.float(), cos, sin).to(x.dtype) for t in (q, raw_k))
+        if taps is not None:
+            taps.record(q, k, raw_k, segments, self.scale)
+        out: Tensor = self.proj(vision_attention(q, k, v, segments, self.scale).flatten(1))
+        return out
+
+
+class _PatchWeight(nn.Module):
+    """A bias-free convolution over [frames, height, width], multiplied as a matrix by its owner."""
+
+    def __init__(self, config: QwenTowerConfig) -> None:
+        super().__init__()
+        size = config.patch_size
+        self.weight = nn.Parameter(torch.empty(config.width, 3, config.n_frames, size, size))
+
+
+class _Merger(nn.Module):
+    """The patches of a cell, side by side, through two layers to one visual token."""
+
+    def __init__(self, config: QwenTowerConfig, norm: nn.Module) -> None:
+        super().__init__()
+        wide = config.width * config.cell
+        self.ln_q = norm
+        self.mlp = nn.Sequential(Linear(wide, wide), nn.GELU(), Linear(wide, config.out_size))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        out: Tensor = self.mlp(self.ln_q(rows).view(-1, self.mlp[0].in_features))
+        return out

@@ -1,0 +1,178 @@
+"""The CLIP and SigLIP vision towers: one square size, learned positions, pre-norm layers.
+
+Only the layers up to the selected hidden state are built and run: what comes after it (and CLIP's last norm, SigLIP's
+pooling head) never reaches the language model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from foveate.engine.errors import ModelError
+from foveate.engine.models.parts.layers import (
+    Activation,
+    Conv2d,
+    Embedding,
+    FusedLinear,
+    LayerNorm,
+    Linear,
+    activation,
+    require,
+)
+from foveate.engine.models.parts.pixels import patches
+from foveate.engine.models.parts.taps import Taps
+from foveate.engine.reduce.base import Signal
+from foveate.engine.section import Section
+from foveate.kernels.vision_attention import vision_attention
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VitConfig:
+    """A vision config with every default filled in."""
+
+    hidden_size: int
+    intermediate_size: int
+    n_layers: int  # in the checkpoint
+    n_run: int  # layers that are run: the index of the selected hidden state
+    n_heads: int
+    image_size: int
+    patch_size: int
+    act: Activation
+    norm_eps: float
+    has_cls: bool  # CLIP: a class row, a norm before the layers, no patch bias; SigLIP: the opposite
+
+    @classmethod
+    def read(cls, config: Section, select: int) -> "VitConfig":
+        """Read a `clip_vision_model` or `siglip_vision_model` config.
+
+        Args:
+            config: `vision_config`; wholly absent, it means LLaVA-1.5's tower.
+            select: which hidden state is taken: 0 is the embedding, i the output of layer i - 1, negative from the end.
+
+        Raises:
+            ModelError: another tower, or a hidden state that no layer gives.
+        """
+        kind = config.text("model_type", "clip_vision_model")
+        if kind not in ("clip_vision_model", "siglip_vision_model"):
+            raise ModelError(f"{config.where}: model_type {kind!r} is not supported; there are CLIP and SigLIP towers")
+        clip = kind == "clip_vision_model"
+        absent = not config.keys()
+        require(config, "num_channels", config.integer("num_channels", 3), 3)
+        n_layers = config.positive("num_hidden_layers", 24 if absent else 12)
+        n_run = select if select >= 0 else n_layers + 1 + select
+        if not 1 <= n_run <= n_layers:
+            raise ModelError(f"{config.where}: vision_feature_layer {select} is no output of {n_layers} layers")
+        return cls(
+            hidden_size=config.positive("hidden_size", 1024 if absent else 768),
+            intermediate_size=config.positive("intermediate_size", 4096 if absent else 3072),
+            n_layers=n_layers,
+            n_run=n_run,
+            n_heads=config.positive("num_attention_heads", 16 if absent else 12),
+            image_size=config.positive("image_size", 336 if absent else 224),
+            patch_size=config.positive("patch_size", 14 if absent else 32 if clip else 16),
+            act=activation(config, "hidden_act", "quick_gelu" if clip else "gelu_pytorch_tanh"),
+            norm_eps=config.number("layer_norm_eps", 1e-5 if clip else 1e-6),
+            has_cls=clip,
+        )
+
+    @property
+    def side(self) -> int:
+        """Patches along one edge."""
+        return self.image_size // self.patch_size
+
+    @property
+    def n_rows(self) -> int:
+        """Rows per picture, the CLS row included."""
+        return self.side * self.side + self.has_cls
+
+
+class Vit(nn.Module):
+    """The tower up to the selected hidden state. Parameter names are `transformers`' own."""
+
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = _Embeddings(config)
+        self.pre_layrnorm = LayerNorm(config.hidden_size, config.norm_eps) if config.has_cls else nn.Identity()
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(_Layer(config) for _ in range(config.n_run))})
+
+    def forward(self, images: Sequence[Tensor], wanted: frozenset[Signal]) -> tuple[Tensor, Taps]:
+        """Run normalised float32 [size, size, 3] pictures in one batch.
+
+        Returns:
+            [n_images, n_rows, hidden_size], the CLS row first, and what was tapped at the last layer run.
+        """
+        n = len(images)
+        rows = self.pre_layrnorm(torch.cat([self.embeddings(image) for image in images]))
+        bounds = list(accumulate([self.config.n_rows] * n, initial=0))
+        taps = Taps(wanted, bounds, self.config.has_cls)
+        layers = self.encoder["layers"]
+        assert isinstance(layers, nn.ModuleList)
+        for i, layer in enumerate(layers):
+            rows = layer(rows, bounds, taps if i == self.config.n_run - 1 else None)
+        return rows.view(n, self.config.n_rows, -1), taps
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        size = config.patch_size
+        self.patch_embedding = Conv2d(3, config.hidden_size, size, size, bias=not config.has_cls)
+        self.position_embedding = Embedding(config.n_rows, config.hidden_size)
+        if config.has_cls:
+            self.class_embedding = nn.Parameter(torch.empty(config.hidden_size))
+        self.has_cls = config.has_cls
+
+    def forward(self, image: Tensor) -> Tensor:
+        weight = self.patch_embedding.weight
+        cut = patches(image, weight.shape[-1]).to(weight.dtype)
+        rows = functional.linear(cut, weight.flatten(1), self.patch_embedding.bias)
+        if self.has_cls:
+            rows = torch.cat([self.class_embedding[None], rows])
+        return rows + self.position_embedding.weight
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        self.layer_norm1 = LayerNorm(config.hidden_size, config.norm_eps)
+        self.self_attn = _Attention(config)
+        self.layer_norm2 = LayerNorm(config.hidden_size, config.norm_eps)
+        self.mlp = _Mlp(config)
+
+    def forward(self, rows: Tensor, bounds: Sequence[int], taps: Taps | None) -> Tensor:
+        rows = rows + self.self_attn(self.layer_norm1(rows), bounds, taps)
+        out: Tensor = rows + self.mlp(self.layer_norm2(rows))
+        return out
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        n = config.hidden_size
+        self.n_heads, self.scale = config.n_heads, (n // config.n_heads) ** -0.5
+        self.qkv_proj = FusedLinear(n, {"q_proj": n, "k_proj": n, "v_proj": n}, bias=True)
+        self.out_proj = Linear(n, n)
+
+    def forward(self, x: Tensor, bounds: Sequence[int], taps: Taps | None) -> Tensor:
+        q, k, v = self.qkv_proj(x).view(x.shape[0], 3, self.n_heads, -1).unbind(1)
+        if taps is not None:
+            taps.record(q, k, k, bounds, self.scale)
+        out: Tensor = self.out_proj(vision_attention(q, k, v, bounds, self.scale).flatten(1))
+        return out
+
+
+class _Mlp(nn.Module):
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
+        self.act = config.act
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.act(self.fc1(x)))
+        return out

@@ -1,0 +1,93 @@
+"""Qwen2.5-VL: most tower blocks attend within windows, some over the whole picture; RMSNorm and SwiGLU.
+
+Source: arXiv:2502.13923.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+
+from foveate.engine.errors import ModelError
+from foveate.engine.grid import Grid
+from foveate.engine.models.parts.layers import Activation, FusedLinear, Linear, RMSNorm, activation
+from foveate.engine.models.parts.qwen import QwenVL
+from foveate.engine.models.parts.qwen_tower import Plan, QwenTower, QwenTowerConfig, QwenVisionAttention
+from foveate.engine.models.parts.taps import Taps
+from foveate.engine.section import Section
+
+_NORM_EPS = 1e-6  # of the tower; not in any config
+
+
+class Qwen25VL(QwenVL):
+    family = "qwen2_5_vl"
+
+    def tower(self, config: Section, device: torch.device) -> "Qwen25VLTower":
+        return Qwen25VLTower(config, device)
+
+
+FAMILY = Qwen25VL
+
+
+class Qwen25VLTower(QwenTower):
+    """Cells are permuted so that a window's rows lie together; the whole picture stays together too."""
+
+    def __init__(self, config: Section, device: torch.device) -> None:
+        width, out_size = config.positive("hidden_size", 3584), config.positive("out_hidden_size", 3584)
+        common = QwenTowerConfig.read(config, width, out_size)
+        inner, act = config.positive("intermediate_size", 3420), activation(config, "hidden_act", "silu")
+        super().__init__(
+            common, device, block=lambda: _Block(common, inner, act), norm=lambda: RMSNorm(width, _NORM_EPS)
+        )
+        self.full_blocks = frozenset(config.integers("fullatt_block_indexes", (7, 15, 23, 31)))
+        window = config.positive("window_size", 112)
+        self.window = window // common.merge // common.patch_size  # cells along an edge
+        if self.window < 1:
+            raise ModelError(f"{config.where}: window_size {window} is less than one cell of merged patches")
+
+    @property
+    def tapped(self) -> int:
+        """The last block with full attention: a window's received attention says nothing about the picture."""
+        return max((i for i in self.full_blocks if i < self.config.depth), default=self.config.depth - 1)
+
+    def segments(self, block: int, plan: Plan) -> list[int]:
+        return plan.pictures if block in self.full_blocks else plan.windows
+
+    def plan(self, grids: Sequence[Grid]) -> Plan:
+        order, sizes, first = [], [], 0
+        for grid in grids:
+            cells = torch.arange(grid.n_tokens).view(grid.rows, grid.cols) + first
+            # Windows in raster order; those at the right and bottom edge are cut off, never padded.
+            bands = torch.split(cells, self.window)
+            windows = [w.flatten() for band in bands for w in torch.split(band, self.window, dim=1)]
+            order += windows
+            sizes += [w.shape[0] * self.config.cell for w in windows]
+            first += grid.n_tokens
+        pictures = super().plan(grids).pictures
+        return Plan(pictures, list(accumulate(sizes, initial=0)), torch.cat(order).to(self.frequencies.device))
+
+
+class _Block(nn.Module):
+    def __init__(self, config: QwenTowerConfig, mlp_width: int, act: Activation) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = RMSNorm(config.width, _NORM_EPS), RMSNorm(config.width, _NORM_EPS)
+        self.attn = QwenVisionAttention(config)
+        self.mlp = _Mlp(config.width, mlp_width, act)
+
+    def forward(self, rows: Tensor, cos: Tensor, sin: Tensor, segments: Sequence[int], taps: Taps | None) -> Tensor:
+        rows = rows + self.attn(self.norm1(rows), cos, sin, segments, taps)
+        out: Tensor = rows + self.mlp(self.norm2(rows))
+        return out
+
+
+class _Mlp(nn.Module):
+    def __init__(self, width: int, inner: int, act: Activation) -> None:
+        super().__init__()
+        self.gate_up_proj = FusedLinear(width, {"gate_proj": inner, "up_proj": inner}, bias=True)
+        self.down_proj, self.act = Linear(inner, width), act
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        out: Tensor = self.down_proj(self.act(gate) * up)
+        return out

@@ -1,0 +1,181 @@
+"""The engine process: `python -P -m foveate.engine.process DIRECTORY`, with the configuration on stdin.
+
+Started by the server, which binds two ZeroMQ sockets in DIRECTORY before: `to_engine` (one message of `ToEngine` each)
+and `from_engine` (a list of `FromEngine` each). Everything is msgspec's msgpack; no pickle, no TCP. Ends on `Shutdown`,
+when its parent is gone, or, with status 2 and one line on stderr, when a setting or the checkpoint is wrong.
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+import zmq
+
+import foveate.bundled
+from foveate.configs.config import Config, ModelConfig
+from foveate.configs.errors import ConfigError
+from foveate.engine.engine import Engine
+from foveate.engine.errors import ModelError
+from foveate.engine.messages import Abort, FromEngine, Generate, Ready, Shutdown, ToEngine
+from foveate.engine.models.base import Model
+from foveate.engine.models.loader import load_model
+from foveate.engine.reduce.build import describe
+
+log = logging.getLogger("foveate.engine.process")
+
+_HEARTBEAT_S = 1.0
+
+
+def locate(path: str) -> Path:
+    """The directory of a model: a bundled name, else a local directory, else a hub name, downloaded if need be.
+
+    Raises:
+        ModelError: it is none of these, or cannot be downloaded.
+    """
+    if bundled := foveate.bundled.path(path):
+        return bundled
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return local
+    names = ", ".join(foveate.bundled.names())
+    if path.count("/") != 1 or path.startswith((".", "~", "/")):
+        raise ModelError(f"model.path: {path!r} is neither a directory nor a bundled model ({names})")
+    from huggingface_hub import snapshot_download  # slow to import, and needed only here
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise ModelError(
+            f"model.path: {path!r} is no directory, no bundled model ({names}), "
+            f"and the hub says: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def choose_device(config: ModelConfig) -> torch.device:
+    """Raises ConfigError if CUDA is asked for and not there."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("model.device: cuda, but torch sees no CUDA device; use cpu or auto")
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it; elsewhere it is emulated, a hundred times slower than float32."""
+    if config.dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    return torch.bfloat16 if device.type == "cuda" or _cpu_has_bfloat16() else torch.float32
+
+
+def _cpu_has_bfloat16() -> bool:
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return False
+    flags = next((line for line in info.read_text().splitlines() if line.startswith("flags")), "").split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def load(config: Config) -> Model:
+    """Raises ConfigError or ModelError."""
+    device = choose_device(config.model)
+    dtype = choose_dtype(config.model, device)
+    if device.type == "cpu":
+        torch.set_num_threads(config.model.threads or len(os.sched_getaffinity(0)))
+    log.info("%s on %s in %s (model.dtype: %s)", config.model.path, device, dtype, config.model.dtype)
+    return load_model(locate(config.model.path), dtype, device)
+
+
+@dataclass(frozen=True)
+class Channel:
+    """The two sockets to the server."""
+
+    inbox: zmq.SyncSocket
+    outbox: zmq.SyncSocket
+
+    @classmethod
+    def connect(cls, directory: Path) -> "Channel":
+        context = zmq.Context()
+        inbox = context.socket(zmq.PULL)
+        outbox = context.socket(zmq.PUSH)
+        for socket in (inbox, outbox):
+            socket.set_hwm(0)  # no limit: the engine never blocks on a slow server, the server never on a long step
+        outbox.setsockopt(zmq.LINGER, 1000)  # ms to hand over the last events when ending
+        inbox.connect(f"ipc://{directory}/to_engine")
+        outbox.connect(f"ipc://{directory}/from_engine")
+        return cls(inbox, outbox)
+
+    def receive(self, wait_s: float) -> Iterator[ToEngine]:
+        """All messages that are there, after waiting up to `wait_s` for the first."""
+        if not self.inbox.poll(int(wait_s * 1000)):
+            return
+        while True:
+            try:
+                yield _DECODER.decode(self.inbox.recv(zmq.NOBLOCK))
+            except zmq.Again:
+                return
+            except msgspec.DecodeError:  # a bug of the server; its other requests still count
+                log.exception("a message could not be read")
+
+    def send(self, events: Sequence[FromEngine]) -> None:
+        if events:
+            self.outbox.send(msgspec.msgpack.encode(events))
+
+    def close(self) -> None:
+        self.inbox.close()
+        self.outbox.close()
+
+
+_DECODER: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+
+
+def serve(engine: Engine, channel: Channel, parent: int) -> None:
+    """Step while there is work and listen in between, until told to stop or until `parent` (a process id) is gone."""
+    beat = time.monotonic()
+    while os.getppid() == parent:
+        idle_s = max(0.0, beat - time.monotonic())
+        for message in channel.receive(0.0 if engine.has_work else idle_s):
+            match message:
+                case Generate():
+                    engine.add(message)
+                case Abort(id=request_id):
+                    engine.abort(request_id)
+                case Shutdown():
+                    return
+        channel.send(engine.take_events())  # `Accepted` now, not after the step
+        if engine.has_work:
+            channel.send(engine.step())
+        if time.monotonic() >= beat:
+            channel.send([engine.heartbeat()])
+            beat = time.monotonic() + _HEARTBEAT_S
+
+
+def main() -> int:
+    """Run the process; return its exit status."""
+    parent = os.getppid()  # first of all: once it has died, the answer is another process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the server too, which then says Shutdown
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        config = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Config)
+        logging.getLogger().setLevel(config.server.log_level.upper())
+        channel = Channel.connect(Path(sys.argv[1]))
+        engine = Engine(load(config), config)
+        engine.warm_up()
+    except (ConfigError, ModelError, msgspec.ValidationError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    channel.send([Ready(model=engine.info(), methods=describe())])
+    serve(engine, channel, parent)
+    channel.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

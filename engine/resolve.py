@@ -1,0 +1,202 @@
+"""From the message `Generate` to a `Request`: every count and every check that needs no tensor of the model.
+
+All of a request's own mistakes end here, before it holds anything.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+import torch
+from torch import Tensor
+
+from foveate.configs.errors import ConfigError
+from foveate.engine.cache.prefix import ImageRun, image_key, root_key
+from foveate.engine.errors import BudgetError, ImageError, RequestError, TooLongError
+from foveate.engine.grid import Grid
+from foveate.engine.messages import Generate, Image, ImageUsage, SamplingParams, VisualUsage
+from foveate.engine.models.base import Model, ModelSpec
+from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.budget import split
+from foveate.engine.reduce.build import build_reducer
+from foveate.engine.sequence import Picture, Request
+
+POSITION_SCHEME = "keep"  # original positions survive reduction
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How long a sequence may get, prompt and answer together."""
+
+    context: int  # tokens, by the model or model.max_context
+    pool: int  # tokens, by the KV pool when it serves this sequence alone
+
+    @property
+    def n_tokens(self) -> int:
+        return min(self.context, self.pool)
+
+
+def resolve(generate: Generate, model: Model, room: Room) -> Request:
+    """Check a request and fix its budget.
+
+    Raises:
+        RequestError: a count, an id or a setting is wrong; one of its subclasses for budget, length and pictures.
+    """
+    spec = model.spec
+    _check(generate, spec)
+    for image in generate.images:
+        _check_image(image)
+    grids = [model.grid(image.height, image.width) for image in generate.images]
+    n_text = len(generate.prompt_ids) - len(grids)
+    left = room.n_tokens - n_text - 1  # one token to answer with
+    visual_room = left if grids else None
+    budgets = split(generate.visual, grids, [image.tokens for image in generate.images], visual_room)
+    reducer = _reducer(generate) if grids else None
+    kept = [reducer.count(grid, budget) for grid, budget in zip(grids, budgets, strict=True)] if reducer else []
+    _check_length(n_text, sum(kept), sum(grid.n_tokens for grid in grids), room)
+
+    prompt_ids, starts = _expand(generate.prompt_ids, spec.image_token_id, kept)
+    positions, image_positions, next_pos = _positions(generate.prompt_ids, model, grids, kept)
+    visual = _usage(generate, grids, kept)
+    method = f"{generate.visual.method} {reducer!r}"
+    if reducer and reducer.question_aware:  # what it keeps depends on the prompt, so only an equal prompt may share it
+        method += f" {generate.prompt_ids}"
+    keys = [
+        image_key(image.digest, "none" if k == grid.n_tokens else method, k)
+        for image, grid, k in zip(generate.images, grids, kept, strict=True)
+    ]
+    return Request(
+        id=generate.id,
+        sampling=_sampling(generate.sampling, room.n_tokens - len(prompt_ids)),
+        stop_ids=frozenset(generate.sampling.stop_token_ids)
+        | frozenset(() if generate.sampling.ignore_eos else spec.eos_ids),
+        n_choices=generate.n,
+        prompt_ids=prompt_ids,
+        pictures=[
+            Picture(image=i, grid=g, n_patches=model.n_patches(i.height, i.width), budget=b, positions=p)
+            for i, g, b, p in zip(generate.images, grids, budgets, image_positions, strict=True)
+        ],
+        runs=[ImageRun(start, start + k, key) for start, k, key in zip(starts, kept, keys, strict=True)],
+        positions=positions,
+        next_pos=next_pos,
+        reducer=reducer,
+        root_key=root_key(generate.salt, POSITION_SCHEME, str(model.dtype)),
+        visual=visual,
+    )
+
+
+def _check(generate: Generate, spec: ModelSpec) -> None:
+    ids, sampling = generate.prompt_ids, generate.sampling
+    if not ids:
+        raise RequestError("the prompt is empty; send at least one token", "messages")
+    if min(ids) < 0 or max(ids) >= spec.vocab_size:
+        bad = next(i for i in ids if not 0 <= i < spec.vocab_size)
+        raise RequestError(f"token {bad} is not in the vocabulary of {spec.vocab_size} tokens", "messages")
+    n_places = ids.count(spec.image_token_id)
+    if n_places != len(generate.images):
+        raise RequestError(
+            f"{n_places} image placeholders in the prompt for {len(generate.images)} images; "
+            "send images as image_url parts and never type the placeholder as text",
+            "messages",
+        )
+    if generate.n < 1:
+        raise RequestError(f"n: {generate.n} choices; ask for at least 1", "n")
+    if sampling.max_tokens is not None and sampling.max_tokens < 1:
+        raise RequestError(f"max_tokens: {sampling.max_tokens}; ask for at least 1", "max_tokens")
+    for param, tokens in (("logit_bias", sampling.logit_bias), ("stop_token_ids", sampling.stop_token_ids)):
+        for token in tokens:
+            if not 0 <= token < spec.vocab_size:
+                raise RequestError(
+                    f"{param}: token {token} is not in the vocabulary of {spec.vocab_size} tokens", param
+                )
+
+
+def _check_image(image: Image) -> None:
+    if image.height < 1 or image.width < 1 or len(image.pixels) != image.height * image.width * 3:
+        raise ImageError(
+            f"a picture of {image.height} x {image.width} has {len(image.pixels)} bytes, "
+            f"not {max(image.height, 0) * max(image.width, 0) * 3} of RGB",
+            "messages",
+        )
+
+
+def _reducer(generate: Generate) -> Reducer:
+    try:
+        return build_reducer(generate.visual.method, generate.visual.params)
+    except (ConfigError, TypeError) as error:
+        raise BudgetError(f"vlm.visual.method: {error}", "vlm.visual.method") from error
+
+
+def _check_length(n_text: int, n_visual: int, n_offered: int, room: Room) -> None:
+    total = n_text + n_visual + 1
+    if total > room.n_tokens:
+        prompt = f"{n_text} text tokens"
+        if n_offered:
+            prompt += f" + {n_visual} visual tokens (of {n_offered} offered)"
+        if room.context <= room.pool:
+            limit = f"the context of {room.context}; shorten the prompt"
+        else:
+            limit = f"the KV pool of {room.pool}; shorten the prompt or raise cache.memory_mb"
+        if n_offered:
+            limit += " or lower vlm.visual.tokens"
+        raise TooLongError(f"{prompt} + 1 to answer = {total} tokens, more than {limit}", "messages")
+
+
+def _sampling(sampling: SamplingParams, left: int) -> SamplingParams:
+    """The answer may use what the prompt leaves, and no more."""
+    max_tokens = left if sampling.max_tokens is None else min(sampling.max_tokens, left)
+    return msgspec.structs.replace(sampling, max_tokens=max_tokens)
+
+
+def _expand(ids: list[int], placeholder: int, kept: list[int]) -> tuple[list[int], list[int]]:
+    """Repeat each placeholder as often as its image keeps tokens; also where each image then starts."""
+    expanded: list[int] = []
+    starts: list[int] = []
+    counts = iter(kept)
+    for token in ids:
+        if token == placeholder:
+            starts.append(len(expanded))
+            expanded += [token] * next(counts)
+        else:
+            expanded.append(token)
+    return expanded, starts
+
+
+def _positions(ids: list[int], model: Model, grids: list[Grid], kept: list[int]) -> tuple[Tensor, list[Tensor], int]:
+    """Lay the unpruned prompt out; text keeps its positions, visual tokens (-1 here) get theirs when reduced.
+
+    Returns:
+        [n_pos_axes, n_prompt] of the pruned prompt, [n_pos_axes, grid.n_tokens] per image, and the next position.
+    """
+    segments: list[int | Grid] = []
+    images = iter(grids)
+    n_text = 0
+    for token in [*ids, None]:
+        if token is not None and token != model.spec.image_token_id:
+            n_text += 1
+            continue
+        if n_text:
+            segments.append(n_text)
+            n_text = 0
+        if token is not None:
+            segments.append(next(images))
+    laid_out, next_pos = model.lay_out(segments)
+    counts = iter(kept)
+    parts = [
+        torch.full((model.spec.n_pos_axes, next(counts)), -1) if isinstance(segment, Grid) else positions
+        for segment, positions in zip(segments, laid_out, strict=True)
+    ]
+    image_positions = [p for segment, p in zip(segments, laid_out, strict=True) if isinstance(segment, Grid)]
+    return torch.cat(parts, dim=1), image_positions, next_pos
+
+
+def _usage(generate: Generate, grids: list[Grid], kept: list[int]) -> VisualUsage:
+    offered = sum(grid.n_tokens for grid in grids)
+    return VisualUsage(
+        offered=offered,
+        kept=sum(kept),
+        method="none" if sum(kept) == offered else generate.visual.method,
+        per_image=[
+            ImageUsage(offered=grid.n_tokens, kept=k, rows=grid.rows, cols=grid.cols)
+            for grid, k in zip(grids, kept, strict=True)
+        ],
+    )

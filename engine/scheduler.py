@@ -1,0 +1,172 @@
+"""Which tokens of which sequences the next step computes.
+
+There are no phases. A running sequence has computed some of its tokens and wants all of them; every step closes the
+gap as far as the budgets allow. That one rule covers chunked prefill, prefix hits, decoding and resuming after
+preemption. The order in which a step is filled:
+
+    1. running sequences with one token missing (they decode): prefill never starves them
+    2. running sequences with more missing, a chunk each
+    3. waiting sequences, a chunk each, as long as blocks for all their tokens are there
+    4. images of sequences still waiting, with what is left of the encode budget
+
+and in order of arrival within each. A chunk ends before an image that is neither reduced nor encoded in this step.
+Blocks come from the free ones, then from the cached ones, then from the running sequence that arrived last: that one
+is preempted. It keeps its tokens, its place in the order and its resolved budget, and recomputes the rest later. The
+oldest sequence can preempt all others and fits the pool alone, so there is always progress.
+
+Refuses to know: models, tensors, sampling. Host only.
+"""
+
+from bisect import insort
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
+
+from foveate.configs.config import SchedulerConfig
+from foveate.engine.cache.tables import BlockTables
+from foveate.engine.sequence import Request, Sequence
+
+MAX_PREEMPTIONS = 3  # after so many, others are preempted rather than this one, if there are others
+_PREFETCH_SEQUENCES = 8  # how far ahead images are encoded: it bounds the rows that waiting requests hold
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Compute tokens [start, stop) of a sequence in this step."""
+
+    sequence: Sequence
+    start: int
+    stop: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the last token of the sequence is computed, so that the next one can be drawn."""
+        return self.stop == self.sequence.n_tokens
+
+
+@dataclass(slots=True)
+class Plan:
+    """One step: encode the images, then run the chunks. At most one chunk per sequence."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    images: list[tuple[Request, int]] = field(default_factory=list)  # (request, index of its picture)
+    n_tokens: int = 0
+    n_patches: int = 0
+
+    def add(self, chunk: Chunk) -> None:
+        self.chunks.append(chunk)
+        self.n_tokens += chunk.stop - chunk.start
+
+
+def _by_arrival(sequence: Sequence) -> int:
+    return sequence.arrival
+
+
+class Scheduler:
+    """Owns the two queues.
+
+    Args:
+        encode_cost: patches that encoding a request's i-th picture takes now; 0 if its features are cached.
+    """
+
+    def __init__(
+        self, config: SchedulerConfig, tables: BlockTables, encode_cost: Callable[[Request, int], int]
+    ) -> None:
+        self._config = config
+        self._tables = tables
+        self._encode_cost = encode_cost
+        self.waiting: list[Sequence] = []  # by arrival; hold no blocks
+        self.running: list[Sequence] = []  # by arrival; hold blocks for all their tokens
+        self.n_preemptions = 0
+
+    @property
+    def n_waiting_requests(self) -> int:
+        """Requests none of whose choices has been admitted yet."""
+        return sum(s.choice == 0 and s.admitted is None for s in self.waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        insort(self.waiting, sequence, key=_by_arrival)
+
+    def remove(self, sequence: Sequence, *, forget: bool = False) -> None:
+        """Take out a sequence that ended. Its blocks are released; with `forget`, nobody finds their contents again."""
+        (self.running if sequence in self.running else self.waiting).remove(sequence)
+        self._tables.close(sequence, forget=forget)
+
+    def schedule(self) -> Plan:
+        """Plan one step and reserve its blocks. An empty plan means that nothing waits or runs."""
+        plan = Plan()
+        for sequence in sorted(self.running, key=lambda s: s.n_missing > 1):  # stable: each part by arrival
+            if sequence.tables and self._reserve(sequence):  # no tables: preempted earlier in this loop
+                self._extend(plan, sequence)
+        self._admit(plan)
+        self._prefetch(plan)
+        assert plan.n_tokens <= self._config.step_tokens, "a step holds at most step_tokens"
+        return plan
+
+    def _extend(self, plan: Plan, sequence: Sequence) -> None:
+        stop = self._reach(plan, sequence, sequence.n_computed)
+        if stop > sequence.n_computed:
+            plan.add(Chunk(sequence, sequence.n_computed, stop))
+
+    def _admit(self, plan: Plan) -> None:
+        """Move waiting sequences to running. One that lacks blocks holds up those behind it; one that lacks its
+        image does not."""
+        for sequence in list(self.waiting):
+            if plan.n_tokens == self._config.step_tokens or len(self.running) == self._config.max_running:
+                break
+            if sequence.must_wait:
+                continue
+            found = self._tables.n_found(sequence)
+            if self._reach(plan, sequence, found) == found:
+                continue
+            if not self._tables.open(sequence, spare=len(self.running)):  # the next block of each running one
+                break
+            self.waiting.remove(sequence)
+            insort(self.running, sequence, key=_by_arrival)
+            self._extend(plan, sequence)
+
+    def _prefetch(self, plan: Plan) -> None:
+        """Ask for the images of the next in line, in order of need."""
+        for sequence in islice((s for s in self.waiting if not s.must_wait), _PREFETCH_SEQUENCES):
+            found = self._tables.n_found(sequence)
+            for i, run in enumerate(sequence.request.runs):
+                if run.stop > found and not self._claim(plan, sequence.request, i):
+                    return
+
+    def _reach(self, plan: Plan, sequence: Sequence, start: int) -> int:
+        """Where a chunk from `start` can end in this step. Asks for the images it runs over."""
+        left = self._config.step_tokens - plan.n_tokens
+        stop = min(sequence.n_wanted, start + min(self._config.chunk_tokens, left))
+        for i, run in enumerate(sequence.request.runs):
+            if start < run.stop and run.start < stop and not self._claim(plan, sequence.request, i):
+                return max(start, run.start)
+        return stop
+
+    def _claim(self, plan: Plan, request: Request, i: int) -> bool:
+        """Whether picture `i` is there or will be encoded in this step; the first one always fits."""
+        if request.rows[i] is not None or (request, i) in plan.images:
+            return True
+        digest = request.pictures[i].image.digest
+        shared = any(other.pictures[j].image.digest == digest for other, j in plan.images)
+        cost = 0 if shared else self._encode_cost(request, i)
+        if plan.n_patches and plan.n_patches + cost > self._config.encode_patches:
+            return False
+        plan.images.append((request, i))
+        plan.n_patches += cost
+        return True
+
+    def _reserve(self, sequence: Sequence) -> bool:
+        """Get blocks for all tokens of a running sequence, at the cost of those that arrived later."""
+        while not self._tables.grow(sequence):
+            later = [s for s in self.running if s.arrival > sequence.arrival]
+            if not later:
+                return False  # it keeps its blocks and tries again when an older one has ended
+            self._preempt(max(later, key=lambda s: (s.n_preemptions < MAX_PREEMPTIONS, s.arrival)))
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._tables.close(sequence)
+        sequence.n_preemptions += 1
+        self.n_preemptions += 1
+        self.running.remove(sequence)
+        insort(self.waiting, sequence, key=_by_arrival)

@@ -1,0 +1,137 @@
+"""A request and its choices, as the engine holds them.
+
+A *token* is a unit of the sequence the language model reads, a *position* is what it is rotated by, and neither is
+derived from the other: after reduction they differ.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from foveate.engine.cache.prefix import ImageRun
+from foveate.engine.grid import Grid
+from foveate.engine.messages import Image, SamplingParams, VisualUsage
+from foveate.engine.reduce.base import Reducer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One image of a request and what geometry and budget say of it before it is encoded."""
+
+    image: Image
+    grid: Grid
+    n_patches: int  # rows the tower reads
+    budget: int  # visual tokens allowed
+    positions: Tensor  # [n_pos_axes, grid.n_tokens] int64, unpruned
+
+
+@dataclass(eq=False, kw_only=True)
+class Request:
+    """What the choices of one request share. Made by `resolve`; `rows` and visual positions by the encode stage.
+
+    Half-open runs of tokens: picture i is tokens [runs[i].start, runs[i].stop), as many as it keeps.
+    """
+
+    id: str
+    sampling: SamplingParams  # max_tokens resolved
+    stop_ids: frozenset[int]  # tokens that end a choice
+    n_choices: int
+    prompt_ids: list[int]  # expanded: each image's placeholder repeated as often as tokens are kept
+    pictures: list[Picture]
+    runs: list[ImageRun]
+    positions: Tensor  # [n_pos_axes, n_prompt] int64; of visual tokens -1 until their image is reduced
+    next_pos: int  # of the first generated token, on every axis
+    reducer: Reducer | None  # None without images
+    root_key: bytes  # parent of the first block's key
+    visual: VisualUsage
+
+    rows: list[Tensor | None] = field(init=False)  # [kept, hidden_size] per picture, while some choice needs them
+    sequences: list["Sequence"] = field(default_factory=list)
+    arrived: float = 0.0  # monotonic seconds, when added
+    encode_s: float = 0.0
+    encoder_hits: int = 0  # pictures whose features were in the cache when first asked for
+
+    def __post_init__(self) -> None:
+        self.rows = [None] * len(self.pictures)
+        assert len(self.prompt_ids) == self.positions.shape[1], "every prompt token has a position"
+
+    def is_reduced(self, i: int) -> bool:
+        """Whether picture `i` was reduced once; its positions stay, its rows may have gone since."""
+        return int(self.positions[0, self.runs[i].start]) >= 0
+
+    def place(self, i: int, rows: Tensor, anchor: Tensor) -> None:
+        """Take the reduced rows of picture `i`; each visual token gets the unpruned position of its anchor."""
+        run = self.runs[i]
+        assert rows.shape[0] == anchor.shape[0] == run.stop - run.start, "a reducer keeps what it announced"
+        self.rows[i] = rows
+        self.positions[:, run.start : run.stop] = self.pictures[i].positions[:, anchor.cpu()]
+
+    def drop_rows(self) -> None:
+        """Let go of the rows that every choice has computed past; a preempted one asks for them again."""
+        for i, run in enumerate(self.runs):
+            if self.rows[i] is not None and all(s.n_computed >= run.stop or s.is_finished for s in self.sequences):
+                self.rows[i] = None
+
+
+@dataclass(eq=False, kw_only=True)
+class Sequence:
+    """One choice of one request: 0 <= n_computed < n_tokens, and it wants all of its tokens computed."""
+
+    request: Request
+    choice: int
+    arrival: int  # order of arrival over all sequences
+
+    token_ids: list[int] = field(init=False)  # prompt and output
+    n_computed: int = 0  # tokens whose keys and values are in the cache; the block tables set it on opening
+    tables: dict[int, list[int]] = field(default_factory=dict)  # layer group -> blocks, while running
+    block_keys: list[bytes] = field(default_factory=list)  # of full blocks; the block tables extend it
+    cached_tokens: int = 0  # prompt tokens found in the cache at the first admission
+    peak_kv_tokens: int = 0
+    n_preemptions: int = 0
+    admitted: float | None = None  # monotonic seconds: first in a batch
+    answered: float | None = None  # first token
+    finish: str | None = None  # "stop", "length", "abort" or "error"
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.request.prompt_ids)
+
+    @property
+    def n_prompt(self) -> int:
+        return len(self.request.prompt_ids)
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def n_output(self) -> int:
+        return self.n_tokens - self.n_prompt
+
+    @property
+    def n_wanted(self) -> int:
+        """Tokens that should be computed: all. One missing is what others call decode; nothing else sets it apart."""
+        return self.n_tokens
+
+    @property
+    def n_missing(self) -> int:
+        return self.n_wanted - self.n_computed
+
+    @property
+    def is_finished(self) -> bool:
+        return self.finish is not None
+
+    @property
+    def must_wait(self) -> bool:
+        """A further choice waits for the first to compute the prompt, then finds it in the prefix cache."""
+        first = self.request.sequences[0]
+        return first is not self and not first.n_output
+
+    def positions(self, start: int, stop: int) -> Tensor:
+        """[n_pos_axes, stop - start] int64 positions of tokens [start, stop); text runs on from `next_pos`."""
+        prompt = self.request.positions[:, start:stop]
+        first, last = max(start, self.n_prompt), max(stop, self.n_prompt)
+        if first == last:
+            return prompt
+        output = self.request.next_pos + torch.arange(first - self.n_prompt, last - self.n_prompt)
+        return torch.cat([prompt, output.expand(prompt.shape[0], -1)], dim=1)

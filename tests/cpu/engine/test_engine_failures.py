@@ -1,0 +1,191 @@
+"""Whatever one request does wrong, the others never notice."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from foveate.configs.config import CacheConfig, Config, ModelConfig
+from foveate.configs.errors import ConfigError
+from foveate.engine.encoder import FeatureCache, Features
+from foveate.engine.engine import Engine, Event
+from foveate.engine.errors import ModelError
+from foveate.engine.grid import Grid
+from foveate.engine.messages import Delta, Failed, Generate, Image, SamplingParams, VisualBudget
+from foveate.engine.reduce import uniform
+from foveate.engine.reduce.base import VisualInputs
+
+MakeEngine = Callable[..., Engine]
+Run = Callable[[Engine], list[Event]]
+MakePicture = Callable[..., Image]
+IMAGE_ID, NAN_PIXEL, RAISING_PIXEL = 256, 251, 252
+GREEDY = SamplingParams(temperature=0.0, max_tokens=6)
+
+
+def request(id: str, ids: list[int], *images: Image, **more: Any) -> Generate:
+    return Generate(id=id, prompt_ids=ids, images=list(images), **{"sampling": GREEDY, **more})
+
+
+def tokens(events: list[Event], id: str) -> list[int]:
+    return [token for e in events if isinstance(e, Delta) and e.id == id for token in e.token_ids]
+
+
+def failures(events: list[Event]) -> list[Failed]:
+    return [event for event in events if isinstance(event, Failed)]
+
+
+@pytest.fixture
+def beside(make_engine: MakeEngine, run: Run, picture: MakePicture) -> Callable[..., Failed]:
+    """Run a request that fails beside two that must not notice; return its failure."""
+
+    def check(bad: Generate) -> Failed:
+        good = [request("good", [1, IMAGE_ID, 2, 3], picture(50)), request("text", list(range(30)))]
+        quiet, engine = make_engine(), make_engine(chunk_tokens=8)
+        for generate in good:
+            quiet.add(generate)
+        expected = run(quiet)
+        for generate in (good[0], bad, good[1]):
+            engine.add(generate)
+        events = run(engine)
+        for generate in good:
+            assert tokens(events, generate.id) == tokens(expected, generate.id) != []
+        [failed] = failures(events)
+        assert failed.id == bad.id
+        engine.add(request("again", [1, IMAGE_ID, 2, 3], picture(50)))
+        assert tokens(run(engine), "again") == tokens(expected, "good"), "and it goes on"
+        return failed
+
+    return check
+
+
+def test_a_picture_whose_features_are_not_finite(beside: Callable[..., Failed], picture: MakePicture) -> None:
+    failed = beside(request("bad", [5, IMAGE_ID, 6], picture(1, first=NAN_PIXEL), n=3))
+    assert failed.code == "invalid_image" and "not finite" in failed.message
+
+
+def test_a_picture_that_breaks_the_tower(beside: Callable[..., Failed], picture: MakePicture) -> None:
+    assert beside(request("bad", [5, IMAGE_ID, 6], picture(1, first=RAISING_PIXEL))).code == "internal_error"
+
+
+def test_a_reducer_that_raises(
+    beside: Callable[..., Failed], picture: MakePicture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Tensor:
+        raise ZeroDivisionError("a reducer broke")
+
+    monkeypatch.setattr(uniform.METHOD, "select", broken)
+    visual = VisualBudget(tokens=4, method="uniform")
+    failed = beside(request("bad", [5, IMAGE_ID, 6], picture(1), visual=visual))
+    assert failed.code == "internal_error" and "a reducer broke" in failed.message
+
+
+def test_logits_that_are_not_finite(beside: Callable[..., Failed], model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token 77 poisons its own sequence's cache and logits; its blocks are not found again."""
+    poisoned = model.table.clone()
+    poisoned[77] = torch.nan
+    monkeypatch.setattr(model, "table", torch.nn.Parameter(poisoned, requires_grad=False))
+    failed = beside(request("bad", [77, *range(40, 60)], n=2))
+    assert failed.code == "internal_error" and "not finite" in failed.message
+
+
+def test_a_forward_that_raises_fails_its_batch_and_not_the_loop(make_engine: MakeEngine, run: Run, model: Any) -> None:
+    engine = make_engine()
+    model.raise_on_token = 99
+    engine.add(request("a", [99, 1]))
+    engine.add(request("b", [2, 3], n=2))
+    events = engine.step()
+    assert [(f.id, f.code) for f in failures(events)] == [("a", "internal_error"), ("b", "internal_error")]
+    engine.check()
+    engine.add(request("c", [2, 3]))
+    assert len(tokens(run(engine), "c")) == 6
+
+
+BAD: dict[str, tuple[dict[str, Any], str, str | None, str]] = {
+    "empty": ({"prompt_ids": []}, "invalid_request", "messages", "empty"),
+    "unknown token": ({"prompt_ids": [1, 260]}, "invalid_request", "messages", "260"),
+    "negative token": ({"prompt_ids": [-1]}, "invalid_request", "messages", "-1"),
+    "typed placeholder": ({"prompt_ids": [1, IMAGE_ID]}, "invalid_request", "messages", "1 image placeholders"),
+    "no choice": ({"n": 0}, "invalid_request", "n", "0"),
+    "no token": ({"sampling": SamplingParams(max_tokens=0)}, "invalid_request", "max_tokens", "0"),
+    "bias": ({"sampling": SamplingParams(logit_bias={300: 1.0})}, "invalid_request", "logit_bias", "300"),
+    "stop": ({"sampling": SamplingParams(stop_token_ids=(-5,))}, "invalid_request", "stop_token_ids", "-5"),
+    "too long": ({"prompt_ids": [1] * 400}, "context_length_exceeded", "messages", "400 text tokens + 1"),
+    "prompt logprobs": ({"prompt_logprobs": True}, "invalid_request", "prompt_logprobs", "prompt_logprobs"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_request_that_is_wrong_is_refused_by_name(beside: Callable[..., Failed], name: str) -> None:
+    fields, code, param, words = BAD[name]
+    failed = beside(Generate(**{"id": "bad", "prompt_ids": [1], **fields}))
+    assert (failed.code, failed.param) == (code, param) and words in failed.message
+
+
+def test_wrong_budgets_are_refused_by_name(beside: Callable[..., Failed], picture: MakePicture) -> None:
+    image = picture(1, 24, 24)
+    for visual, code, param in (
+        (VisualBudget(method="divprun", tokens=4), "invalid_vlm_parameter", "vlm.visual.method"),
+        (VisualBudget(params={"nope": 1}, tokens=4), "invalid_vlm_parameter", "vlm.visual.method"),
+        (VisualBudget(fit=False), "context_length_exceeded", "messages"),
+        (VisualBudget(floor=500), "context_length_exceeded", "messages"),
+    ):
+        failed = beside(request("bad", [IMAGE_ID], image, visual=visual))
+        assert (failed.code, failed.param) == (code, param), failed
+    truncated = Image(pixels=b"123", height=4, width=4, digest=b"")
+    assert beside(request("bad", [IMAGE_ID], truncated)).code == "invalid_image"
+
+
+def test_a_full_queue_refuses(make_engine: MakeEngine, run: Run) -> None:
+    engine = make_engine(max_waiting=2, max_running=1)
+    for i in range(5):
+        engine.add(request(str(i), [i, 1], n=2))
+    events = engine.take_events()
+    assert [(f.id, f.code) for f in failures(events)] == [("2", "queue_full"), ("3", "queue_full"), ("4", "queue_full")]
+    events = run(engine)
+    assert [len(tokens(events, str(i))) for i in range(5)] == [12, 12, 0, 0, 0]
+    engine.add(request("5", [1]))
+    assert len(tokens(run(engine), "5")) == 6
+
+
+def test_an_id_in_use_is_refused(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    engine.add(request("a", [1]))
+    engine.add(request("a", [2]))
+    assert [f.code for f in failures(engine.take_events())] == ["invalid_request"]
+
+
+def test_settings_that_do_not_fit_the_model_are_refused(model: Any) -> None:
+    with pytest.raises(ConfigError, match=r"model\.max_context: 401"):
+        Engine(model, Config(model=ModelConfig(max_context=401)))
+    with pytest.raises(ConfigError, match=r"cache\.memory_mb: 1"):
+        Engine(model, Config(cache=CacheConfig(memory_mb=1, block_tokens=1024)))
+
+
+def test_warm_up_counts_as_nothing_and_fails_on_a_broken_model(make_engine: MakeEngine, model: Any) -> None:
+    engine = make_engine()
+    engine.warm_up()
+    beat = engine.heartbeat()
+    assert beat.steps == beat.output_tokens == 0 and model.n_forwards == 2
+    model.raise_on_token = 0
+    with pytest.raises(ModelError, match="the forward broke"):
+        engine.warm_up()
+
+
+def test_the_feature_cache_stays_within_its_bytes() -> None:
+    def features(n: int) -> Features:
+        return Features(VisualInputs(grid=Grid(1, n), proj=torch.zeros(n, 4)), frozenset({"received"}))
+
+    cache = FeatureCache(16 * 10)
+    for i, n in enumerate((4, 4, 3)):
+        cache.put(bytes([i]), features(n))
+        cache.check()
+    assert cache.get(b"\0", frozenset()) is None, "the oldest went"
+    assert cache.get(b"\1", frozenset({"received"})) and cache.get(b"\1", frozenset({"keys"})) is None
+    cache.put(b"\3", features(5))
+    assert cache.get(b"\2", frozenset()) is None and cache.get(b"\1", frozenset()), "least recently used first"
+    cache.put(b"\4", features(11))
+    assert cache.get(b"\4", frozenset()) is None and cache.n_bytes <= 160
+    cache.put(b"\1", features(1))
+    cache.check()

@@ -1,0 +1,154 @@
+"""The block pool against a naive model, and prefix keys."""
+
+import random
+
+import pytest
+
+from foveate.engine.cache.pool import BlockPool
+from foveate.engine.cache.prefix import ImageRun, block_key, image_key, root_key
+
+
+class NaivePool:
+    """What the pool should do, in the dullest way."""
+
+    def __init__(self, n: int) -> None:
+        self.refs = dict.fromkeys(range(n), 0)
+        self.keys: dict[int, bytes] = {}
+        self.lru: list[int] = []
+
+    @property
+    def n_free(self) -> int:
+        return sum(refs == 0 and block not in self.keys for block, refs in self.refs.items())
+
+    def take(self, blocks: list[int]) -> None:
+        """`blocks` were allocated: free ones, or else the oldest cached."""
+        n_evicted = max(0, len(blocks) - self.n_free)
+        evicted, self.lru = self.lru[:n_evicted], self.lru[n_evicted:]
+        for block in evicted:
+            del self.keys[block]
+        for block in blocks:
+            assert self.refs[block] == 0 and block not in self.keys, "only free or evicted blocks are handed out"
+            self.refs[block] = 1
+
+    def release(self, blocks: list[int]) -> None:
+        for block in reversed(blocks):
+            self.refs[block] -= 1
+            if self.refs[block] == 0 and block in self.keys:
+                self.lru.append(block)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pool_matches_the_naive_model(seed: int) -> None:
+    rng = random.Random(seed)
+    pool, naive = BlockPool(23), NaivePool(23)
+    tables: list[list[int]] = []
+    for i in range(8000):
+        match rng.choice(["allocate", "allocate", "share", "release", "release", "register", "forget"]):
+            case "allocate":
+                n = rng.randrange(6)
+                blocks = pool.allocate(n)
+                if blocks is None:
+                    assert n > naive.n_free + len(naive.lru), "refuses only what is not there"
+                else:
+                    naive.take(blocks)
+                    tables.append(blocks)
+            case "share" if naive.keys:
+                key = rng.choice(list(naive.keys.values()))
+                block = pool.lookup(key)
+                assert block is not None and naive.keys[block] == key
+                pool.share(block)
+                naive.refs[block] += 1
+                naive.lru = [b for b in naive.lru if b != block]
+                tables.append([block])
+            case "release" if tables:
+                blocks = tables.pop(rng.randrange(len(tables)))
+                pool.release(blocks)
+                naive.release(blocks)
+            case "register" if any(tables):
+                block = rng.choice([b for table in tables for b in table])
+                key = bytes([rng.randrange(40)])
+                pool.register(block, key)
+                if block not in naive.keys and key not in naive.keys.values():
+                    naive.keys[block] = key
+            case "forget" if i % 5 == 0:
+                block = rng.randrange(23)
+                pool.forget(block)
+                naive.keys.pop(block, None)
+                naive.lru = [b for b in naive.lru if b != block]
+        assert (pool.n_free, pool.n_cached) == (naive.n_free, len(naive.lru))
+        if i % 20 == 0:
+            pool.check()
+    for table in tables:
+        pool.release(table)
+    pool.check()
+    assert pool.n_used == 0 and pool.n_available == pool.n_total
+
+
+def test_a_failed_allocation_changes_nothing() -> None:
+    pool = BlockPool(4)
+    held = pool.allocate(3)
+    assert held is not None and pool.allocate(2) is None
+    assert (pool.n_free, pool.n_used) == (1, 3)
+
+
+def test_the_tail_of_a_chain_is_evicted_before_its_head() -> None:
+    pool = BlockPool(3)
+    chain = pool.allocate(3)
+    assert chain is not None
+    for block, key in zip(chain, (b"a", b"b", b"c"), strict=True):
+        pool.register(block, key)
+    pool.release(chain)
+    assert pool.allocate(1) == [chain[2]]
+    assert pool.lookup(b"a") == chain[0] and pool.lookup(b"c") is None
+
+
+@pytest.mark.parametrize("misuse", ["release twice", "share free", "register free"])
+def test_misuse_is_our_bug(misuse: str) -> None:
+    pool = BlockPool(2)
+    with pytest.raises(AssertionError):
+        match misuse:
+            case "release twice":
+                blocks = pool.allocate(1) or []
+                pool.release(blocks)
+                pool.release(blocks)
+            case "share free":
+                pool.share(0)
+            case "register free":
+                pool.register(0, b"k")
+
+
+def _chain(ids: list[int], runs: list[ImageRun], root: bytes, size: int = 4) -> list[bytes]:
+    keys: list[bytes] = []
+    for i in range(len(ids) // size):
+        keys.append(block_key(keys[-1] if keys else root, ids[i * size : (i + 1) * size], i * size, runs))
+    return keys
+
+
+def test_keys_cover_what_keys_and_values_depend_on() -> None:
+    root = root_key(b"", "keep", "float32")
+    red, blue = image_key(b"r" * 32, "none", 5), image_key(b"b" * 32, "none", 5)
+    ids = [1, 2, 3, 9, 9, 9, 9, 9, 4, 5, 6, 7]
+    base = _chain(ids, [ImageRun(3, 8, red)], root)
+    assert base == _chain(ids, [ImageRun(3, 8, red)], root), "equal contents, equal keys"
+    variants = {
+        "another image": _chain(ids, [ImageRun(3, 8, blue)], root),
+        "another offset": _chain(ids, [ImageRun(2, 7, red)], root),
+        "no image": _chain(ids, [], root),
+        "another tenant": _chain(ids, [ImageRun(3, 8, red)], root_key(b"x", "keep", "float32")),
+        "another scheme": _chain(ids, [ImageRun(3, 8, red)], root_key(b"", "compact", "float32")),
+        "another dtype": _chain(ids, [ImageRun(3, 8, red)], root_key(b"", "keep", "bfloat16")),
+        "another first token": _chain([0, *ids[1:]], [ImageRun(3, 8, red)], root),
+    }
+    for name, keys in variants.items():
+        assert not set(keys) & set(base), f"{name}: the first block differs and all after it"
+    later = _chain([*ids[:-1], 0], [ImageRun(3, 8, red)], root)
+    assert later[:2] == base[:2] and later[2] != base[2], "a later token leaves earlier blocks alone"
+    assert len({k for keys in [base, *variants.values()] for k in keys}) == 3 * 8
+
+
+def test_image_keys_tell_methods_settings_and_counts_apart() -> None:
+    keys = {
+        image_key(d * 32, m, k) for d in (b"a", b"b") for m in ("none", "pool Pool()", "pool Pool(x=1)") for k in (1, 2)
+    }
+    assert len(keys) == 12
+    assert root_key(b"ab", "c", "d") != root_key(b"a", "bc", "d"), "parts do not run into each other"

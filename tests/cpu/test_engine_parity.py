@@ -1,0 +1,101 @@
+"""Through the whole engine (paged, chunked, batched with strangers) our models say what `transformers` says."""
+
+from hashlib import sha256
+
+import pytest
+import torch
+from PIL import Image as Pictures
+
+from foveate.configs.config import CacheConfig, Config, SchedulerConfig
+from foveate.engine.engine import Engine
+from foveate.engine.messages import Delta, Failed, Generate, Image, SamplingParams, TokenLogprob
+from foveate.engine.models.base import Model
+from foveate.engine.models.loader import load_model
+
+N_TOKENS = 32
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def image(model: Model, picture: Pictures.Image) -> Image:
+    """What the server sends for a picture."""
+    ready = model.processor.prepare(picture)
+    pixels = ready.tobytes()
+    digest = sha256(f"{ready.size}".encode() + pixels).digest()
+    return Image(pixels=pixels, height=ready.height, width=ready.width, digest=digest)
+
+
+def answer(engine: Engine, requests: list[Generate]) -> dict[str, list[TokenLogprob]]:
+    """Each request's tokens with the log-probabilities of the whole vocabulary; one joins every other step."""
+    out: dict[str, list[TokenLogprob]] = {}
+    waiting = list(requests)
+    steps = 0
+    while waiting or engine.has_work:
+        if waiting and steps % 2 == 0:
+            engine.add(waiting.pop(0))
+        for event in engine.step():
+            assert not isinstance(event, Failed), event
+            if isinstance(event, Delta):
+                out.setdefault(event.id, []).extend(event.logprobs or [])
+        engine.check()
+        steps += 1
+    return out
+
+
+CASES = [
+    ("llava", dict(vision="clip", decoder="llama", n_kv_heads=1, tied=False), [(45, 61)]),
+    ("llava", dict(vision="siglip", decoder="qwen2", n_kv_heads=2, tied=True), [(64, 30), (20, 33)]),
+    ("llava", dict(vision="clip", decoder="llama", n_kv_heads=4, tied=True, naming="published"), []),
+    ("qwen", dict(family="qwen2_vl", n_kv_heads=1, tied=True), [(24, 40), (56, 33)]),
+    ("qwen", dict(family="qwen2_vl", n_kv_heads=4, tied=False, naming="published"), []),
+    ("qwen", dict(family="qwen2_5_vl", n_kv_heads=2, tied=False), [(60, 24), (30, 90)]),
+    ("qwen", dict(family="qwen2_5_vl", n_kv_heads=4, tied=True), [(47, 61)]),
+]
+
+
+@pytest.mark.parametrize("seed, case", list(enumerate(CASES)))
+def test_the_engine_agrees_with_transformers(tiny_models, tmp_path, seed, case):
+    kind, options, sizes = case
+    (tiny_models.save_llava if kind == "llava" else tiny_models.save_qwen)(tmp_path, seed=seed, **options)
+    pictures = [tiny_models.picture(h, w, seed + i) for i, (h, w) in enumerate(sizes)]
+    prompt = tiny_models.prompt(19, len(sizes), seed)
+    expected = tiny_models.reference_greedy(tmp_path, prompt, pictures, N_TOKENS)
+    full = tiny_models.reference_logits(tmp_path, prompt + expected, pictures)
+    theirs = full[-N_TOKENS - 1 : -1].log_softmax(-1)
+
+    model = load_model(tmp_path, torch.float32, "cpu")
+    engine = Engine(
+        model,
+        Config(
+            cache=CacheConfig(memory_mb=1, block_tokens=4),
+            scheduler=SchedulerConfig(chunk_tokens=7, step_tokens=40, max_running=5),
+        ),
+    )
+    sampling = SamplingParams(
+        temperature=0.0,
+        max_tokens=N_TOKENS,
+        ignore_eos=True,
+        logprobs=tiny_models.vocab,
+        logit_bias={tiny_models.image_token: -1e4},
+    )
+    images = [image(model, picture) for picture in pictures]
+    strangers = [
+        Generate(id=f"stranger {i}", prompt_ids=tiny_models.prompt(5 + 9 * i, 0, 50 + i), sampling=sampling)
+        for i in range(3)
+    ]
+    again = Generate(id="again", prompt_ids=prompt, images=images, sampling=sampling)  # meets a warm prefix cache
+    asked = Generate(id="asked", prompt_ids=prompt, images=images, sampling=sampling)
+    answers = answer(engine, [strangers[0], asked, *strangers[1:], again])
+    for name in ("asked", "again"):
+        ours = torch.full_like(theirs, torch.nan)
+        for row, token in enumerate(answers[name]):
+            for token_id, logprob in token.top:
+                ours[row, token_id] = logprob
+        assert [token.token_id for token in answers[name]] == expected
+        assert (ours - theirs).abs().max() / theirs.abs().max() < 1e-4

@@ -1,0 +1,90 @@
+"""Our modules against `transformers`: logits of random tiny checkpoints, both through dense attention."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from foveate.engine.grid import Grid
+from foveate.engine.models.base import Attend, Model
+from foveate.engine.models.loader import load_model
+
+torch.set_num_threads(1)
+
+
+def dense_attend(scale: float) -> Attend:
+    """Causal attention over one sequence, written out."""
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        group = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        scores = torch.einsum("mhd,nhd->hmn", q, k) * scale
+        hidden = torch.ones(q.shape[0], q.shape[0], dtype=torch.bool).triu(1)
+        return torch.einsum("hmn,nhd->mhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
+
+    return attend
+
+
+def run(model: Model, prompt: list[int], pixels: list[Tensor]) -> Tensor:
+    """[n, vocab] logits of a prompt with one placeholder per picture."""
+    seen = iter(model.encode(pixels, frozenset())) if pixels else iter(())
+    segments: list[int | Grid] = []
+    rows = []
+    for token in prompt:
+        if token == model.spec.image_token_id:
+            image = next(seen)
+            segments.append(image.grid)
+            rows.append(image.proj)
+        else:
+            segments.append(1)
+            rows.append(model.embed(torch.tensor([token])))
+    positions, _ = model.lay_out(segments)
+    hidden = model(torch.cat(rows), torch.cat(positions, 1), dense_attend(model.spec.head_dim**-0.5))
+    return model.logits(hidden)
+
+
+def check(tiny: SimpleNamespace, path: Path, sizes: list[tuple[int, int]], seed: int) -> None:
+    model = load_model(path, torch.float32, "cpu")
+    pictures = [tiny.picture(h, w, seed + i) for i, (h, w) in enumerate(sizes)]
+    prompt = tiny.prompt(9, len(sizes), seed)
+    ready = [model.processor.prepare(p) for p in pictures]
+    pixels = [torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).view(p.height, p.width, 3) for p in ready]
+    ours, theirs = run(model, prompt, pixels), tiny.reference_logits(path, prompt, pictures)
+    assert ours.shape == theirs.shape and ours.dtype == torch.float32
+    assert theirs.std() > 0.1, "the oracle itself says something"
+    assert (ours - theirs).abs().max() / theirs.abs().max() < 1e-4
+
+
+LLAVA = [
+    dict(vision="clip", decoder="llama", n_kv_heads=1, tied=False, naming="saved"),
+    dict(vision="clip", decoder="qwen2", n_kv_heads=2, tied=True, naming="published", shards=3),
+    dict(vision="siglip", decoder="llama", n_kv_heads=4, tied=True, naming="module", bias=True),
+    dict(vision="siglip", decoder="qwen2", n_kv_heads=1, tied=False, naming="published"),
+    dict(vision="clip", decoder="llama", n_kv_heads=4, naming="published", select=-1, strategy="full"),
+    dict(vision="siglip", decoder="llama", n_kv_heads=2, select=2, strategy="default", rope="linear"),
+    dict(vision="clip", decoder="llama", n_kv_heads=2, naming="module", select=3, rope="llama3", shards=2),
+]
+
+
+@pytest.mark.parametrize("seed, options", list(enumerate(LLAVA)))
+def test_llava(tiny_models, tmp_path, seed, options):
+    tiny_models.save_llava(tmp_path, seed=seed, **options)
+    check(tiny_models, tmp_path, [[(45, 61)], [], [(20, 33), (64, 30)]][seed % 3], seed)
+
+
+QWEN = [
+    (dict(n_kv_heads=1, tied=False, naming="saved"), [(24, 40), (56, 33)]),
+    (dict(n_kv_heads=2, tied=True, naming="published", shards=2), [(47, 61)]),
+    (dict(n_kv_heads=4, tied=False, naming="module"), [(60, 24), (16, 16), (30, 90)]),
+    (dict(n_kv_heads=2, tied=True, naming="saved"), []),
+]
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("seed", range(len(QWEN)))
+def test_qwen(tiny_models, tmp_path, family, seed):
+    options, sizes = QWEN[seed]
+    tiny_models.save_qwen(tmp_path, family=family, seed=seed, **options)
+    check(tiny_models, tmp_path, sizes, seed)

@@ -1,0 +1,148 @@
+"""The engine process as the server starts it: messages over sockets, ends when told to or orphaned."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import zmq
+
+from foveate.configs.config import CacheConfig, Config, ModelConfig
+from foveate.engine.errors import ModelError
+from foveate.engine.messages import (
+    Abort,
+    Accepted,
+    Delta,
+    Failed,
+    FromEngine,
+    Generate,
+    Heartbeat,
+    Ready,
+    SamplingParams,
+    Shutdown,
+    ToEngine,
+)
+from foveate.engine.process import locate
+
+CONFIG = Config(model=ModelConfig(path="tiny-llava", threads=1), cache=CacheConfig(memory_mb=16))
+
+
+def start(directory: Path, stdin: bytes) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-P", "-m", "foveate.engine.process", str(directory)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(stdin)
+    process.stdin.close()
+    process.stdin = None
+    return process
+
+
+class Link:
+    """What the server holds of an engine process."""
+
+    def __init__(self, directory: Path) -> None:
+        self.context = zmq.Context()
+        self.outbox, self.inbox = self.context.socket(zmq.PUSH), self.context.socket(zmq.PULL)
+        self.outbox.bind(f"ipc://{directory}/to_engine")
+        self.inbox.bind(f"ipc://{directory}/from_engine")
+        self.process = start(directory, msgspec.msgpack.encode(CONFIG))
+        self.events: list[FromEngine] = []
+
+    def send(self, message: ToEngine) -> None:
+        self.outbox.send(msgspec.msgpack.encode(message))
+
+    def until(self, kind: type[FromEngine], finish: str | None = None) -> FromEngine:
+        """The next event of a kind; the others stay in `events`."""
+        for _ in range(1000):
+            assert self.inbox.poll(60_000), "the engine says something within a minute"
+            fresh = msgspec.msgpack.decode(self.inbox.recv(), type=list[FromEngine])
+            self.events += fresh
+            for event in fresh:
+                if isinstance(event, kind) and (finish is None or getattr(event, "finish", None) == finish):
+                    return event
+        raise AssertionError(f"no {kind.__name__}")
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.context.destroy(linger=0)
+
+
+@pytest.fixture
+def link(tmp_path: Path) -> Iterator[Link]:
+    link = Link(tmp_path)
+    yield link
+    link.close()
+
+
+def test_a_process_lives_answers_and_ends(link: Link) -> None:
+    ready = link.until(Ready)
+    assert isinstance(ready, Ready) and ready.model.family == "llava" and "divprune" in {m.name for m in ready.methods}
+    text = [token for token in range(40, 60) if token != ready.model.image_token_id]
+
+    link.send(Generate(id="a", prompt_ids=text, sampling=SamplingParams(max_tokens=5, ignore_eos=True), n=2))
+    first, second = link.until(Delta, finish="length"), link.until(Delta, finish="length") if _ended(link) < 2 else None
+    assert isinstance(first, Delta) and (second is None or isinstance(second, Delta))
+    told = [e for e in link.events if isinstance(e, Accepted | Delta)]
+    assert isinstance(told[0], Accepted) and told[0].prompt_tokens == len(text)
+    assert sorted(e.choice for e in told if isinstance(e, Delta)) == [0] * 5 + [1] * 5
+
+    link.send(Generate(id="bad", prompt_ids=[]))
+    failed = link.until(Failed)
+    assert isinstance(failed, Failed) and failed.id == "bad"
+
+    link.outbox.send(b"\xc1 no message")  # ours never sends such a thing; a bug there must not end the process here
+    link.send(Generate(id="b", prompt_ids=text, sampling=SamplingParams(ignore_eos=True)))
+    link.until(Delta)
+    link.send(Abort("b"))
+    aborted = link.until(Delta, finish="abort")
+    assert isinstance(aborted, Delta) and aborted.usage is not None
+    beat = link.until(Heartbeat)
+    assert isinstance(beat, Heartbeat) and beat.used_blocks == 0 and beat.output_tokens >= 11
+
+    link.send(Shutdown())
+    assert link.process.wait(10) == 0
+
+
+def _ended(link: Link) -> int:
+    return sum(isinstance(event, Delta) and event.finish is not None for event in link.events)
+
+
+def test_a_wrong_setting_is_one_line_and_status_2(tmp_path: Path) -> None:
+    process = start(tmp_path, msgspec.msgpack.encode({"cache": {"block_tokens": 3}}))
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert stderr.decode().startswith("error: cache.block_tokens: 3 is not a power of two") and stderr.count(b"\n") == 1
+
+
+def test_a_model_is_a_bundled_name_or_a_directory(tmp_path: Path) -> None:
+    assert locate("tiny-llava").name == "tiny-llava" and locate(str(tmp_path)) == tmp_path
+    with pytest.raises(ModelError, match=r"model\.path: 'no-such'.*tiny-llava"):
+        locate("no-such")
+
+
+def test_an_orphan_ends_by_itself(tmp_path: Path) -> None:
+    """A shell in between dies at once; the engine notices within its heartbeat."""
+    config = tmp_path / "config"
+    config.write_bytes(msgspec.msgpack.encode(CONFIG))
+    script = f'"{sys.executable}" -P -m foveate.engine.process "{tmp_path}" < "{config}" & echo $!; read line'
+    with zmq.Context() as context, context.socket(zmq.PULL) as inbox:
+        inbox.bind(f"ipc://{tmp_path}/from_engine")
+        with subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as shell:
+            assert shell.stdout is not None
+            pid = int(shell.stdout.readline())
+            assert inbox.poll(60_000), "the engine is ready"
+        deadline = time.monotonic() + 20
+        while _is_alive(pid):
+            assert time.monotonic() < deadline, "the engine outlives its parent"
+            time.sleep(0.1)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]  # Z: ended, but nobody has asked how
+    except FileNotFoundError:
+        return False
