@@ -96,8 +96,9 @@ class BudgetConfig:
         _ratio("budget.ratio", self.ratio)
         _ratio("budget.low_detail_ratio", self.low_detail_ratio)
         _positive("budget.floor", self.floor)
-        if self.tokens < 0 or self.max_tokens < 0:
-            raise ConfigError("budget.tokens and budget.max_tokens: negative; 0 means no cap")
+        for key in ("tokens", "max_tokens"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"budget.{key}: {getattr(self, key)} is negative; 0 means no cap")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,12 +131,15 @@ class ServerConfig:
     image_url_hosts: tuple[str, ...] = ()  # hosts that may be fetched; empty: any public address
     decode_workers: int = 2  # threads that fetch, decode and resize images
     api_keys: tuple[str, ...] = ()  # empty: no authentication
+    drain_s: float = 30.0  # how long open requests may go on after SIGTERM or Ctrl-C
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"server.port: {self.port} is not in 0..65535; 0 picks a free port")
         _positive("server.decode_workers", self.decode_workers)
+        if self.drain_s < 0:
+            raise ConfigError(f"server.drain_s: {self.drain_s} is negative; 0 cuts open requests off at once")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -112,7 +112,6 @@ BAD: dict[str, tuple[dict[str, Any], str, str | None, str]] = {
     "bias": ({"sampling": SamplingParams(logit_bias={300: 1.0})}, "invalid_request", "logit_bias", "300"),
     "stop": ({"sampling": SamplingParams(stop_token_ids=(-5,))}, "invalid_request", "stop_token_ids", "-5"),
     "too long": ({"prompt_ids": [1] * 400}, "context_length_exceeded", "messages", "400 text tokens + 1"),
-    "prompt logprobs": ({"prompt_logprobs": True}, "invalid_request", "prompt_logprobs", "prompt_logprobs"),
 }
 
 

@@ -1,0 +1,83 @@
+"""The settings as a user reads them: key, type, default and the comment that stands beside the field."""
+
+import ast
+import dataclasses
+import inspect
+import types
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from foveate.configs.config import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One setting that `--set`, a file or the environment can reach."""
+
+    key: str  # "cache.block_tokens"
+    kind: Any  # the field's annotation: int, float, bool, str, tuple[str, ...] or a Literal of strings
+    default: object
+    comment: str  # of the field in config.py; empty where the name says all
+
+    @property
+    def legal(self) -> str:
+        """What may be written, in words."""
+        if get_origin(self.kind) is Literal:
+            return "one of " + ", ".join(get_args(self.kind))
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        return names.get(self.kind, "a list of texts, separated by commas")
+
+
+def sections() -> dict[str, type[Any]]:
+    """The sections of a `Config` in order, by name."""
+    hints = get_type_hints(Config)
+    return {f.name: hints[f.name] for f in dataclasses.fields(Config)}
+
+
+def describe_settings() -> list[Setting]:
+    """Every setting in the order of config.py."""
+    settings = []
+    for name, section in sections().items():
+        hints, comments = get_type_hints(section), _comments(section)
+        for f in dataclasses.fields(section):
+            comment = comments.get(f.name, "")
+            settings.append(Setting(key=f"{name}.{f.name}", kind=hints[f.name], default=f.default, comment=comment))
+    return settings
+
+
+def render(config: Config) -> str:
+    """Write `config` as YAML that `load` reads back to an equal one, each setting with its comment."""
+    lines: list[str] = []
+    section = ""
+    for setting in describe_settings():
+        name, _, key = setting.key.partition(".")
+        if name != section:
+            doc = (inspect.getdoc(sections()[name]) or "").splitlines()[0]
+            lines += ["", f"# {doc}", f"{name}:"]
+            section = name
+        line = f"  {key}: {_scalar(getattr(getattr(config, name), key))}"
+        note = setting.comment
+        if get_origin(setting.kind) is Literal:
+            note = f"{setting.legal}; {note}" if note else setting.legal
+        lines.append(f"{line}  # {note}" if note else line)
+    return "\n".join(lines[1:]) + "\n"
+
+
+def _scalar(value: object) -> str:
+    plain = list(value) if isinstance(value, tuple) else value
+    text: str = yaml.safe_dump(plain, default_flow_style=True, width=2**31, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _comments(section: type[Any] | types.ModuleType) -> dict[str, str]:
+    """The comment that ends the line of each field of `section`, from its source."""
+    source = inspect.getsource(section)
+    lines = source.splitlines()
+    found = {}
+    for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.end_lineno is not None:
+            rest = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().strip()
+            found[node.target.id] = rest.removeprefix("#").strip()
+    return found

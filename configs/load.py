@@ -1,0 +1,160 @@
+"""Settings from a YAML file or preset, the environment and `--set`: strict, and every error is one line.
+
+Later wins: defaults < file < environment < `--set`. The environment is spelled FOVEATE__SECTION__KEY, with two
+underscores, because Kubernetes injects FOVEATE_SERVER_PORT=tcp://... into pods beside a service of that name.
+"""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+
+from foveate.configs.config import Config
+from foveate.configs.describe import Setting, describe_settings, sections
+from foveate.configs.errors import ConfigError
+
+PRESETS = Path(__file__).parent / "presets"
+ENVIRONMENT = "FOVEATE__"
+
+
+def load(
+    file: str | Path | None = None, sets: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> Config:
+    """Build the settings.
+
+    Args:
+        file: a YAML file of sections and keys, or the bare name of a preset (`preset_names`).
+        sets: "section.key=value" each; the last one of a key wins.
+        environment: usually `os.environ`; only names that begin with FOVEATE__ are read.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type or out of range, a file that cannot be read.
+    """
+    known = {s.key: s for s in describe_settings()}
+    values = {} if file is None else _from_file(file, known)
+    for name, text in sorted((environment or {}).items()):
+        if name.startswith(ENVIRONMENT):
+            key = name.removeprefix(ENVIRONMENT).lower().replace("__", ".")
+            values[key] = _parse(_setting(key, known), text)
+    for item in sets:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {_show(item)}: there is no '='; write --set section.key=value")
+        values[key.strip()] = _parse(_setting(key.strip(), known), text)
+    return _build(values)
+
+
+def preset_names() -> list[str]:
+    return sorted(p.stem for p in PRESETS.glob("*.yaml"))
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """Return '; did you mean X?' for the closest of `names`, or '' when none is close."""
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _build(values: Mapping[str, object]) -> Config:
+    built = {}
+    for name, section in sections().items():
+        prefix = f"{name}."
+        built[name] = section(**{k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)})
+    return Config(**built)
+
+
+def _setting(key: str, known: Mapping[str, Setting]) -> Setting:
+    if key in known:
+        return known[key]
+    same_tail = [k for k in known if k.partition(".")[2] == key.rpartition(".")[2]]
+    hint = f"; did you mean {same_tail[0]}?" if same_tail else nearest(key, list(known))
+    raise ConfigError(f"{_show(key)}: no such setting{hint or '; `foveate config` lists them all'}")
+
+
+def _from_file(file: str | Path, known: Mapping[str, Setting]) -> dict[str, object]:
+    path = Path(file)
+    if not path.is_file() and str(file) in preset_names():
+        path = PRESETS / f"{file}.yaml"
+    values: dict[str, object] = {}
+    for section, content in _mapping(_read(path), path, "sections").items():
+        if section not in sections():
+            hint = nearest(str(section), list(sections())) or f"; there are {', '.join(sections())}"
+            raise ConfigError(f"{path}: {_show(section)}: no such section{hint}")
+        for name, value in _mapping(content, path, f"settings under {section}").items():
+            setting = _setting(f"{section}.{name}", known)
+            values[setting.key] = _check(setting, value)
+    return values
+
+
+def _read(path: Path) -> object:
+    try:
+        content: object = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        if path.exists():
+            raise ConfigError(f"--config {path}: cannot be read: {error}") from error
+        presets = preset_names()
+        hint = nearest(str(path), presets)
+        raise ConfigError(f"--config {path}: no such file, nor a preset ({', '.join(presets)}){hint}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
+        problem = getattr(error, "problem", None) or "is not text"
+        raise ConfigError(f"--config {path}:{where} not YAML: {problem}") from error
+    return content
+
+
+def _mapping(content: object, path: Path, of: str) -> dict[Any, object]:
+    if content is None:  # an empty file, or a section whose lines are all commented out
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {path}: {_show(content)} stands where {of} are expected, as 'name: value'")
+    return content
+
+
+def _parse(setting: Setting, text: str) -> object:
+    """Read a value from the text of `--set` or the environment."""
+    text = text.strip()
+    if setting.kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if setting.kind in (int, float):
+        try:
+            return _check(setting, setting.kind(text))
+        except ValueError as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise _wrong(setting, text) from error
+    return _check(setting, text)
+
+
+def _check(setting: Setting, value: object) -> object:
+    """Return `value` in the type of the field; YAML has typed it already."""
+    kind = setting.kind
+    if get_origin(kind) is Literal:
+        if value in get_args(kind):
+            return value
+        raise _wrong(setting, value, nearest(str(value), get_args(kind)))
+    if get_origin(kind) is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        if isinstance(items, list) and all(isinstance(item, str) for item in items):
+            return tuple(item.strip() for item in items if item.strip())
+    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if math.isfinite(value):
+            return float(value)
+    elif kind is int and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) < 2**63:  # what the message to the engine can carry
+            return value
+    elif kind in (bool, str) and isinstance(value, kind):
+        return value
+    raise _wrong(setting, value)
+
+
+def _wrong(setting: Setting, value: object, hint: str = "") -> ConfigError:
+    return ConfigError(f"{setting.key}: {_show(value)} is not {setting.legal}{hint}")
+
+
+def _show(value: object) -> str:
+    """A value as it fits in one line of an error."""
+    text = str(value) if isinstance(value, str) and value.isprintable() and value.strip() else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,270 @@
+"""The server's side of the engine process: start it, talk to it, start it again when it dies.
+
+    starting --Ready--> ready --death--> starting ...      a wrong setting, or MAX_DEATHS in DEATH_WINDOW_S --> dead
+
+Every request ends in exactly one way: all its choices finish, or one `Failed`. A caller that stops listening aborts.
+"""
+
+import asyncio
+import logging
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from typing import Literal
+
+import msgspec
+
+from foveate.configs.config import Config
+from foveate.engine.messages import (
+    Abort,
+    Accepted,
+    Delta,
+    Failed,
+    FromEngine,
+    Generate,
+    Heartbeat,
+    MethodInfo,
+    ModelInfo,
+    Ready,
+)
+from foveate.server.engine_process import Death, EngineProcess
+
+log = logging.getLogger("foveate.server.engine_client")
+
+ENGINE_COMMAND = (sys.executable, "-P", "-m", "foveate.engine.process")
+ENGINE_RESTARTED = "engine_restarted"  # the code of requests that an engine's death ended, or that came during it
+ABORTED = "aborted"  # the code of requests that were cut off at the end of the drain
+MAX_DEATHS = 3
+DEATH_WINDOW_S = 60.0
+STOP_GRACE_S = 3.0
+
+State = Literal["starting", "ready", "dead"]
+Event = Accepted | Delta | Failed
+
+_LIST: msgspec.msgpack.Decoder[list[FromEngine]] = msgspec.msgpack.Decoder(list[FromEngine])
+_RAW_LIST: msgspec.msgpack.Decoder[list[msgspec.Raw]] = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_ONE: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+_COUNTERS = (
+    "steps",
+    "preemptions",
+    "prompt_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "visual_offered",
+    "visual_kept",
+    "images_encoded",
+    "encoder_hits",
+)
+
+
+class EngineDown(Exception):
+    """The engine process stays down; the message is one line that says why.
+
+    Args:
+        wrong_setting: it refused its settings or the checkpoint, rather than crashing.
+    """
+
+    def __init__(self, reason: str, wrong_setting: bool) -> None:
+        super().__init__(reason)
+        self.wrong_setting = wrong_setting
+
+
+class EngineClient:
+    """Owns the engine process. All methods belong to one event loop.
+
+    Attributes:
+        state: "ready" is the only one in which requests are served.
+        restarts: how often a dead process was replaced.
+        methods: what the engine can reduce with, from its last `Ready`.
+        heartbeat: the last one; its counters go on over restarts.
+        heartbeat_at: when it came, `time.monotonic()`.
+    """
+
+    def __init__(self, config: Config, command: Sequence[str] = ENGINE_COMMAND) -> None:
+        self.state: State = "starting"
+        self.restarts = 0
+        self.methods: list[MethodInfo] = []
+        self.heartbeat: Heartbeat | None = None
+        self.heartbeat_at = 0.0
+        self._config = config
+        self._command = tuple(command)
+        self._model: ModelInfo | None = None
+        self._down: EngineDown | None = None
+        self._last_death = ""
+        self._streams: dict[str, asyncio.Queue[Event]] = {}
+        self._counted = dict.fromkeys(_COUNTERS, 0)  # by processes that are dead
+        self._process: EngineProcess | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._turned = asyncio.Event()  # set and replaced whenever `state` changes
+
+    @property
+    def model(self) -> ModelInfo:
+        """Of the last engine that was ready; there is none before `ready()` returned once."""
+        assert self._model is not None, "asked for the model before the engine was ready"
+        return self._model
+
+    @property
+    def reason(self) -> str:
+        """Why `state` is not "ready", in words."""
+        if self._down is not None:
+            return f"the engine process is down: {self._down}"
+        if self._last_death:
+            return f"the engine process died ({self._last_death}) and is starting again"
+        return "the model is being loaded"
+
+    async def start(self) -> None:
+        """Start the process and return at once; `ready` waits for the model. Raises OSError."""
+        assert self._supervisor is None, "started once"
+        self._process = await EngineProcess.spawn(self._config, self._command)
+        self._supervisor = asyncio.create_task(self._supervise(), name="engine supervisor")
+
+    async def ready(self) -> None:
+        """Wait until requests are served. Raises EngineDown if they never will be."""
+        while self.state == "starting":
+            await self._turned.wait()
+        if self._down is not None:
+            raise self._down
+
+    async def generate(self, request: Generate) -> AsyncGenerator[Event, None]:
+        """Run one request; ends after the last choice's `finish` or after `Failed`.
+
+        Closing the iterator before that, or cancelling the task that reads it, aborts the request in the engine.
+        """
+        assert request.id not in self._streams, f"request id {request.id!r} is in flight already"
+        if self.state != "ready" or self._process is None:
+            yield Failed(id=request.id, code=ENGINE_RESTARTED, message=f"{self.reason}; try again later")
+            return
+        process = self._process
+        queue = self._streams[request.id] = asyncio.Queue()
+        unfinished = request.n
+        process.send(request)
+        try:
+            while unfinished:
+                event = await queue.get()
+                if isinstance(event, Failed):
+                    unfinished = 0
+                elif isinstance(event, Delta) and event.finish is not None:
+                    unfinished -= 1
+                yield event
+        finally:
+            # Gone already if `cut_off` or the death of the process ended it.
+            if self._streams.pop(request.id, None) is not None and unfinished and process is self._process:
+                process.send(Abort(request.id))
+
+    def cut_off(self, message: str) -> None:
+        """Abort every request in flight: each reader gets `Failed` with the code `ABORTED`."""
+        streams, self._streams = self._streams, {}
+        for request_id, queue in streams.items():
+            if self._process is not None:
+                self._process.send(Abort(request_id))
+            queue.put_nowait(Failed(id=request_id, code=ABORTED, message=message))
+
+    async def aclose(self, grace_s: float = STOP_GRACE_S) -> None:
+        """Stop the process; requests in flight end with `Failed`. May be called twice."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+            self._supervisor = None
+        if self.state == "starting":  # it reads no messages while it loads the model
+            grace_s = 0.0
+        if self._down is None:
+            self._give_up(EngineDown("the server is shutting down", wrong_setting=False))
+        if self._process is not None:
+            process, self._process = self._process, None
+            await process.stop(grace_s)
+
+    async def _supervise(self) -> None:
+        deaths: deque[float] = deque(maxlen=MAX_DEATHS)
+        try:
+            while self._process is not None:
+                death = await self._live(self._process)
+                deaths.append(time.monotonic())
+                self._last_death = death.reason
+                crash_loop = len(deaths) == MAX_DEATHS and deaths[-1] - deaths[0] <= DEATH_WINDOW_S
+                if death.final:
+                    return self._give_up(EngineDown(death.reason, wrong_setting=True))
+                if crash_loop:
+                    reason = f"it died {MAX_DEATHS} times within {DEATH_WINDOW_S:.0f} s, last with {death.reason}"
+                    return self._give_up(EngineDown(reason, wrong_setting=False))
+                await self._replace(self._process)
+        except Exception as error:  # the last line of defence: without a supervisor no request would ever end
+            log.exception("the supervisor of the engine process failed")
+            self._give_up(EngineDown(f"internal error: {error}", wrong_setting=False))
+
+    async def _replace(self, dead: EngineProcess) -> None:
+        log.error("the engine process died (%s); starting another", self._last_death)
+        self._turn("starting")
+        self._fail_all(f"{self.reason}; send the request again")
+        if self.heartbeat is not None:
+            self._counted = {name: getattr(self.heartbeat, name) for name in _COUNTERS}
+        self.restarts += 1
+        await dead.stop(0)
+        self._process = await EngineProcess.spawn(self._config, self._command)
+
+    async def _live(self, process: EngineProcess) -> Death:
+        """Hand out events until the process ends."""
+        receiver = asyncio.create_task(self._receive(process))
+        waiter = asyncio.create_task(process.wait())
+        try:
+            await asyncio.wait((receiver, waiter), return_when=asyncio.FIRST_COMPLETED)
+            if receiver.done():
+                receiver.result()  # it never returns: raises our own bug
+            return await waiter
+        finally:
+            receiver.cancel()
+            waiter.cancel()
+            await asyncio.gather(receiver, waiter, return_exceptions=True)
+
+    async def _receive(self, process: EngineProcess) -> None:
+        while True:
+            for event in _decode(await process.receive()):
+                self._handle(event)
+
+    def _handle(self, event: FromEngine) -> None:
+        match event:
+            case Ready(model=model, methods=methods):
+                self._model, self.methods, self._last_death = model, methods, ""
+                self.heartbeat_at = time.monotonic()
+                self._turn("ready")
+            case Heartbeat():
+                sums = {name: getattr(event, name) + self._counted[name] for name in _COUNTERS}
+                self.heartbeat, self.heartbeat_at = msgspec.structs.replace(event, **sums), time.monotonic()
+            case _:
+                queue = self._streams.get(event.id)
+                if queue is not None:  # else it was aborted while this event was on its way
+                    queue.put_nowait(event)
+
+    def _give_up(self, down: EngineDown) -> None:
+        log.debug("the engine process is given up: %s", down)
+        self._down = down
+        self._turn("dead")
+        self._fail_all(self.reason)
+
+    def _turn(self, state: State) -> None:
+        self.state = state
+        self._turned.set()
+        self._turned = asyncio.Event()
+
+    def _fail_all(self, message: str) -> None:
+        streams, self._streams = self._streams, {}
+        for request_id, queue in streams.items():
+            queue.put_nowait(Failed(id=request_id, code=ENGINE_RESTARTED, message=message))
+
+
+def _decode(frame: bytes) -> Sequence[FromEngine]:
+    """The events of one frame; one that cannot be read is logged, and the others still count."""
+    try:
+        return _LIST.decode(frame)
+    except msgspec.DecodeError:
+        pass
+    events = []
+    try:
+        for raw in _RAW_LIST.decode(frame):
+            try:
+                events.append(_ONE.decode(raw))
+            except msgspec.DecodeError as error:
+                log.error("an event of the engine could not be read: %s", error)
+    except msgspec.DecodeError as error:
+        log.error("a frame of the engine is not a list: %s", error)
+    return events

@@ -1,0 +1,53 @@
+"""Turn what the user calls a model into a directory that server and engine share."""
+
+import difflib
+from dataclasses import replace
+from pathlib import Path
+
+import foveate.bundled
+from foveate.configs.config import Config
+from foveate.configs.errors import ConfigError
+
+_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # no code, no pickled weights
+
+
+def find_model(config: Config) -> tuple[Config, Path]:
+    """Locate the model: a bundled name, a local directory, or else a hub name, downloaded if it is not cached.
+
+    Returns:
+        `config` with `model.path` absolute and `model.name` filled in, and that directory.
+
+    Raises:
+        ConfigError: it is none of these, the directory holds no config.json, or the hub does not give it.
+    """
+    name = config.model.path
+    directory = (foveate.bundled.path(name) or _local(name) or _from_hub(name)).resolve()
+    if not (directory / "config.json").is_file():
+        raise ConfigError(f"model.path: {directory} holds no config.json; a Hugging Face model directory does")
+    short = config.model.name or name.rstrip("/").rpartition("/")[2] or directory.name
+    return replace(config, model=replace(config.model, path=str(directory), name=short)), directory
+
+
+def _local(name: str) -> Path | None:
+    path = Path(name).expanduser()
+    return path if path.is_dir() else None
+
+
+def _from_hub(name: str) -> Path:
+    bundled = foveate.bundled.names()
+    close = difflib.get_close_matches(name, bundled, n=1)
+    hint = f"; did you mean {close[0]}?" if close else f"; bundled are {', '.join(bundled)}"
+    if name.count("/") != 1 or name.startswith((".", "~", "/")) or name.endswith("/"):
+        raise ConfigError(
+            f"model.path: {name} is no directory, nor a bundled model, nor a hub name like org/model{hint}"
+        )
+    # Slow to import, and needed only here.
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"model.path: the hub does not give {name}: {said}{hint}") from error

@@ -1,0 +1,81 @@
+"""Liveness and readiness. Alive: the event loop runs. Ready: a real step of the engine finished lately."""
+
+import asyncio
+import contextlib
+import time
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from foveate.engine.messages import Failed, Generate, ModelInfo, SamplingParams
+from foveate.server.engine_client import EngineClient
+
+HEARTBEAT_FRESH_S = 5.0
+STEP_FRESH_S = 10.0
+PROBE_TIMEOUT_S = 2.0
+
+
+class Readiness:
+    """Answers whether requests would be served, by one if need be. Questions asked together share one probe."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self._client = client
+        self._n_probes = 0
+        self._probed_at = -STEP_FRESH_S
+        self._probe: asyncio.Task[str | None] | None = None
+
+    async def why_not(self) -> str | None:
+        """None if ready, else the reason in words."""
+        client = self._client
+        if client.state != "ready":
+            return client.reason
+        age_s = time.monotonic() - client.heartbeat_at
+        if age_s >= HEARTBEAT_FRESH_S:
+            return f"no heartbeat of the engine process for {age_s:.0f} s"
+        since_step_s = age_s + client.heartbeat.since_step_s if client.heartbeat else 0.0  # a step ran before Ready
+        if min(since_step_s, time.monotonic() - self._probed_at) <= STEP_FRESH_S:
+            return None
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(self._run_probe())
+        return await asyncio.shield(self._probe)
+
+    async def _run_probe(self) -> str | None:
+        self._n_probes += 1
+        request = probe_request(f"probe-{self._n_probes}", self._client.model)
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S), contextlib.aclosing(self._client.generate(request)) as events:
+                async for event in events:
+                    if isinstance(event, Failed):
+                        return f"the engine failed a probe of one token: {event.message}"
+        except TimeoutError:
+            return f"the engine did not finish a probe of one token within {PROBE_TIMEOUT_S:.0f} s"
+        self._probed_at = time.monotonic()
+        return None
+
+
+def probe_request(request_id: str, model: ModelInfo) -> Generate:
+    """One ordinary token in, one out. Special tokens stand at either end of a vocabulary, words in the middle."""
+    token_id = model.vocab_size // 2
+    if token_id == model.image_token_id:
+        token_id -= 1
+    sampling = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
+    return Generate(id=request_id, prompt_ids=[token_id], sampling=sampling)
+
+
+def router(client: EngineClient) -> APIRouter:
+    """GET /health/live and /health/ready; the latter says why when it is 503."""
+    routes = APIRouter(prefix="/health", tags=["health"])
+    readiness = Readiness(client)
+
+    @routes.get("/live")
+    async def live() -> JSONResponse:
+        return JSONResponse({"status": "live"})
+
+    @routes.get("/ready", responses={503: {"description": "The body names the reason."}})
+    async def ready() -> JSONResponse:
+        reason = await readiness.why_not()
+        if reason is None:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "not ready", "reason": reason}, 503, headers={"retry-after": "1"})
+
+    return routes

@@ -1,0 +1,61 @@
+"""uvicorn as we use it: our signals, a bound on header bytes, errors only in its log."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from foveate.configs.config import Config
+from foveate.server.app import create_app
+from foveate.server.engine_client import EngineClient
+from foveate.server.metrics import Metrics
+
+HEADER_BYTES = 64 * 1024
+
+
+class BoundedHeaders(HttpToolsProtocol):
+    """httptools itself buffers headers without end; uvicorn's own limit is for h11 alone."""
+
+    _n_header_bytes = 0
+    _in_headers = True
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._n_header_bytes = self._n_header_bytes + len(data) if self._in_headers else 0
+        if self._n_header_bytes > HEADER_BYTES and not self.transport.is_closing():
+            self.send_400_response(f"The request's headers exceed {HEADER_BYTES} bytes.")
+
+    def on_headers_complete(self) -> None:
+        self._in_headers = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_headers = True
+        super().on_message_complete()
+
+
+class HttpServer(uvicorn.Server):
+    """Leaves signals to serve.py: uvicorn would raise them again after the drain, before the engine was stopped."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def make_server(config: Config, client: EngineClient, model_dir: Path) -> HttpServer:
+    metrics = Metrics(config.model.name)
+    debug = config.server.log_level == "debug"
+    logging.getLogger("uvicorn.error").setLevel(logging.DEBUG if debug else logging.WARNING)
+    settings = uvicorn.Config(
+        create_app(config, client, metrics, model_dir),
+        loop="none",
+        http=BoundedHeaders,
+        ws="none",
+        log_config=None,
+        access_log=debug,
+        server_header=False,
+    )
+    return HttpServer(settings)

@@ -1,0 +1,100 @@
+"""One server through what an operator does to it: probes, a killed engine, a drain that runs out of time."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+
+import httpx
+import psutil
+
+LONG = {
+    "model": "tiny-llava",
+    "messages": [{"role": "user", "content": "Describe the picture."}],
+    "max_tokens": 1500,
+    "ignore_eos": True,
+    "stream": True,
+}
+
+
+def until(what: Callable[[], bool], limit_s: float = 90.0) -> float:
+    """Wait for `what`; seconds it took."""
+    began = time.monotonic()
+    while not what():
+        assert time.monotonic() - began < limit_s, "waited in vain"
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+class Stream(Thread):
+    """A long answer being read; `lines` are its events so far."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.url, self.lines = url, list[str]()
+        self.start()
+        until(lambda: len(self.lines) > 2)
+
+    def run(self) -> None:
+        with httpx.stream("POST", f"{self.url}/v1/chat/completions", json=LONG, timeout=60.0) as response:
+            self.lines += [f"status {response.status_code}"]
+            for line in response.iter_lines():
+                self.lines += [line.removeprefix("data: ")] if line else []
+
+    def error(self) -> str:
+        """The code of the error that ended it, once it has ended in order."""
+        self.join(30.0)
+        assert not self.is_alive() and self.lines[-1] == "[DONE]", self.lines[-3:]
+        code = json.loads(self.lines[-2])["error"]["code"]
+        assert isinstance(code, str)
+        return code
+
+
+def test_probes_death_and_drain(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    argv = [str(Path(sys.executable).with_name("foveate")), "serve", "--port", "0", "--set", "server.drain_s=0.5"]
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "XDG_RUNTIME_DIR": str(tmp_path)}
+    with log.open("wb") as out:
+        process = subprocess.Popen(argv, stdout=out, stderr=subprocess.STDOUT, env=environment)
+    try:
+        _walk(process, log)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    assert not list(tmp_path.glob("foveate-*")), "the socket directory was left behind"
+
+
+def _walk(process: subprocess.Popen[bytes], log: Path) -> None:
+    ready_line = (
+        r"foveate: tiny-llava ready on (http://127\.0\.0\.1:\d+) in [\d.]+ s \(\w+, cpu, \d+ blocks of 16 tokens\)"
+    )
+    until(lambda: re.search(ready_line, log.read_text()) is not None or process.poll() is not None)
+    found = re.search(ready_line, log.read_text())
+    assert found is not None, log.read_text()
+    url = found[1]
+    assert httpx.get(f"{url}/health/ready").json() == {"status": "ready"}
+
+    stream = Stream(url)
+    (engine,) = psutil.Process(process.pid).children()
+    engine.kill()
+    assert stream.error() == "engine_restarted"
+    refused = httpx.get(f"{url}/health/ready")
+    assert refused.status_code == 503 and "SIGKILL" in refused.json()["reason"]
+    assert httpx.get(f"{url}/health/live").status_code == 200
+    early = httpx.post(f"{url}/v1/chat/completions", json=LONG)
+    assert early.status_code == 503 and int(early.headers["retry-after"]) > 0
+    until(lambda: httpx.get(f"{url}/health/ready", timeout=10.0).status_code == 200)
+    assert "foveate_engine_restarts_total 1.0" in httpx.get(f"{url}/metrics").text
+
+    stream = Stream(url)
+    process.send_signal(signal.SIGTERM)
+    assert stream.error() == "aborted"
+    assert process.wait(15.0) == 0
+    assert "Traceback" not in log.read_text(), log.read_text()
