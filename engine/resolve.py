@@ -49,7 +49,8 @@ def resolve(generate: Generate, model: Model, room: Room) -> Request:
     n_text = len(generate.prompt_ids) - len(grids)
     left = room.n_tokens - n_text - 1  # one token to answer with
     visual_room = left if grids else None
-    budgets = split(generate.visual, grids, [image.tokens for image in generate.images], visual_room)
+    caps = [_cap(image, grid) for image, grid in zip(generate.images, grids, strict=True)]
+    budgets = split(generate.visual, grids, caps, visual_room)
     reducer = _reducer(generate) if grids else None
     kept = [reducer.count(grid, budget) for grid, budget in zip(grids, budgets, strict=True)] if reducer else []
     _check_length(n_text, sum(kept), sum(grid.n_tokens for grid in grids), room)
@@ -117,6 +118,13 @@ def _check_image(image: Image) -> None:
             f"not {max(image.height, 0) * max(image.width, 0) * 3} of RGB",
             "messages",
         )
+
+
+def _cap(image: Image, grid: Grid) -> int | None:
+    """The most visual tokens this image alone may keep: its own count or share, whichever is less."""
+    share = None if image.ratio is None else max(1, int(image.ratio * grid.n_tokens + 0.5))
+    stated = [cap for cap in (image.tokens, share) if cap is not None]
+    return min(stated, default=None)
 
 
 def _reducer(generate: Generate) -> Reducer:

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from foveate.engine.engine import Engine, Event
@@ -249,3 +250,17 @@ def test_without_max_tokens_the_answer_fills_the_context(make_engine: MakeEngine
     engine = make_engine(cache={"memory_mb": 2})
     engine.add(greedy("a", list(range(240)), sampling=SamplingParams(temperature=0.0, ignore_eos=True)))
     assert len(answers(run(engine))["a", 0]) == 16
+
+
+def test_an_image_may_state_its_own_count_or_share(make_engine: MakeEngine, run: Run, picture: MakePicture) -> None:
+    engine = make_engine()
+    pictures = [
+        msgspec.structs.replace(picture(1, 4, 5), ratio=0.25),
+        msgspec.structs.replace(picture(2, 4, 5), ratio=0.5, tokens=7),
+        msgspec.structs.replace(picture(3, 1, 1), ratio=0.1),
+        picture(4, 4, 5),
+    ]
+    visual = VisualBudget(method="uniform")
+    engine.add(greedy("a", [IMAGE_ID] * 4 + [1], pictures, visual=visual))
+    accepted = next(event for event in run(engine) if isinstance(event, Accepted))
+    assert [image.kept for image in accepted.visual.per_image] == [5, 7, 1, 20]

@@ -1,0 +1,202 @@
+"""One engine request from `Generate` to text: what chat and text completions share."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tokenizers import Tokenizer
+
+from foveate.engine.messages import (
+    Accepted,
+    Delta,
+    Failed,
+    Generate,
+    MethodInfo,
+    ModelInfo,
+    TokenLogprob,
+    Usage,
+)
+from foveate.server.errors import ApiError, from_failed
+from foveate.server.replies import FinishReason
+from foveate.server.text import TextStream
+from foveate.server.transport import Track
+
+Event = Accepted | Delta | Failed
+
+
+class Engine(Protocol):
+    """What the API needs of `engine_client.EngineClient`."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def model(self) -> ModelInfo: ...
+    @property
+    def methods(self) -> Sequence[MethodInfo]: ...
+
+    def generate(self, request: Generate) -> AsyncIterator[Event]:
+        """An async generator; closing it before its end aborts the request in the engine."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What is new in one choice; `finish` comes with the last piece."""
+
+    choice: int
+    text: str
+    logprobs: list[TokenLogprob]
+    finish: FinishReason | None
+
+
+@dataclass(slots=True)
+class Choice:
+    text: TextStream
+    n_tokens: int = 0  # generated and counted, the stopping token included
+    finish: FinishReason | None = None
+    usage: Usage | None = None  # stays None where a stop string ended the choice before the engine did
+    offset: int = 0  # characters sent
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A request ready for the engine."""
+
+    generate: Generate
+    stop: Sequence[str]
+    prompt_param: str  # what the engine's "messages" is called on this route
+
+
+class Answer:
+    """Runs one plan. Call `start`, then iterate over `pieces` once; `aclose` in every case."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, plan: Plan, track: Track) -> None:
+        generate = plan.generate
+        self.id = generate.id
+        self.choices = [
+            Choice(TextStream(tokenizer, plan.stop, generate.sampling.min_tokens)) for _ in range(generate.n)
+        ]
+        self._prompt_param = plan.prompt_param
+        self._track = track
+        self._accepted: Accepted | None = None
+        events = engine.generate(generate)
+        assert isinstance(events, AsyncGenerator), "only a generator can be closed early"
+        self._events = events
+
+    @property
+    def accepted(self) -> Accepted:
+        assert self._accepted is not None, "start comes first"
+        return self._accepted
+
+    async def start(self) -> None:
+        """Wait until the engine has taken the request. Raises ApiError if it does not."""
+        event = await anext(self._events)
+        if isinstance(event, Failed):
+            raise from_failed(event, self._prompt_param)
+        assert isinstance(event, Accepted), "the engine answers Accepted or Failed first"
+        self._accepted = event
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """New text as it comes; ends when all choices have. Raises ApiError if the engine fails."""
+        async for event in self._events:
+            if isinstance(event, Failed):
+                raise from_failed(event, self._prompt_param)
+            assert isinstance(event, Delta), "Accepted comes once"
+            piece = self._read(event)
+            if piece is not None:
+                yield piece
+            if all(choice.finish is not None for choice in self.choices):
+                break
+        assert all(choice.finish is not None for choice in self.choices), "every choice ends with its finish"
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the request in the engine if it has not ended."""
+        await self._events.aclose()
+
+    def _read(self, delta: Delta) -> Piece | None:
+        choice = self.choices[delta.choice]
+        if choice.finish is not None:  # a stop string ended it here; the engine cannot end one choice of several
+            choice.usage = delta.usage
+            return None
+        stopped_by = 0 if delta.stop_token is None else 1
+        ids = delta.token_ids[: len(delta.token_ids) - stopped_by]
+        text, n_read = choice.text.push(ids)
+        if delta.finish is not None:
+            text += choice.text.flush()
+        if choice.text.stopped:
+            choice.finish, stopped_by = "stop", 0
+        elif delta.finish is not None:
+            choice.finish = _reason(delta.finish)
+        choice.n_tokens += n_read + stopped_by
+        choice.usage = delta.usage
+        if delta.token_ids:
+            self._track.tokens(delta.choice, len(delta.token_ids))
+        logprobs = (delta.logprobs or [])[:n_read]
+        if not text and not logprobs and choice.finish is None:
+            return None
+        return Piece(delta.choice, text, logprobs, choice.finish)
+
+
+def _reason(finish: str) -> FinishReason:
+    match finish:
+        case "stop" | "length":
+            return finish
+    raise ApiError("the request was aborted by the server; send it again", None, "aborted", 503)
+
+
+async def start_all(answers: Sequence[Answer]) -> None:
+    """Start several; if one is refused, none goes on."""
+    try:
+        await asyncio.gather(*(answer.start() for answer in answers))
+    except BaseException:
+        await close_all(answers)
+        raise
+
+
+async def close_all(answers: Sequence[Answer]) -> None:
+    for answer in answers:
+        await answer.aclose()
+
+
+async def merge(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Piece], None]:
+    """Pieces of all answers as they come, each with the number of its answer. Closing it closes them."""
+    queue: asyncio.Queue[tuple[int, Piece] | Exception | None] = asyncio.Queue()
+
+    async def pump(number: int, answer: Answer) -> None:
+        try:
+            async for piece in answer.pieces():
+                queue.put_nowait((number, piece))
+            queue.put_nowait(None)
+        except Exception as error:  # raised again by the reader, below
+            queue.put_nowait(error)
+
+    tasks = [asyncio.create_task(pump(number, answer)) for number, answer in enumerate(answers)]
+    try:
+        unfinished = len(tasks)
+        while unfinished:
+            entry = await queue.get()
+            if isinstance(entry, Exception):
+                raise entry
+            if entry is None:
+                unfinished -= 1
+            else:
+                yield entry
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await close_all(answers)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What every chunk of one answer repeats, and the headers that go before it."""
+
+    id: str
+    created: int
+    model: str
+    headers: Mapping[str, str] = field(default_factory=dict)

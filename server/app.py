@@ -1,0 +1,111 @@
+"""The web application: routes, keys, errors. All state is in one `Context`; nothing is global."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from pydantic import JsonValue
+
+import foveate
+from foveate.configs.config import Config
+from foveate.engine.preprocess import ImageProcessor
+from foveate.server import errors, health, metrics
+from foveate.server.chat import answer_chat
+from foveate.server.completions import answer_completion
+from foveate.server.context import Context, now
+from foveate.server.engine_client import EngineClient
+from foveate.server.logprobs import TokenTexts
+from foveate.server.media import Fetch, Media
+from foveate.server.metrics import Metrics
+from foveate.server.models import models_router
+from foveate.server.prompt import Prompter
+from foveate.server.protocol import ChatRequest, CompletionRequest
+from foveate.server.replies import ChatReply, TextReply, refusals
+from foveate.server.tokens import tokens_router
+from foveate.server.transport import ApiRoute, Gate
+
+
+def create_app(config: Config, client: EngineClient, counts: Metrics, model_dir: Path) -> FastAPI:
+    """The application; `client` may become ready later.
+
+    Args:
+        config: as `find_model` completed it: `model.name` is what clients call the model.
+        model_dir: holds tokenizer, chat template and image processor files.
+
+    Raises:
+        ConfigError: one of these files is missing or broken.
+    """
+    fetch = _fetcher(config)
+    media = Media(ImageProcessor.load(model_dir), config.limits, config.server.decode_workers, fetch)
+    context = _context(config, client, counts, Prompter.load(model_dir), media)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        media.close()
+        if fetch is not None:
+            await fetch.aclose()
+
+    # No /docs page: it would load its scripts from a stranger's server.
+    app = FastAPI(title="Foveate", version=foveate.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.routes = context
+    for router in (_generating(context), models_router(context), tokens_router(context)):
+        app.include_router(router)
+    app.include_router(health.router(client))
+    app.include_router(metrics.router(counts, client))
+    app.add_middleware(Gate, api_keys=config.server.api_keys)
+    errors.install(app)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _context(config: Config, client: EngineClient, counts: Metrics, prompter: Prompter, media: Media) -> Context:
+    return Context(
+        config=config,
+        engine=client,
+        metrics=counts,
+        prompter=prompter,
+        texts=TokenTexts(prompter.tokenizer),
+        media=media,
+        name=config.model.name,
+        started=now(),
+    )
+
+
+def _fetcher(config: Config) -> Fetch | None:
+    if not config.server.image_urls:
+        return None
+    from foveate.server.fetch import Fetcher  # imports httpx, a tenth of a second that most servers do not need
+
+    return Fetcher(config.limits, config.server.image_url_hosts)
+
+
+def _generating(context: Context) -> APIRouter:
+    routes = APIRouter(
+        route_class=ApiRoute, tags=["generate"], responses={**refusals(400, 401, 404, 413, 415, 429, 500, 503)}
+    )
+
+    @routes.post("/v1/chat/completions", response_model=ChatReply)
+    async def chat_completions(request: Request, body: ChatRequest) -> Response:
+        return await answer_chat(context, request, body)
+
+    @routes.post("/v1/completions", response_model=TextReply)
+    async def completions(request: Request, body: CompletionRequest) -> Response:
+        return await answer_completion(context, request, body)
+
+    return routes
+
+
+def _openapi(app: FastAPI) -> dict[str, JsonValue]:
+    """FastAPI's own, without the 422 that it adds to every route: here such errors are 400 in OpenAI's shape."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        for operations in schema["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            schema["components"]["schemas"].pop(name, None)
+        app.openapi_schema = schema
+    return app.openapi_schema

@@ -1,0 +1,109 @@
+"""Pictures behind http(s) URLs: off unless server.image_urls is set, and then only public addresses.
+
+A name is resolved once; every address it has must be public, and the connection goes to the checked address itself,
+so a resolver that answers differently the second time gains nothing. Redirects are followed by hand, each checked
+anew. A host of server.image_url_hosts may be private; when that list is set, no other host is fetched from.
+"""
+
+import asyncio
+import ipaddress
+import socket
+from urllib.parse import urljoin
+
+import httpx
+
+from foveate.configs.config import LimitsConfig
+from foveate.server.media import MEGABYTE, bad_image
+
+MAX_REDIRECTS = 3
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address is one of the open internet, whatever IPv6 wraps it in."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address in _NAT64:
+            return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        inner = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
+        if inner is not None:
+            return is_public(inner)
+    return address.is_global and not address.is_multicast
+
+
+class Fetcher:
+    """Downloads with one connection pool; one deadline covers resolving, connecting, redirects and the body."""
+
+    def __init__(
+        self, limits: LimitsConfig, hosts: tuple[str, ...], transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self._limits = limits
+        self._hosts = {host.lower() for host in hosts}
+        # The environment may name a proxy, which would resolve names by itself.
+        self._http = httpx.AsyncClient(trust_env=False, follow_redirects=False, transport=transport)
+
+    async def __call__(self, url: str, param: str) -> bytes:
+        """The bytes behind `url`.
+
+        Raises:
+            ApiError: refused, unreachable, too slow, too large, or no success; `param` names the field.
+        """
+        try:
+            async with asyncio.timeout(self._limits.fetch_timeout_s):
+                for _ in range(MAX_REDIRECTS + 1):
+                    target, body = await self._get(url, param)
+                    if body is not None:
+                        return body
+                    url = urljoin(url, target)
+        except TimeoutError:
+            limit = f"limits.fetch_timeout_s {self._limits.fetch_timeout_s}"
+            raise bad_image(param, f"the picture did not arrive within {limit} s") from None
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError):
+            raise bad_image(param, "the picture cannot be fetched") from None
+        raise bad_image(param, f"more than {MAX_REDIRECTS} redirects")
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def _get(self, url: str, param: str) -> tuple[str, bytes | None]:
+        """One hop: where it redirects to, or the body."""
+        parsed = httpx.URL(url)
+        if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo:
+            raise bad_image(param, "only plain http and https URLs are fetched, without user or password")
+        address = await self._resolve(parsed, param)
+        request = self._http.build_request(
+            "GET",
+            parsed.copy_with(host=address),
+            headers={"host": parsed.netloc.decode("ascii"), "accept-encoding": "identity"},
+            extensions={"sni_hostname": parsed.raw_host.decode("ascii")},  # TLS checks the name, not the address
+        )
+        response = await self._http.send(request, stream=True)
+        try:
+            if response.has_redirect_location:
+                return response.headers["location"], None
+            if response.status_code != 200:
+                raise bad_image(param, f"the picture's server answered {response.status_code}")
+            return "", await self._body(response, param)
+        finally:
+            await response.aclose()
+
+    async def _body(self, response: httpx.Response, param: str) -> bytes:
+        most = self._limits.image_mb * MEGABYTE
+        body = bytearray()
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > most:
+                raise bad_image(param, f"the picture is larger than limits.image_mb {self._limits.image_mb}")
+        return bytes(body)
+
+    async def _resolve(self, url: httpx.URL, param: str) -> str:
+        """One address of the host, checked."""
+        host = url.host.lower()
+        if self._hosts and host not in self._hosts:
+            raise bad_image(param, "its host is not in server.image_url_hosts")
+        port = url.port or (443 if url.scheme == "https" else 80)
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = [ipaddress.ip_address(str(info[4][0]).partition("%")[0]) for info in found]
+        if not addresses or (host not in self._hosts and not all(is_public(address) for address in addresses)):
+            raise bad_image(param, "its host is not a public address; server.image_url_hosts can allow it")
+        return str(addresses[0])

@@ -1,0 +1,67 @@
+"""Log-probabilities in the two shapes of OpenAI's API, with the text and the bytes of each token."""
+
+import re
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer, decoders
+
+from foveate.engine.messages import TokenLogprob
+from foveate.server.replies import ChatLogprobs, ContentLogprob, TextLogprobs, TopLogprob
+
+LEAST = -9999.0  # what OpenAI writes for a token that cannot come; JSON has no infinity
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The printable characters that byte-level BPE writes its 256 bytes with."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(rest)}
+
+
+class TokenTexts:
+    """Text and bytes of single tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._alphabet = _byte_alphabet() if isinstance(tokenizer.decoder, decoders.ByteLevel) else None
+        self._verbatim = {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items()}
+
+    def raw(self, token_id: int) -> bytes:
+        """The bytes a token stands for; not always whole characters. Empty for ids that no token has."""
+        if token_id in self._verbatim:
+            return self._verbatim[token_id].encode()
+        piece = self._tokenizer.id_to_token(token_id) or ""
+        if self._alphabet is not None:
+            return bytes(self._alphabet[char] for char in piece if char in self._alphabet)
+        if byte := _BYTE_TOKEN.fullmatch(piece):
+            return bytes([int(byte[1], 16)])
+        return piece.replace("\u2581", " ").encode()
+
+    def text(self, token_id: int) -> str:
+        return self.raw(token_id).decode("utf-8", "replace")
+
+    def _top(self, token_id: int, logprob: float) -> TopLogprob:
+        raw = self.raw(token_id)
+        return TopLogprob(token=raw.decode("utf-8", "replace"), logprob=max(logprob, LEAST), bytes=list(raw))
+
+    def chat(self, tokens: Sequence[TokenLogprob]) -> ChatLogprobs:
+        content = []
+        for token in tokens:
+            chosen = self._top(token.token_id, token.logprob)
+            top = [self._top(token_id, logprob) for token_id, logprob in token.top]
+            content.append(
+                ContentLogprob(token=chosen.token, logprob=chosen.logprob, bytes=chosen.bytes, top_logprobs=top)
+            )
+        return ChatLogprobs(content=content, refusal=None)
+
+    def completion(self, tokens: Sequence[TokenLogprob], offset: int) -> TextLogprobs:
+        """`offset`: characters of the answer before these tokens."""
+        texts = [self.text(token.token_id) for token in tokens]
+        offsets = [offset + sum(map(len, texts[:i])) for i in range(len(texts))]
+        return TextLogprobs(
+            text_offset=offsets,
+            token_logprobs=[max(token.logprob, LEAST) for token in tokens],
+            tokens=texts,
+            top_logprobs=[{self.text(i): max(value, LEAST) for i, value in token.top} for token in tokens],
+        )

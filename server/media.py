@@ -1,0 +1,177 @@
+"""Pictures of requests: from a URL to RGB pixels of the size the vision tower reads.
+
+Refuses what a picture may hide: other formats than PNG, JPEG and WebP (whatever the URL says), more pixels than
+limits.image_pixels (read in the header, before any is decoded), more bytes than limits.image_mb. Errors of the
+decoder are never repeated to the client: they have leaked memory addresses elsewhere.
+"""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import io
+import logging
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar, TypeVarTuple, Unpack
+
+from PIL import Image as Pillow
+from PIL import ImageOps
+
+from foveate.configs.config import LimitsConfig
+from foveate.engine.errors import RequestError
+from foveate.engine.messages import Image
+from foveate.server.budget import ImageCap
+from foveate.server.errors import ApiError
+
+log = logging.getLogger("foveate.server.media")
+
+MEGABYTE = 1024 * 1024
+MIN_SIDE = 2  # pixels
+_DATA_URL = re.compile(r"data:([A-Za-z0-9.+/-]*)((?:;[A-Za-z0-9=_.\"-]+)*?)(;base64)?,", re.IGNORECASE)
+Args = TypeVarTuple("Args")
+R = TypeVar("R")
+_MEDIA_TYPES = {"image/png", "image/jpeg", "image/jpg", "image/webp"}
+
+
+class Processor(Protocol):
+    """`engine.preprocess.ImageProcessor`, as far as it is needed here."""
+
+    @property
+    def identity(self) -> str: ...
+
+    def prepare(self, image: Pillow.Image) -> Pillow.Image: ...
+
+
+class Fetch(Protocol):
+    """Bytes behind an http(s) URL; `fetch.Fetcher` where server.image_urls is on."""
+
+    async def __call__(self, url: str, param: str) -> bytes: ...
+
+    async def aclose(self) -> None: ...
+
+
+def bad_image(param: str, why: str) -> ApiError:
+    return ApiError(f"{param}: {why}", param, "invalid_image")
+
+
+class Media:
+    """Loads pictures in a pool of threads: decoding and resizing release the interpreter lock."""
+
+    def __init__(self, processor: Processor, limits: LimitsConfig, n_workers: int, fetch: Fetch | None) -> None:
+        self._processor = processor
+        self._limits = limits
+        self._fetch = fetch
+        self._pool = ThreadPoolExecutor(n_workers, thread_name_prefix="media")
+        # Pillow's own guard, a global: more pixels warn and twice as many raise, inside `open`.
+        Pillow.MAX_IMAGE_PIXELS = limits.image_pixels
+
+    async def load(self, url: str, param: str, cap: ImageCap) -> Image:
+        """Fetch or unpack, decode, prepare and digest one picture.
+
+        Args:
+            param: where the URL stands in the request, for error messages.
+
+        Raises:
+            ApiError: the URL or the picture cannot be used.
+        """
+        data: bytes | str = url
+        if not url[:5].lower() == "data:":
+            data = await self._fetched(url, param)
+        return await self.run(self._load, data, param, cap)
+
+    async def run(self, function: Callable[[Unpack[Args]], R], *args: *Args) -> R:
+        """Run something slow in the pool."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _fetched(self, url: str, param: str) -> bytes:
+        if not url[:8].lower().startswith(("http://", "https://")):
+            raise bad_image(param, "expected a data URL (data:image/png;base64,...) or an http(s) URL")
+        if self._fetch is None:
+            raise bad_image(param, "http(s) URLs are switched off; send a data URL, or set server.image_urls=true")
+        return await self._fetch(url, param)
+
+    def _load(self, data: bytes | str, param: str, cap: ImageCap) -> Image:
+        encoded = self._unpack(data, param) if isinstance(data, str) else data
+        picture = self._decode(encoded, param)
+        try:
+            prepared = self._processor.prepare(picture)
+        except RequestError as error:
+            raise ApiError(f"{param}: {error}", param, error.code) from None
+        pixels = prepared.tobytes()
+        assert prepared.mode == "RGB" and len(pixels) == 3 * prepared.width * prepared.height, "prepared to RGB"
+        header = f"{prepared.width} {prepared.height} {prepared.mode} {self._processor.identity}\0"
+        return Image(
+            pixels=pixels,
+            height=prepared.height,
+            width=prepared.width,
+            digest=hashlib.sha256(header.encode() + pixels).digest(),
+            tokens=cap.tokens,
+            ratio=cap.ratio,
+        )
+
+    def _unpack(self, url: str, param: str) -> bytes:
+        """The bytes of a data URL; its size is checked before anything is decoded."""
+        head = _DATA_URL.match(url[:256])
+        if head is None or head[3] is None:
+            raise bad_image(param, "not a base64 data URL; expected data:image/png;base64,...")
+        if head[1].lower() not in _MEDIA_TYPES:
+            raise bad_image(param, "only image/png, image/jpeg and image/webp are supported")
+        n_bytes = (len(url) - head.end()) * 3 // 4
+        if n_bytes > self._limits.image_mb * MEGABYTE:
+            raise bad_image(param, f"{n_bytes} bytes are more than limits.image_mb {self._limits.image_mb}")
+        try:
+            return base64.b64decode(url[head.end() :], validate=True)
+        except (binascii.Error, ValueError):
+            raise bad_image(param, "the base64 of the data URL is broken") from None
+
+    def _decode(self, encoded: bytes, param: str) -> Pillow.Image:
+        name = _format(encoded)
+        if name is None:
+            raise bad_image(param, "not a PNG, JPEG or WebP picture")
+        try:
+            with Pillow.open(io.BytesIO(encoded), formats=(name,)) as picture:
+                self._check_size(picture, param)
+                picture.load()
+                return _flatten(ImageOps.exif_transpose(picture))
+        except ApiError:
+            raise
+        except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning):
+            raise bad_image(param, f"more pixels than limits.image_pixels {self._limits.image_pixels}") from None
+        except Exception as error:  # Pillow's readers raise anything on broken data
+            log.info("a %s picture of %d bytes does not decode: %r", name, len(encoded), error)
+            raise bad_image(param, f"the {name} picture is broken or cut off") from None
+
+    def _check_size(self, picture: Pillow.Image, param: str) -> None:
+        width, height = picture.size
+        if width * height > self._limits.image_pixels:
+            limit = f"limits.image_pixels {self._limits.image_pixels}"
+            raise bad_image(param, f"{width} x {height} = {width * height} pixels are more than {limit}")
+        if min(width, height) < MIN_SIDE:
+            raise bad_image(param, f"{width} x {height} pixels are too few; the least is {MIN_SIDE} x {MIN_SIDE}")
+
+
+def _format(encoded: bytes) -> str | None:
+    """By the first bytes alone: what the sender calls it decides nothing."""
+    if encoded.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if encoded.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
+        return "WEBP"
+    return None
+
+
+def _flatten(picture: Pillow.Image) -> Pillow.Image:
+    """RGB, transparency laid over white, so that the model sees what a person sees."""
+    if picture.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion clips at 255
+        picture = picture.convert("I").point(lambda level: level * (1 / 256)).convert("L")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    picture = picture.convert("RGBA")
+    white = Pillow.new("RGBA", picture.size, (255, 255, 255, 255))
+    return Pillow.alpha_composite(white, picture).convert("RGB")

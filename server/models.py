@@ -1,0 +1,52 @@
+"""GET /v1/models and GET /v1/vlm/methods."""
+
+from fastapi import APIRouter, Response
+
+from foveate.server.context import Context
+from foveate.server.replies import Method, MethodField, MethodList, ModelCard, ModelList, Reply, refusals
+from foveate.server.transport import ApiRoute
+
+
+def _json(reply: Reply) -> Response:
+    return Response(reply.to_json(), media_type="application/json")
+
+
+def models_router(context: Context) -> APIRouter:
+    """What is served, and what it can reduce pictures with. 503 until the engine has said so."""
+    routes = APIRouter(route_class=ApiRoute, prefix="/v1", tags=["models"], responses={**refusals(401, 503)})
+
+    def card() -> ModelCard:
+        return ModelCard(
+            id=context.name,
+            object="model",
+            created=context.started,
+            owned_by="foveate",
+            max_model_len=context.model().max_context,
+        )
+
+    @routes.get("/models", response_model=ModelList)
+    async def models() -> Response:
+        return _json(ModelList(object="list", data=[card()]))
+
+    @routes.get("/models/{name:path}", response_model=ModelCard, responses={**refusals(404)})
+    async def model(name: str) -> Response:
+        context.check_name(name)
+        return _json(card())
+
+    @routes.get("/vlm/methods", response_model=MethodList)
+    async def methods() -> Response:
+        context.model()
+        data = [
+            Method(
+                name=method.name,
+                summary=method.summary,
+                source=method.source,
+                question_aware=method.question_aware,
+                shared=method.shared,
+                fields=[MethodField(name=f.name, type=f.type, default=f.default) for f in method.fields],
+            )
+            for method in context.engine.methods
+        ]
+        return _json(MethodList(object="list", default=context.config.budget.method, data=data))
+
+    return routes

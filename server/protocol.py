@@ -1,0 +1,168 @@
+"""What clients may send, as pydantic models: types, and the bounds that OpenAI's API fixes.
+
+Bounds that are settings (limits.*) are checked in `checks`, and so are fields we know and do not honour. Unknown
+fields are kept, since the answer's VLM-Warning lists them. Strict: "1" is no number and 1 is no boolean.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag
+
+MAX_MESSAGES = 4096
+MAX_PROMPTS = 128
+MAX_TOKEN_ID = 2**31 - 1
+MAX_COUNT = 1_000_000  # of visual tokens: far above any context
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Ratio = Annotated[FiniteFloat, Field(gt=0, le=1)]
+
+
+class Strict(BaseModel):
+    """Base of everything a client sends; unknown fields end up in `model_extra`."""
+
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+
+
+class VisualFields(Strict):
+    """`vlm.visual`: the visual budget of a request. Each has a header, VLM-Visual-*."""
+
+    tokens: Count | Literal["auto", "full"] | None = None
+    per_image: Count | None = None
+    ratio: Ratio | None = None
+    floor: Count | None = None
+    method: Annotated[str, Field(max_length=1024, description="name or name;key=value;...")] | None = None
+
+
+class VlmFields(Strict):
+    visual: VisualFields | None = None
+    strict: bool | None = None
+
+
+class ImageVlmFields(Strict):
+    """Beside `image_url` in a content part; goes before everything said of the whole request."""
+
+    tokens: Count | None = None
+    detail: Literal["low", "high", "auto"] | None = None
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(Strict):
+    url: str
+    detail: Literal["low", "high", "auto"] | None = None
+
+
+class ImagePart(Strict):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+    vlm: ImageVlmFields | None = None
+
+
+class OtherPart(Strict):
+    """Known to OpenAI's API, not honoured here: refused by name in `checks`."""
+
+    type: Literal["input_audio", "file", "video_url", "refusal"]
+
+
+Part = Annotated[TextPart | ImagePart | OtherPart, Discriminator("type")]
+
+
+def _content_kind(value: object) -> str:
+    return "text" if isinstance(value, str) else "parts"
+
+
+Content = Annotated[Annotated[str, Tag("text")] | Annotated[list[Part], Tag("parts")], Discriminator(_content_kind)]
+
+
+class Message(Strict):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Content | None = None
+    name: str | None = None
+
+
+class StreamOptions(Strict):
+    include_usage: bool | None = None
+
+
+class Sampling(Strict):
+    """Fields that chat and text completions share."""
+
+    model: Annotated[str, Field(max_length=1024)]
+    temperature: Annotated[FiniteFloat, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=MAX_TOKEN_ID, description="0 or -1: off")] | None = None
+    min_p: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    repetition_penalty: Annotated[FiniteFloat, Field(ge=0.1, le=10)] | None = None
+    presence_penalty: Annotated[FiniteFloat, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[FiniteFloat, Field(ge=-2, le=2)] | None = None
+    logit_bias: (
+        Annotated[
+            dict[Annotated[str, Field(pattern=r"^\d{1,10}$")], Annotated[FiniteFloat, Field(ge=-100, le=100)]],
+            Field(max_length=1024),
+        ]
+        | None
+    ) = None
+    stop: str | list[str] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    ignore_eos: bool | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: Annotated[str, Field(max_length=512)] | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    vlm: VlmFields | None = None
+
+
+class ChatRequest(Sampling):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0)] | None = None
+
+
+def _prompt_kind(value: object) -> str:
+    if not isinstance(value, list):
+        return "text"
+    first = value[0] if value else ""
+    return "ids" if isinstance(first, int) else "id_lists" if isinstance(first, list) else "texts"
+
+
+Ids = Annotated[list[TokenId], Field(min_length=1)]
+Prompts = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS), Tag("texts")]
+    | Annotated[Ids, Tag("ids")]
+    | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS), Tag("id_lists")],
+    Discriminator(_prompt_kind),
+]
+
+
+class CompletionRequest(Sampling):
+    """POST /v1/completions: text only."""
+
+    prompt: Prompts
+    logprobs: Annotated[int, Field(ge=0)] | None = None
+
+
+class TokenizeRequest(Strict):
+    """POST /tokenize: of `prompt` and `messages` exactly one. An image counts as its one placeholder."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool = True
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(Strict):
+    model: str | None = None
+    tokens: Annotated[list[TokenId], Field(max_length=MAX_COUNT)]

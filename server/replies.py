@@ -1,0 +1,213 @@
+"""What the server answers, as pydantic models: /openapi.json is made of them. `to_json` leaves out what was not set."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+FinishReason = Literal["stop", "length"]
+
+
+class Reply(BaseModel):
+    model_config = ConfigDict(protected_namespaces=(), frozen=True)
+
+    def to_json(self) -> bytes:
+        """JSON; fields that were not given do not appear, those given as None are null."""
+        return self.model_dump_json(exclude_unset=True).encode()
+
+    def to_event(self) -> bytes:
+        """The same as one server-sent event."""
+        return b"data: " + self.to_json() + b"\n\n"
+
+
+class ErrorDetail(Reply):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorReply(Reply):
+    error: ErrorDetail
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, type[ErrorReply]]]:
+    """The errors of a route, for /openapi.json."""
+    return {status: {"model": ErrorReply} for status in statuses}
+
+
+class ImageReport(Reply):
+    grid: list[int]  # rows, columns
+    offered: int
+    kept: int
+
+
+class VisualReport(Reply):
+    offered: int
+    kept: int
+    method: str
+    per_image: list[ImageReport]
+
+
+class TimeReport(Reply):
+    queue: float
+    encode: float
+    prefill: float
+    decode: float
+
+
+class SchedulingReport(Reply):
+    preemptions: int
+
+
+class KvReport(Reply):
+    peak_tokens: int
+
+
+class VlmReport(Reply):
+    """`usage.vlm`. A stop string ends an answer here, not in the engine: then the engine's own figures are absent."""
+
+    visual: VisualReport
+    time_ms: TimeReport | None = None
+    sched: SchedulingReport | None = None
+    kv: KvReport | None = None
+
+
+class PromptDetails(Reply):
+    image_tokens: int
+    cached_tokens: int | None = None
+
+
+class UsageReport(Reply):
+    prompt_tokens: int  # after reduction
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+    vlm: VlmReport
+
+
+class TopLogprob(Reply):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ContentLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Reply):
+    content: list[ContentLogprob]
+    refusal: None = None
+
+
+class ChatMessage(Reply):
+    role: Literal["assistant"]
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(Reply):
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+
+
+class ChatReply(Reply):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: UsageReport
+
+
+class ChatDelta(Reply):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(Reply):
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class ChatChunk(Reply):
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: UsageReport | None = None
+
+
+class TextLogprobs(Reply):
+    text_offset: list[int]
+    token_logprobs: list[float]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float]]
+
+
+class TextChoice(Reply):
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class TextReply(Reply):
+    """The whole answer, and with fewer fields each chunk of a stream."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: UsageReport | None = None
+
+
+class ModelCard(Reply):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    max_model_len: int
+
+
+class ModelList(Reply):
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class MethodField(Reply):
+    name: str
+    type: str
+    default: bool | int | float | str
+
+
+class Method(Reply):
+    name: str
+    summary: str
+    source: str
+    question_aware: bool
+    shared: bool
+    fields: list[MethodField]
+
+
+class MethodList(Reply):
+    object: Literal["list"]
+    default: str
+    data: list[Method]
+
+
+class Tokens(Reply):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class Detokenized(Reply):
+    prompt: str

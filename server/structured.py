@@ -1,0 +1,55 @@
+"""The part of RFC 8941 (structured header fields) that VLM-* headers use: one item, with parameters.
+
+Departs from it: a decimal may have any number of digits (a ratio of 0.1111 is common), and values of parameters may
+be bare words.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+Bare = bool | int | float | str
+
+_KEY = r"[a-z*][a-z0-9_.*-]*"
+_WORD = re.compile(r"[A-Za-z*][A-Za-z0-9_.*:/-]*")
+_INTEGER = re.compile(r"-?[0-9]{1,15}")
+_DECIMAL = re.compile(r"-?[0-9]{1,12}\.[0-9]{1,15}")
+_QUOTED = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
+_PARAMETER = re.compile(rf' *; *({_KEY})(?:=("(?:[^"\\]|\\.)*"|[^;" ]+))?')
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    value: Bare
+    params: dict[str, Bare] = field(default_factory=dict)
+
+
+def bare(text: str) -> Bare:
+    """One value: 12, 0.25, ?1, word or "quoted". Raises ValueError."""
+    if text in ("?0", "?1"):
+        return text == "?1"
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    if _DECIMAL.fullmatch(text):
+        return float(text)
+    if _WORD.fullmatch(text):
+        return text
+    if quoted := _QUOTED.fullmatch(text):
+        return re.sub(r"\\(.)", r"\1", quoted[1])
+    raise ValueError("expected an integer, a decimal, ?0, ?1, a word or a quoted string")
+
+
+def parse(text: str) -> Item:
+    """`value` or `value;key=value;flag`. Raises ValueError."""
+    head, semicolon, _ = text.strip(" ").partition(";")
+    value = bare(head.strip(" "))
+    params: dict[str, Bare] = {}
+    rest = text.strip(" ")[len(head) :] if semicolon else ""
+    while rest:
+        match = _PARAMETER.match(rest)
+        if match is None:
+            raise ValueError("expected parameters as ;key=value")
+        if match[1] in params:
+            raise ValueError(f"parameter {match[1]} is given twice")
+        params[match[1]] = True if match[2] is None else bare(match[2])
+        rest = rest[match.end() :]
+    return Item(value, params)

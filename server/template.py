@@ -1,0 +1,137 @@
+"""The model's chat template, rendered as `transformers` renders it: same environment, same variables.
+
+Only the template in the model's directory is ever used, never one from a request, and it runs in jinja's immutable
+sandbox with a cap on its output. Which forms of content it understands is found out by trying, once.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import JsonValue
+
+from foveate.configs.errors import ConfigError
+
+MAX_GROWTH = 16  # characters rendered per character given, beyond the fixed part
+FIXED_CHARS = 1_000_000
+_PROBE = "foveate probe"
+Turn = Mapping[str, JsonValue]
+
+
+class TemplateFailed(Exception):
+    """The template refuses these messages; the text is the template's own (`raise_exception`) or general."""
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` marks what a model is trained on; when answering it is transparent."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _tojson(
+    value: JsonValue,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own filter escapes HTML, which templates of language models do not want."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> None:
+    raise TemplateFailed(str(message)[:500])
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)
+
+
+def read_json(path: Path) -> dict[str, JsonValue]:
+    """A JSON object, or an empty one if there is no such file. Raises ConfigError."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"model.path: {path} is not JSON: {error}") from None
+    return value if isinstance(value, dict) else {}
+
+
+def find_source(model_dir: Path) -> str | None:
+    """The template's text: chat_template.jinja, else chat_template.json, else in tokenizer_config.json."""
+    jinja = model_dir / "chat_template.jinja"
+    if jinja.is_file():
+        return jinja.read_text("utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        found = read_json(model_dir / name).get("chat_template")
+        if isinstance(found, list):  # several, by name
+            named = {str(entry["name"]): entry["template"] for entry in found if isinstance(entry, dict)}
+            found = named.get("default")
+        if isinstance(found, str):
+            return found
+    return None
+
+
+class Template:
+    """A compiled chat template.
+
+    Attributes:
+        takes_text: content may be plain text.
+        takes_parts: content may be a list of parts, which is how images are placed.
+    """
+
+    def __init__(self, source: str, special: Mapping[str, str]) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = _strftime_now
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise ConfigError(f"model.path: the chat template is broken: line {error.lineno}: {error}") from None
+        self.source = source
+        self._special = dict(special)
+        self.takes_text = self._renders(_PROBE)
+        self.takes_parts = self._renders([{"type": "text", "text": _PROBE}])
+
+    def render(self, messages: Sequence[Turn], add_generation_prompt: bool) -> str:
+        """The prompt as text. Raises TemplateFailed."""
+        most = FIXED_CHARS + MAX_GROWTH * sum(len(str(message.get("content"))) for message in messages)
+        variables: dict[str, object] = {
+            "messages": list(messages),
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            **self._special,
+        }
+        pieces: list[str] = []
+        n_chars = 0
+        try:
+            for piece in self._template.generate(variables):
+                pieces.append(piece)
+                n_chars += len(piece)
+                if n_chars > most:
+                    raise TemplateFailed("it renders these messages without end")
+        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError):
+            raise TemplateFailed("it cannot render these messages") from None
+        return "".join(pieces)
+
+    def _renders(self, content: JsonValue) -> bool:
+        try:
+            text = self.render([{"role": "user", "content": content}], add_generation_prompt=True)
+        except TemplateFailed:
+            return False
+        return text.count(_PROBE) == 1 and f"'{_PROBE}'" not in text  # not the list written out as text

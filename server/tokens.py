@@ -1,0 +1,46 @@
+"""POST /tokenize and /detokenize, in vLLM's shape: to count before asking."""
+
+from fastapi import APIRouter, Response
+
+from foveate.server import checks
+from foveate.server.context import Context
+from foveate.server.errors import ApiError
+from foveate.server.protocol import DetokenizeRequest, TokenizeRequest
+from foveate.server.replies import Detokenized, Tokens, refusals
+from foveate.server.transport import ApiRoute
+
+
+def tokens_router(context: Context) -> APIRouter:
+    routes = APIRouter(route_class=ApiRoute, tags=["tokens"], responses={**refusals(400, 401, 404, 413, 415, 503)})
+
+    @routes.post("/tokenize", response_model=Tokens)
+    async def tokenize(body: TokenizeRequest) -> Response:
+        if body.model is not None:
+            context.check_name(body.model)
+        model = context.model()
+        if (body.prompt is None) == (body.messages is None):
+            raise ApiError("prompt: give prompt or messages, one of them", "prompt")
+        run = context.media.run
+        if body.messages is not None:
+            checks.check_messages(body.messages, context.config.limits)
+            ids = await run(context.prompter.chat, body.messages, model, body.add_generation_prompt)
+        else:
+            special = body.add_special_tokens is not False
+            ids = await run(context.prompter.complete, body.prompt or "", model, "prompt", special)
+        reply = Tokens(count=len(ids), max_model_len=model.max_context, tokens=ids)
+        if body.return_token_strs:
+            pieces = [context.prompter.tokenizer.id_to_token(token_id) for token_id in ids]
+            reply = reply.model_copy(update={"token_strs": pieces})
+        return Response(reply.to_json(), media_type="application/json")
+
+    @routes.post("/detokenize", response_model=Detokenized)
+    async def detokenize(body: DetokenizeRequest) -> Response:
+        if body.model is not None:
+            context.check_name(body.model)
+        ids = body.tokens
+        if max(ids, default=0) >= context.model().vocab_size:
+            raise ApiError(f"tokens: {max(ids)} is not in the vocabulary", "tokens")
+        text = context.prompter.tokenizer.decode(ids, skip_special_tokens=False)
+        return Response(Detokenized(prompt=text).to_json(), media_type="application/json")
+
+    return routes

@@ -1,0 +1,98 @@
+"""What a request cost: `usage`, VLM-Resolved, VLM-Spent and Server-Timing, all from the same figures."""
+
+from collections.abc import Sequence
+
+from foveate.engine.messages import Usage, VisualUsage
+from foveate.server.answer import Answer
+from foveate.server.metrics import Metrics
+from foveate.server.replies import (
+    ImageReport,
+    KvReport,
+    PromptDetails,
+    SchedulingReport,
+    TimeReport,
+    UsageReport,
+    VisualReport,
+    VlmReport,
+)
+
+
+def engine_usage(answers: Sequence[Answer]) -> list[Usage] | None:
+    """The engine's figures of every choice, or None if it did not end them all (a stop string did)."""
+    found = [choice.usage for answer in answers for choice in answer.choices]
+    known = [usage for usage in found if usage is not None]
+    return known if len(known) == len(found) else None
+
+
+def _milliseconds(seconds: Sequence[float]) -> float:
+    return round(max(seconds) * 1000, 2)
+
+
+def _cached(answers: Sequence[Answer]) -> int:
+    """Choices share a prompt: what the first of them found in the cache is what the prompt found there."""
+    return sum(min(c.usage.cached_tokens for c in answer.choices if c.usage is not None) for answer in answers)
+
+
+def _visual(visual: VisualUsage) -> VisualReport:
+    images = [
+        ImageReport(grid=[image.rows, image.cols], offered=image.offered, kept=image.kept) for image in visual.per_image
+    ]
+    return VisualReport(offered=visual.offered, kept=visual.kept, method=visual.method, per_image=images)
+
+
+def report(answers: Sequence[Answer]) -> UsageReport:
+    """The usage of a finished request; text completions have one answer per prompt, chats have one."""
+    visual = _visual(answers[0].accepted.visual)
+    n_prompt = sum(answer.accepted.prompt_tokens for answer in answers)
+    n_output = sum(choice.n_tokens for answer in answers for choice in answer.choices)
+    usages = engine_usage(answers)
+    if usages is None:
+        details = PromptDetails(image_tokens=visual.kept)
+        vlm = VlmReport(visual=visual)
+    else:
+        details = PromptDetails(image_tokens=visual.kept, cached_tokens=_cached(answers))
+        vlm = VlmReport(
+            visual=visual,
+            time_ms=TimeReport(
+                queue=_milliseconds([u.queue_s for u in usages]),
+                encode=_milliseconds([u.encode_s for u in usages]),
+                prefill=_milliseconds([u.prefill_s for u in usages]),
+                decode=_milliseconds([u.decode_s for u in usages]),
+            ),
+            sched=SchedulingReport(preemptions=sum(u.preemptions for u in usages)),
+            kv=KvReport(peak_tokens=max(u.peak_kv_tokens for u in usages)),
+        )
+    return UsageReport(
+        prompt_tokens=n_prompt,
+        completion_tokens=n_output,
+        total_tokens=n_prompt + n_output,
+        prompt_tokens_details=details,
+        vlm=vlm,
+    )
+
+
+def count(metrics: Metrics, usage: UsageReport) -> None:
+    """Add a request's usage to the totals."""
+    visual = usage.vlm.visual
+    cached = usage.prompt_tokens_details.cached_tokens or 0
+    metrics.usage(usage.prompt_tokens, cached, usage.completion_tokens, visual.offered, visual.kept)
+
+
+def resolved_header(answer: Answer, floor: int) -> str:
+    """VLM-Resolved: known once the engine has accepted."""
+    visual = answer.accepted.visual
+    return f"vis={visual.kept}, method={visual.method}, floor={floor}"
+
+
+def spent_headers(answers: Sequence[Answer], usage: UsageReport) -> dict[str, str]:
+    """VLM-Spent and Server-Timing of a request that has ended."""
+    visual, time, kv = usage.vlm.visual, usage.vlm.time_ms, usage.vlm.kv
+    spent = f"vis_in={visual.offered}, vis_kept={visual.kept}"
+    usages = engine_usage(answers)
+    if usages is None or time is None or kv is None:
+        return {"VLM-Spent": spent}
+    hits = max(u.encoder_hits for u in usages)
+    cached = usage.prompt_tokens_details.cached_tokens
+    spent += f", enc_hits={hits}, prefix_hit={cached}, kv_peak={kv.peak_tokens}, out={usage.completion_tokens}"
+    timing = (f"{name};dur={value}" for name, value in time.model_dump().items())
+    return {"VLM-Spent": spent, "Server-Timing": ", ".join(timing)}
