@@ -1,5 +1,7 @@
 """The engine process: `python -P -m foveate.engine.process DIRECTORY`, with the configuration on stdin.
 
+`model.path` is a directory here: names are resolved by the server, which needs its files too.
+
 Started by the server, which binds two ZeroMQ sockets in DIRECTORY before: `to_engine` (one message of `ToEngine` each)
 and `from_engine` (a list of `FromEngine` each). Everything is msgspec's msgpack; no pickle, no TCP. Ends on `Shutdown`,
 when its parent is gone, or, with status 2 and one line on stderr, when a setting or the checkpoint is wrong.
@@ -18,7 +20,6 @@ import msgspec
 import torch
 import zmq
 
-import foveate.bundled
 from foveate.configs.config import Config, ModelConfig
 from foveate.configs.errors import ConfigError
 from foveate.engine.engine import Engine
@@ -31,32 +32,6 @@ from foveate.engine.reduce.build import describe
 log = logging.getLogger("foveate.engine.process")
 
 _HEARTBEAT_S = 1.0
-
-
-def locate(path: str) -> Path:
-    """The directory of a model: a bundled name, else a local directory, else a hub name, downloaded if need be.
-
-    Raises:
-        ModelError: it is none of these, or cannot be downloaded.
-    """
-    if bundled := foveate.bundled.path(path):
-        return bundled
-    local = Path(path).expanduser()
-    if local.is_dir():
-        return local
-    names = ", ".join(foveate.bundled.names())
-    if path.count("/") != 1 or path.startswith((".", "~", "/")):
-        raise ModelError(f"model.path: {path!r} is neither a directory nor a bundled model ({names})")
-    from huggingface_hub import snapshot_download  # slow to import, and needed only here
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise ModelError(
-            f"model.path: {path!r} is no directory, no bundled model ({names}), "
-            f"and the hub says: {str(error).splitlines()[0]}"
-        ) from error
 
 
 def choose_device(config: ModelConfig) -> torch.device:
@@ -90,7 +65,7 @@ def load(config: Config) -> Model:
     if device.type == "cpu":
         torch.set_num_threads(config.model.threads or len(os.sched_getaffinity(0)))
     log.info("%s on %s in %s (model.dtype: %s)", config.model.path, device, dtype, config.model.dtype)
-    return load_model(locate(config.model.path), dtype, device)
+    return load_model(Path(config.model.path), dtype, device)
 
 
 @dataclass(frozen=True)

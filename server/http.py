@@ -23,17 +23,17 @@ class BoundedHeaders(HttpToolsProtocol):
     _in_headers = True
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._n_header_bytes = self._n_header_bytes + len(data) if self._in_headers else 0
-        if self._n_header_bytes > HEADER_BYTES and not self.transport.is_closing():
+        self._n_header_bytes += len(data)
+        super().data_received(data)  # sets it to 0 where a head or a message ends
+        if self._in_headers and self._n_header_bytes > HEADER_BYTES and not self.transport.is_closing():
             self.send_400_response(f"The request's headers exceed {HEADER_BYTES} bytes.")
 
     def on_headers_complete(self) -> None:
-        self._in_headers = False
+        self._in_headers, self._n_header_bytes = False, 0
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        self._in_headers = True
+        self._in_headers, self._n_header_bytes = True, 0
         super().on_message_complete()
 
 

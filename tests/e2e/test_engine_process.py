@@ -10,8 +10,8 @@ import msgspec
 import pytest
 import zmq
 
+import foveate.bundled
 from foveate.configs.config import CacheConfig, Config, ModelConfig
-from foveate.engine.errors import ModelError
 from foveate.engine.messages import (
     Abort,
     Accepted,
@@ -25,9 +25,9 @@ from foveate.engine.messages import (
     Shutdown,
     ToEngine,
 )
-from foveate.engine.process import locate
 
-CONFIG = Config(model=ModelConfig(path="tiny-llava", threads=1), cache=CacheConfig(memory_mb=16))
+MODEL = foveate.bundled.path("tiny-llava")
+CONFIG = Config(model=ModelConfig(path=str(MODEL), threads=1), cache=CacheConfig(memory_mb=16))
 
 
 def start(directory: Path, stdin: bytes) -> subprocess.Popen[bytes]:
@@ -116,12 +116,6 @@ def test_a_wrong_setting_is_one_line_and_status_2(tmp_path: Path) -> None:
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 2
     assert stderr.decode().startswith("error: cache.block_tokens: 3 is not a power of two") and stderr.count(b"\n") == 1
-
-
-def test_a_model_is_a_bundled_name_or_a_directory(tmp_path: Path) -> None:
-    assert locate("tiny-llava").name == "tiny-llava" and locate(str(tmp_path)) == tmp_path
-    with pytest.raises(ModelError, match=r"model\.path: 'no-such'.*tiny-llava"):
-        locate("no-such")
 
 
 def test_an_orphan_ends_by_itself(tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+# Everything a person or CI runs here. Each target does its own set-up, from nothing.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+MODEL ?=
+PORT ?= 8000
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+BUILT := build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# The script's folder stays off sys.path, so `kernels` and `engine` are only ever found inside `foveate`.
+export PYTHONSAFEPATH := 1
+
+.PHONY: help venv setup demo serve test check fix bench wheel clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@printf '\nVariables: MODEL (bundled name, directory or hub name), PORT (8000), PYTHON (python3, 3.11 or newer).\n'
+
+# One stamp per set of packages, remade when pyproject.toml changes: serving needs the fewest.
+.venv/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"Python {sys.version.split()[0]} is too old: set PYTHON to 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.runtime: pyproject.toml .venv/.python
+	$(PIP) install -q -e .
+	@touch $@
+
+.venv/.demo: pyproject.toml .venv/.python
+	$(PIP) install -q -e '.[demo]'
+	@touch $@
+
+.venv/.installed: pyproject.toml .venv/.python
+	$(PIP) install -q -e '.[dev]'
+	@touch $@ .venv/.runtime .venv/.demo
+
+venv: .venv/.installed ## Make .venv with all that development needs
+
+setup: venv ## The same as venv
+
+demo: .venv/.demo ## Start the server, ask about a picture at full and at a quarter of the budget, stop it
+	$(BIN)/python tools/demo.py $(MODEL)
+
+serve: .venv/.runtime ## Serve MODEL (the bundled tiny LLaVA unless set) on PORT
+	$(BIN)/foveate serve $(MODEL) --port $(PORT)
+
+test: .venv/.installed ## Run the whole test suite
+	$(BIN)/python -m pytest
+
+check: .venv/.installed ## Lint, formatting and types, changing nothing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/mypy bench tools/demo.py
+
+fix: .venv/.installed ## Repair what ruff can repair
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# `-m bench...` finds the folder `bench` through the working directory, which PYTHONSAFEPATH hides.
+bench: .venv/.installed ## Measure quality at each budget, latency and throughput: bench/results (takes long)
+	env -u PYTHONSAFEPATH $(BIN)/python -m bench.quality
+	env -u PYTHONSAFEPATH $(BIN)/python -m bench.serve
+
+wheel: .venv/.python ## Build the wheel into dist/
+	$(PIP) wheel -q --no-deps -w dist .
+	@ls dist/*.whl
+
+clean: ## Remove the virtual environment and everything built
+	rm -rf .venv $(BUILT)
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,144 @@
+"""The layers: server -> engine -> kernels, and server, engine -> configs. Read from the source, nothing is imported."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MAY_IMPORT = {
+    "server": {"server", "engine", "kernels", "configs"},
+    "engine": {"engine", "kernels", "configs"},
+    "kernels": {"kernels"},
+    "configs": {"configs"},
+}
+# Read by the server as well, which starts in a second because it imports none of these.
+LIGHT = ("engine/__init__.py", "engine/messages.py", "engine/preprocess.py", "engine/grid.py", "engine/errors.py")
+HEAVY = {"torch", "numpy", "transformers"}
+RUNS_DATA = {"eval", "exec", "compile", "__import__"}
+
+
+def sources() -> list[Path]:
+    return sorted(path for layer in MAY_IMPORT for path in (ROOT / layer).rglob("*.py"))
+
+
+def where(path: Path, line: int) -> str:
+    return f"{path.relative_to(ROOT)}:{line}"
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Every imported dotted name with its line, wherever it stands; `from a import b` gives a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((f"{'.' * node.level}{node.module or ''}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def imports_at_import(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """What runs when the module is imported: everything outside functions and `if TYPE_CHECKING`."""
+    pending: list[ast.AST] = list(tree.body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            pending += node.orelse
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from imports(node)
+        pending += ast.iter_child_nodes(node)
+
+
+def upward(path: Path, tree: ast.AST) -> list[str]:
+    """The imports of `path` that do not point down, each with its place."""
+    layer = path.relative_to(ROOT).parts[0]
+    found = []
+    for name, line in imports(tree):
+        parts = name.split(".")
+        if name.startswith("."):
+            found.append(f"{where(path, line)} imports {name}: imports are absolute")
+        elif parts[0] in MAY_IMPORT:
+            found.append(f"{where(path, line)} imports {name}: write foveate.{name}")
+        elif parts[0] == "foveate" and len(parts) > 1 and parts[1] in MAY_IMPORT.keys() - MAY_IMPORT[layer]:
+            found.append(f"{where(path, line)} imports {name}: {layer} lies below {parts[1]}")
+    return found
+
+
+def test_there_is_something_to_check() -> None:
+    layers = {path.relative_to(ROOT).parts[0] for path in sources()}
+    assert layers == set(MAY_IMPORT)
+
+
+def test_imports_point_down() -> None:
+    found = [line for path in sources() for line in upward(path, ast.parse(path.read_text()))]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("layer", "line"),
+    [
+        ("kernels", "from foveate.engine.grid import Grid"),
+        ("kernels", "import foveate.configs.config"),
+        ("configs", "from foveate import engine"),
+        ("engine", "def f():\n    from foveate.server.main import main"),
+        ("engine", "from kernels.attention import paged_attention"),
+        ("server", "from . import app"),
+    ],
+)
+def test_an_upward_import_is_found(layer: str, line: str) -> None:
+    (found,) = upward(ROOT / layer / "invented.py", ast.parse(line))
+    assert found.startswith(f"{layer}/invented.py:{2 if line.startswith('def') else 1} ")
+
+
+def test_the_server_imports_no_tensors_at_import() -> None:
+    """Not directly, and not through another module of ours: the closure of every server module is light."""
+    found = []
+    pending = sorted((ROOT / "server").rglob("*.py")) + [ROOT / name for name in LIGHT]
+    seen: set[Path] = set()
+    while pending:
+        path = pending.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for name, line in imports_at_import(ast.parse(path.read_text())):
+            if name.split(".")[0] in HEAVY:
+                found.append(f"{where(path, line)} imports {name}")
+            pending += modules(name)
+    assert not found, "\n".join(found)
+
+
+def modules(name: str) -> list[Path]:
+    """Files of ours that importing `name` runs, packages included; `name` may end in an attribute."""
+    parts = name.split(".")
+    if parts[0] != "foveate":
+        return []
+    tried = [ROOT.joinpath(*parts[1:end]) for end in range(2, len(parts) + 1)]
+    files = [file for path in tried for file in (path / "__init__.py", path.with_suffix(".py"))]
+    return [file for file in files if file.is_file()]
+
+
+def test_nothing_runs_data() -> None:
+    """No pickle, no torch.load, no eval: weights are safetensors, messages msgspec, templates sandboxed."""
+    found = []
+    for path in sources():
+        tree = ast.parse(path.read_text())
+        banned = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
+        found += [f"{where(path, line)} imports {n}" for n, line in imports(tree) if n.split(".")[0] in banned]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in RUNS_DATA:
+                found.append(f"{where(path, node.lineno)} calls {node.func.id}")
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "torch.save"):
+                found.append(f"{where(path, node.lineno)} uses {ast.unparse(node)}")
+    assert not found, "\n".join(found)
+
+
+def test_transformers_is_for_tests_only() -> None:
+    found = [
+        f"{where(path, line)} imports {name}"
+        for path in sources()
+        for name, line in imports(ast.parse(path.read_text()))
+        if name.split(".")[0] == "transformers"
+    ]
+    assert not found, "\n".join(found)
