@@ -24,12 +24,12 @@ class ModelConfig:
     name: str = ""  # in /v1/models; empty: the last part of the path
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the hardware multiplies it natively
-    threads: int = 0  # of the CPU; 0: all this process may use
+    threads: int = 0  # of the CPU; 0: all this process may use, or one for a model under 30 M parameters
     max_context: int = 0  # tokens of prompt and answer; 0: as the checkpoint says
 
     def __post_init__(self) -> None:
         if self.threads < 0:
-            raise ConfigError(f"model.threads: {self.threads} is negative; 0 means all cores")
+            raise ConfigError(f"model.threads: {self.threads} is negative; 0 means automatic")
         if self.max_context < 0:
             raise ConfigError(f"model.max_context: {self.max_context} is negative; 0 means as the checkpoint says")
 

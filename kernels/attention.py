@@ -1,6 +1,6 @@
 """Attention of packed queries over the paged KV cache: the one function every decoder layer goes through.
 
-Three versions of one definition:
+Two versions of one definition:
     reference   plain torch in float32, the definition; also what runs on CUDA for now
     _fast_cpu   per sequence: gather the blocks (a copy of whole blocks), then torch's CPU flash attention
 

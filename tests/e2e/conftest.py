@@ -14,8 +14,7 @@ from foveate.server.launch import launched
 @pytest.fixture(scope="session", params=["tiny-llava", "tiny-qwen2-vl"])
 def server(request: pytest.FixtureRequest) -> Iterator[str]:
     """Address of a server of the bundled model; ends it and checks that it ended well."""
-    # One thread: on a busy machine, threads of a small model mostly wait for each other.
-    with launched(request.param, environment={"PYTHONSAFEPATH": "1", "FOVEATE__MODEL__THREADS": "1"}) as server:
+    with launched(request.param, environment={"PYTHONSAFEPATH": "1"}) as server:
         yield server.url
         assert "Traceback" not in server.written(), server.written()[-8000:]
 

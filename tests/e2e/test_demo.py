@@ -1,6 +1,5 @@
 """The first thing a user runs."""
 
-import os
 import re
 import subprocess
 import sys
@@ -11,13 +10,8 @@ DEMO = Path(__file__).resolve().parents[2] / "tools" / "demo.py"
 
 def demo(*arguments: str) -> tuple[int, str, str]:
     """Run it; its status, what it printed, and what it complained of."""
-    # One thread: on a busy machine, threads of a small model mostly wait for each other.
     process = subprocess.Popen(
-        [sys.executable, str(DEMO), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"FOVEATE__MODEL__THREADS": "1"},
+        [sys.executable, str(DEMO), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
         printed, complained = process.communicate(timeout=180.0)
