@@ -95,11 +95,14 @@ class Engine:
         self._counters.visual_kept += request.visual.kept
         self._events.append(Accepted(id=request.id, prompt_tokens=n_prompt, visual=request.visual))
 
-    def abort(self, request_id: str) -> None:
-        """End a request now; its blocks are free when this returns. An unknown id has ended by itself: no effect."""
+    def abort(self, request_id: str, choice: int | None = None) -> None:
+        """End a request, or one choice of it, now; its blocks are free when this returns.
+
+        An unknown id has ended by itself: no effect.
+        """
         if request := self._requests.get(request_id):
             for sequence in request.sequences:
-                if not sequence.is_finished:
+                if not sequence.is_finished and choice in (None, sequence.choice):
                     self._finish(sequence, "abort")
 
     def step(self) -> list[Event]:

@@ -66,7 +66,10 @@ class Generate(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Abort(Struct, frozen=True, tag=True):
+    """End a request, or one choice of it; each choice still ends with a `Delta`, and its usage."""
+
     id: str
+    choice: int | None = None  # None: all of them
 
 
 class Shutdown(Struct, frozen=True, tag=True):

@@ -132,8 +132,8 @@ def serve(engine: Engine, channel: Channel, parent: int) -> None:
             match message:
                 case Generate():
                     engine.add(message)
-                case Abort(id=request_id):
-                    engine.abort(request_id)
+                case Abort(id=request_id, choice=choice):
+                    engine.abort(request_id, choice)
                 case Shutdown():
                     return
         channel.send(engine.take_events())  # `Accepted` now, not after the step

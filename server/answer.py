@@ -41,6 +41,10 @@ class Engine(Protocol):
         """An async generator; closing it before its end aborts the request in the engine."""
         ...
 
+    def end_choice(self, request_id: str, choice: int) -> None:
+        """The choice ends as if by itself: its last `Delta` still comes."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -57,7 +61,7 @@ class Choice:
     text: TextStream
     n_tokens: int = 0  # generated and counted, the stopping token included
     finish: FinishReason | None = None
-    usage: Usage | None = None  # stays None where a stop string ended the choice before the engine did
+    usage: Usage | None = None  # once the engine has ended it, which after a stop string is a step later
     offset: int = 0  # characters sent
 
 
@@ -79,6 +83,7 @@ class Answer:
         self.choices = [
             Choice(TextStream(tokenizer, plan.stop, generate.sampling.min_tokens)) for _ in range(generate.n)
         ]
+        self._engine = engine
         self._prompt_param = plan.prompt_param
         self._track = track
         self._accepted: Accepted | None = None
@@ -108,9 +113,7 @@ class Answer:
             piece = self._read(event)
             if piece is not None:
                 yield piece
-            if all(choice.finish is not None for choice in self.choices):
-                break
-        assert all(choice.finish is not None for choice in self.choices), "every choice ends with its finish"
+        assert all(choice.usage is not None for choice in self.choices), "every choice ends with its usage"
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -119,8 +122,8 @@ class Answer:
 
     def _read(self, delta: Delta) -> Piece | None:
         choice = self.choices[delta.choice]
-        if choice.finish is not None:  # a stop string ended it here; the engine cannot end one choice of several
-            choice.usage = delta.usage
+        choice.usage = delta.usage
+        if choice.finish is not None:  # a stop string ended it here; what the engine made since is nobody's
             return None
         stopped_by = 0 if delta.stop_token is None else 1
         ids = delta.token_ids[: len(delta.token_ids) - stopped_by]
@@ -129,10 +132,11 @@ class Answer:
             text += choice.text.flush()
         if choice.text.stopped:
             choice.finish, stopped_by = "stop", 0
+            if delta.finish is None:
+                self._engine.end_choice(self.id, delta.choice)
         elif delta.finish is not None:
             choice.finish = _reason(delta.finish)
         choice.n_tokens += n_read + stopped_by
-        choice.usage = delta.usage
         if delta.token_ids:
             self._track.tokens(delta.choice, len(delta.token_ids))
         logprobs = (delta.logprobs or [])[:n_read]

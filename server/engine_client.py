@@ -152,6 +152,11 @@ class EngineClient:
             if self._streams.pop(request.id, None) is not None and unfinished and process is self._process:
                 process.send(Abort(request.id))
 
+    def end_choice(self, request_id: str, choice: int) -> None:
+        """End one choice of a request in flight; its last `Delta`, with the usage, still comes."""
+        if request_id in self._streams and self._process is not None:
+            self._process.send(Abort(request_id, choice))
+
     def cut_off(self, message: str) -> None:
         """Abort every request in flight: each reader gets `Failed` with the code `ABORTED`."""
         streams, self._streams = self._streams, {}

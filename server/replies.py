@@ -64,17 +64,17 @@ class KvReport(Reply):
 
 
 class VlmReport(Reply):
-    """`usage.vlm`. A stop string ends an answer here, not in the engine: then the engine's own figures are absent."""
+    """`usage.vlm`."""
 
     visual: VisualReport
-    time_ms: TimeReport | None = None
-    sched: SchedulingReport | None = None
-    kv: KvReport | None = None
+    time_ms: TimeReport
+    sched: SchedulingReport
+    kv: KvReport
 
 
 class PromptDetails(Reply):
     image_tokens: int
-    cached_tokens: int | None = None
+    cached_tokens: int
 
 
 class UsageReport(Reply):

@@ -17,11 +17,11 @@ from foveate.server.replies import (
 )
 
 
-def engine_usage(answers: Sequence[Answer]) -> list[Usage] | None:
-    """The engine's figures of every choice, or None if it did not end them all (a stop string did)."""
-    found = [choice.usage for answer in answers for choice in answer.choices]
-    known = [usage for usage in found if usage is not None]
-    return known if len(known) == len(found) else None
+def _usages(answer: Answer) -> list[Usage]:
+    """The engine's figures of every choice of a finished answer."""
+    found = [choice.usage for choice in answer.choices if choice.usage is not None]
+    assert len(found) == len(answer.choices), "usage is asked for once all choices have ended"
+    return found
 
 
 def _milliseconds(seconds: Sequence[float]) -> float:
@@ -30,7 +30,7 @@ def _milliseconds(seconds: Sequence[float]) -> float:
 
 def _cached(answers: Sequence[Answer]) -> int:
     """Choices share a prompt: what the first of them found in the cache is what the prompt found there."""
-    return sum(min(c.usage.cached_tokens for c in answer.choices if c.usage is not None) for answer in answers)
+    return sum(min(usage.cached_tokens for usage in _usages(answer)) for answer in answers)
 
 
 def _visual(visual: VisualUsage) -> VisualReport:
@@ -45,28 +45,23 @@ def report(answers: Sequence[Answer]) -> UsageReport:
     visual = _visual(answers[0].accepted.visual)
     n_prompt = sum(answer.accepted.prompt_tokens for answer in answers)
     n_output = sum(choice.n_tokens for answer in answers for choice in answer.choices)
-    usages = engine_usage(answers)
-    if usages is None:
-        details = PromptDetails(image_tokens=visual.kept)
-        vlm = VlmReport(visual=visual)
-    else:
-        details = PromptDetails(image_tokens=visual.kept, cached_tokens=_cached(answers))
-        vlm = VlmReport(
-            visual=visual,
-            time_ms=TimeReport(
-                queue=_milliseconds([u.queue_s for u in usages]),
-                encode=_milliseconds([u.encode_s for u in usages]),
-                prefill=_milliseconds([u.prefill_s for u in usages]),
-                decode=_milliseconds([u.decode_s for u in usages]),
-            ),
-            sched=SchedulingReport(preemptions=sum(u.preemptions for u in usages)),
-            kv=KvReport(peak_tokens=max(u.peak_kv_tokens for u in usages)),
-        )
+    usages = [usage for answer in answers for usage in _usages(answer)]
+    vlm = VlmReport(
+        visual=visual,
+        time_ms=TimeReport(
+            queue=_milliseconds([u.queue_s for u in usages]),
+            encode=_milliseconds([u.encode_s for u in usages]),
+            prefill=_milliseconds([u.prefill_s for u in usages]),
+            decode=_milliseconds([u.decode_s for u in usages]),
+        ),
+        sched=SchedulingReport(preemptions=sum(u.preemptions for u in usages)),
+        kv=KvReport(peak_tokens=max(u.peak_kv_tokens for u in usages)),
+    )
     return UsageReport(
         prompt_tokens=n_prompt,
         completion_tokens=n_output,
         total_tokens=n_prompt + n_output,
-        prompt_tokens_details=details,
+        prompt_tokens_details=PromptDetails(image_tokens=visual.kept, cached_tokens=_cached(answers)),
         vlm=vlm,
     )
 
@@ -74,7 +69,7 @@ def report(answers: Sequence[Answer]) -> UsageReport:
 def count(metrics: Metrics, usage: UsageReport) -> None:
     """Add a request's usage to the totals."""
     visual = usage.vlm.visual
-    cached = usage.prompt_tokens_details.cached_tokens or 0
+    cached = usage.prompt_tokens_details.cached_tokens
     metrics.usage(usage.prompt_tokens, cached, usage.completion_tokens, visual.offered, visual.kept)
 
 
@@ -86,13 +81,9 @@ def resolved_header(answer: Answer, floor: int) -> str:
 
 def spent_headers(answers: Sequence[Answer], usage: UsageReport) -> dict[str, str]:
     """VLM-Spent and Server-Timing of a request that has ended."""
-    visual, time, kv = usage.vlm.visual, usage.vlm.time_ms, usage.vlm.kv
-    spent = f"vis_in={visual.offered}, vis_kept={visual.kept}"
-    usages = engine_usage(answers)
-    if usages is None or time is None or kv is None:
-        return {"VLM-Spent": spent}
-    hits = max(u.encoder_hits for u in usages)
-    cached = usage.prompt_tokens_details.cached_tokens
-    spent += f", enc_hits={hits}, prefix_hit={cached}, kv_peak={kv.peak_tokens}, out={usage.completion_tokens}"
-    timing = (f"{name};dur={value}" for name, value in time.model_dump().items())
+    visual, cached = usage.vlm.visual, usage.prompt_tokens_details.cached_tokens
+    hits = max(u.encoder_hits for answer in answers for u in _usages(answer))
+    spent = f"vis_in={visual.offered}, vis_kept={visual.kept}, enc_hits={hits}, prefix_hit={cached}"
+    spent += f", kv_peak={usage.vlm.kv.peak_tokens}, out={usage.completion_tokens}"
+    timing = (f"{name};dur={value}" for name, value in usage.vlm.time_ms.model_dump().items())
     return {"VLM-Spent": spent, "Server-Timing": ", ".join(timing)}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import msgspec
 import pytest
 from fastapi import FastAPI
 from openai import AsyncOpenAI
@@ -90,6 +91,7 @@ class FakeClient:
         self.hangs = False  # after the first token
         self.requests: list[Generate] = []
         self.aborted: list[str] = []
+        self.ended: set[tuple[str, int]] = set()  # choices ended early
         self.tokenizer = tokenizer
 
     async def generate(self, request: Generate) -> AsyncGenerator[Accepted | Delta | Failed, None]:
@@ -104,12 +106,19 @@ class FakeClient:
                     return
                 await asyncio.sleep(0)
                 finished = number == len(events) - 1
+                if isinstance(event, Delta) and (event.id, event.choice) in self.ended:
+                    if event.finish is None:
+                        continue
+                    event = msgspec.structs.replace(event, token_ids=[], logprobs=None, finish="abort")
                 yield event
                 if self.hangs and number == 1:
                     await asyncio.Event().wait()
         finally:
             if not finished:
                 self.aborted.append(request.id)
+
+    def end_choice(self, request_id: str, choice: int) -> None:
+        self.ended.add((request_id, choice))
 
     def _events(self, request: Generate) -> list[Accepted | Delta]:
         n = len(request.images)

@@ -87,11 +87,15 @@ def test_stop_strings_end_answer_and_work(api: Any) -> None:
         reply = api.chat(stop=stop).json()["choices"][0]
         cut = api.client.text.index(stop if isinstance(stop, str) else " is 4")
         assert (reply["message"]["content"], reply["finish_reason"]) == (api.client.text[:cut], "stop")
-    assert len(api.client.aborted) == 3
+    assert len(api.client.ended) == 3 and not api.client.aborted, "ended choice by choice, with their usage"
     chunks = api.events(api.chat(stop="is", stream=True, stream_options={"include_usage": True}))
     text = "".join(c["choices"][0]["delta"].get("content", "") for c in chunks if c["choices"])
     assert text == "The answer " and chunks[-1]["usage"]["completion_tokens"] == len("The answer is")
-    assert len(api.client.aborted) == 4
+    assert chunks[-1]["usage"]["vlm"]["kv"]["peak_tokens"] > 0
+    api.client.ended.clear()
+    reply = api.chat(stop="is", n=2).json()
+    assert [c["message"]["content"] for c in reply["choices"]] == ["The answer "] * 2
+    assert {choice for _, choice in api.client.ended} == {0, 1}
 
 
 def test_min_tokens_hold_for_stop_strings_too(api: Any) -> None:
