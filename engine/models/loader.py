@@ -7,6 +7,7 @@ the model, converted on the way, so memory peaks at one copy of the weights and 
 import importlib
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -47,12 +48,23 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device | str) -> Mo
     family: Callable[[Source], Family] = importlib.import_module(f"{folder.__name__}.{kind}").FAMILY
     device = torch.device(device)
     source = Source(config, ImageProcessor.load(path), _eos_ids(path), device)
-    with torch.device("meta"):
+    with device, _default_dtype(dtype):
         model = family(source)
-    model.to(dtype).to_empty(device=device)
     model.requires_grad_(False).eval()
     _fill(model, path)
     return model
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Parameters are born uninitialised in their dtype on their device. Not on the meta device first: moving them from
+    there imports sympy, and seconds of start-up."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _eos_ids(path: Path) -> tuple[int, ...]:

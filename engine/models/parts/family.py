@@ -24,7 +24,7 @@ class Source:
     config: Section  # config.json
     processor: ImageProcessor
     eos_ids: tuple[int, ...]  # of generation_config.json; empty: the config says
-    device: torch.device  # where constant tables go; parameters are built on the meta device
+    device: torch.device  # where constant tables go
 
     @property
     def text(self) -> Section:
@@ -40,15 +40,15 @@ class Source:
 class Family(Model):
     """A model that can be loaded. A family's file binds its subclass to the module's name `FAMILY`.
 
-    A subclass adds its tower. It is constructed within `torch.device("meta")`, so no weight is allocated, and raises
-    ModelError where the config asks for something it does not do, naming the key and the value.
+    A subclass adds its tower. Its weights are uninitialised until the loader fills them; it raises ModelError where the
+    config asks for something it does not do, naming the key and the value.
     """
 
     def __init__(self, source: Source, decoder: DecoderConfig) -> None:
         super().__init__()
         self.processor = source.processor
         self.language_model = Decoder(decoder, source.text, source.device)
-        # A tied head is no parameter of its own: tying two would come undone when they leave the meta device.
+        # A tied head is no parameter of its own, so there is nothing that could come untied.
         self.lm_head = None if source.tied else Linear(decoder.hidden_size, decoder.vocab_size, bias=False)
 
     @abstractmethod

@@ -47,8 +47,8 @@ def require(config: Section, key: str, value: bool | int, legal: bool | int) -> 
         raise ModelError(f"{config.where}: {key} {value} is not supported, only {legal}")
 
 
-# torch's modules without their random start: every weight comes from a checkpoint, and drawing numbers on the meta
-# device would import torch._dynamo, seconds of start-up.
+# torch's modules without their random start: every weight comes from a checkpoint, and drawing billions of numbers
+# first takes minutes.
 
 
 class Linear(nn.Linear):
