@@ -1,7 +1,8 @@
 """The encode stage: pictures to rows of the language model, ahead of prefill and with a budget of its own.
 
 The vision tower's features are cached by what the picture is (its digest) whatever its budget, so one picture is
-encoded once for all requests and budgets; the reduction, cheap beside it, runs per request.
+encoded once for all requests and budgets, and again only for a method that reads a signal not tapped before; the
+reduction, cheap beside it, runs per request.
 """
 
 import dataclasses
@@ -54,6 +55,11 @@ class FeatureCache:
             return None
         self._entries.move_to_end(digest)
         return entry
+
+    def signals(self, digest: bytes) -> frozenset[Signal]:
+        """What the entry has; nothing if there is none. Counts as no use."""
+        entry = self._entries.get(digest)
+        return frozenset() if entry is None else entry.signals
 
     def put(self, digest: bytes, features: Features) -> None:
         """Keep or replace an entry; one larger than the cache is not kept."""
@@ -138,7 +144,8 @@ class Encoder:
         if not missing:
             return features, errors
 
-        taps = frozenset[Signal]().union(*(signals[digest] for digest in missing))
+        # With what an entry has already, or two methods would take turns in replacing it.
+        taps = frozenset[Signal]().union(*(signals[digest] | self.cache.signals(digest) for digest in missing))
         for digest, result in self._encode_missing([images[d] for d in missing], taps).items():
             if isinstance(result, Exception):
                 errors[digest] = result

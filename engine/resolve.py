@@ -21,6 +21,7 @@ from foveate.engine.reduce.build import build_reducer
 from foveate.engine.sequence import Picture, Request
 
 POSITION_SCHEME = "keep"  # original positions survive reduction
+_ANSWER_TOKENS = 256  # at most so many are kept free for the answer where pictures must be compressed to fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +49,10 @@ def resolve(generate: Generate, model: Model, room: Room) -> Request:
     grids = [model.grid(image.height, image.width) for image in generate.images]
     n_text = len(generate.prompt_ids) - len(grids)
     left = room.n_tokens - n_text - 1  # one token to answer with
-    visual_room = left if grids else None
     caps = [_cap(image, grid) for image, grid in zip(generate.images, grids, strict=True)]
-    budgets = split(generate.visual, grids, caps, visual_room)
+    budgets = split(generate.visual, grids, caps, None)
+    if sum(budgets) > left:
+        budgets = split(generate.visual, grids, caps, _visual_room(generate, left))
     reducer = _reducer(generate) if grids else None
     kept = [reducer.count(grid, budget) for grid, budget in zip(grids, budgets, strict=True)] if reducer else []
     _check_length(n_text, sum(kept), sum(grid.n_tokens for grid in grids), room)
@@ -125,6 +127,12 @@ def _cap(image: Image, grid: Grid) -> int | None:
     share = None if image.ratio is None else max(1, int(image.ratio * grid.n_tokens + 0.5))
     stated = [cap for cap in (image.tokens, share) if cap is not None]
     return min(stated, default=None)
+
+
+def _visual_room(generate: Generate, left: int) -> int:
+    """Visual tokens of a prompt that is too long: with an answer of useful length, as far as the floor allows it."""
+    answer = min(generate.sampling.max_tokens or _ANSWER_TOKENS, _ANSWER_TOKENS)
+    return max(left - answer + 1, min(left, max(generate.visual.floor, len(generate.images))))
 
 
 def _reducer(generate: Generate) -> Reducer:

@@ -147,8 +147,10 @@ class Scheduler:
         if request.rows[i] is not None or (request, i) in plan.images:
             return True
         digest = request.pictures[i].image.digest
-        shared = any(other.pictures[j].image.digest == digest for other, j in plan.images)
-        cost = 0 if shared else self._encode_cost(request, i)
+        same = ((other, j) for other, j in plan.images if other.pictures[j].image.digest == digest)
+        # Encoded once for both; but where the other's features are cached, this one may lack a signal in them.
+        encoded = any(self._encode_cost(other, j) for other, j in same)
+        cost = 0 if encoded else self._encode_cost(request, i)
         if plan.n_patches and plan.n_patches + cost > self._config.encode_patches:
             return False
         plan.images.append((request, i))

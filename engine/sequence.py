@@ -123,8 +123,8 @@ class Sequence:
 
     @property
     def must_wait(self) -> bool:
-        """A further choice waits for the first to compute the prompt, then finds it in the prefix cache."""
-        first = self.request.sequences[0]
+        """A further choice waits for the first one left to compute the prompt, then finds it in the prefix cache."""
+        first = next((s for s in self.request.sequences if s.n_output or not s.is_finished), self)
         return first is not self and not first.n_output
 
     def positions(self, start: int, stop: int) -> Tensor:

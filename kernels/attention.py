@@ -17,6 +17,8 @@ from torch import Tensor
 
 from foveate.kernels.choice import reference_forced
 
+_MAX_SCORES = 2**26  # alive at once in `reference`: a chunk of 2048 over 32k keys would else hold many GB
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionBatch:
@@ -86,10 +88,13 @@ def reference(
         k = _gather(key_blocks, batch.block_tables[s], length).float().repeat_interleave(group, 1)
         v = _gather(value_blocks, batch.block_tables[s], length).float().repeat_interleave(group, 1)
         visible = _visible(m, length, tree_mask[s] if tree_mask else None, q.device)
-        scores = torch.einsum("mhd,lhd->mhl", q[start:end].float(), k) * scale
-        scores = scores.masked_fill(~visible[:, None], -torch.inf)
-        lse[start:end] = scores.logsumexp(-1)
-        out[start:end] = torch.einsum("mhl,lhd->mhd", scores.softmax(-1), v).to(q.dtype)
+        step = max(1, _MAX_SCORES // (q.shape[1] * length))
+        for first in range(start, end, step):
+            rows = slice(first, min(first + step, end))
+            scores = torch.einsum("mhd,lhd->mhl", q[rows].float(), k) * scale
+            scores = scores.masked_fill(~visible[first - start : rows.stop - start, None], -torch.inf)
+            lse[rows] = scores.logsumexp(-1)
+            out[rows] = torch.einsum("mhl,lhd->mhd", scores.softmax(-1), v).to(q.dtype)
     return out, lse
 
 

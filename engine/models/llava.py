@@ -73,9 +73,9 @@ class Llava(Family):
             proj=self.multi_modal_projector(kept),
             enc=kept.clone() if enc else None,  # a view would keep the whole batch alive in the feature cache
             cls=rows[0].clone() if enc and taps.has_cls else None,
-            cls_attention=None if taps.cls_attention is None else taps.cls_attention[start:end],
-            received=None if taps.received is None else taps.received[start:end],
-            keys=None if taps.keys is None else taps.keys[start:end],
+            cls_attention=None if taps.cls_attention is None else taps.cls_attention[start:end].clone(),
+            received=None if taps.received is None else taps.received[start:end].clone(),
+            keys=None if taps.keys is None else taps.keys[start:end].clone(),
             project=self.multi_modal_projector if enc else None,
         )
 

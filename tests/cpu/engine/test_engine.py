@@ -182,8 +182,8 @@ def test_an_overlong_prompt_is_compressed_to_fit(make_engine: MakeEngine, run: R
     engine = make_engine(cache={"memory_mb": 2})
     engine.add(greedy("a", [IMAGE_ID, *range(100)], [picture(1, 16, 20)], n_max=9))
     events = run(engine)
-    assert isinstance(events[0], Accepted) and events[0].prompt_tokens == 255
-    assert ends(events)[0].finish == "length" and len(answers(events)["a", 0]) == 1, "what the pool leaves"
+    assert isinstance(events[0], Accepted) and events[0].prompt_tokens == 247
+    assert ends(events)[0].finish == "length" and len(answers(events)["a", 0]) == 9, "the answer asked for fits"
 
 
 @pytest.mark.parametrize("when", range(6))
@@ -280,3 +280,29 @@ def test_one_choice_ends_early_and_the_others_go_on(make_engine: MakeEngine, run
     assert {e.choice: e.finish for e in ends(events)} == {0: "length", 1: "abort", 2: "length"}
     assert all(found["b", choice] == expected["a", choice] for choice in (0, 2))
     assert 0 < len(found["b", 1]) < 12 and found["b", 1] == expected["a", 1][: len(found["b", 1])]
+
+
+def test_the_first_choice_may_end_before_it_answers(make_engine: MakeEngine, run: Run) -> None:
+    engine = make_engine(chunk_tokens=4)
+    engine.add(greedy("a", list(range(20)), n=3))
+    events = engine.step()
+    engine.abort("a", 0)
+    events += run(engine)
+    assert {e.choice: e.finish for e in ends(events)} == {0: "abort", 1: "length", 2: "length"}
+
+
+def test_signals_not_yet_tapped_count_against_the_encode_budget(
+    make_engine: MakeEngine, run: Run, picture: MakePicture, model: Any
+) -> None:
+    """A picture that is cached for one method and lacks a signal for another is not free because both are asked for."""
+    engine = make_engine(cache={"prefix_sharing": False}, encode_patches=16)
+    for i in range(4):
+        engine.add(greedy(f"warm{i}", [IMAGE_ID, 1], [picture(i)], visual=VisualBudget(tokens=9, method="divprune")))
+    run(engine)
+    assert model.encoded == [1] * 4
+    for i in range(4):
+        for method in ("divprune", "visionzip"):
+            visual = VisualBudget(tokens=8, method=method)
+            engine.add(greedy(f"{method}{i}", [IMAGE_ID, 1], [picture(i)], visual=visual))
+    run(engine)
+    assert model.encoded == [1] * 8
