@@ -96,7 +96,7 @@ async def ask(server: Server, items: Sequence[Item], method: str, ratio: float) 
             text = data["choices"][0]["message"]["content"] or ""
             answers.append(Answer(item, text, visual["offered"], visual["kept"]))
 
-    async with httpx.AsyncClient(timeout=120.0) as client, asyncio.TaskGroup() as group:
+    async with httpx.AsyncClient(timeout=120.0, trust_env=False) as client, asyncio.TaskGroup() as group:
         for _ in range(CONCURRENCY):
             group.create_task(worker(client))
     return answers
@@ -104,7 +104,7 @@ async def ask(server: Server, items: Sequence[Item], method: str, ratio: float) 
 
 def methods(server: Server) -> list[str]:
     """The reducers the server has, the reference first."""
-    reply = httpx.get(f"{server.url}/v1/vlm/methods", timeout=10.0)
+    reply = httpx.get(f"{server.url}/v1/vlm/methods", timeout=10.0, trust_env=False)
     reply.raise_for_status()
     found = [entry["name"] for entry in reply.json()["data"]]
     return sorted(found, key=lambda name: (name != "none", name))

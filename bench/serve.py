@@ -99,7 +99,7 @@ async def drive(server: Server, items: Sequence[Item], concurrency: int, method:
         for item in queue:  # shared: each item goes to one worker
             timings.append(await stream(client, server, item, method, ratio))
 
-    async with httpx.AsyncClient(timeout=300.0) as client, asyncio.TaskGroup() as group:
+    async with httpx.AsyncClient(timeout=300.0, trust_env=False) as client, asyncio.TaskGroup() as group:
         for _ in range(concurrency):
             group.create_task(worker(client))
     return timings

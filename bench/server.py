@@ -57,7 +57,7 @@ class Server:
 
 
 def _model_name(url: str) -> str:
-    answer = httpx.get(f"{url}/v1/models", timeout=10.0)
+    answer = httpx.get(f"{url}/v1/models", timeout=10.0, trust_env=False)
     answer.raise_for_status()
     name: str = answer.json()["data"][0]["id"]
     return name

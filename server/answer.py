@@ -154,9 +154,13 @@ def _reason(finish: str) -> FinishReason:
 
 async def start_all(answers: Sequence[Answer]) -> None:
     """Start several; if one is refused, none goes on."""
+    starting = [asyncio.create_task(answer.start()) for answer in answers]
     try:
-        await asyncio.gather(*(answer.start() for answer in answers))
+        await asyncio.gather(*starting)
     except BaseException:
+        for task in starting:  # what is still being read cannot be closed
+            task.cancel()
+        await asyncio.gather(*starting, return_exceptions=True)
         await close_all(answers)
         raise
 

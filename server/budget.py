@@ -76,7 +76,9 @@ def resolve(
     own = [_own_cap(image, config) for image in images]
     visual = _amounts(merged, own, config)
     name, params = _method(above.method, below.method, config.method, methods)
-    visual = _clamp(visual, config.max_tokens, strict)
+    if strict and config.max_tokens:
+        _check_clamp(above, below, config.max_tokens)
+    visual = _clamp(visual, config.max_tokens)
     visual, caps = _distribute(visual, own)
     return Resolved(visual=_with_method(visual, name, params), caps=caps, warnings=warnings)
 
@@ -232,12 +234,20 @@ def _amounts(level: Level, own: Sequence[ImageCap | None], config: BudgetConfig)
     )
 
 
-def _clamp(visual: VisualBudget, most: int, strict: bool) -> VisualBudget:
+def _check_clamp(above: Level, below: Level, most: int) -> None:
+    """What the request itself states, named where it states it: the server's own defaults are never its mistake."""
+    for name, header, own, other in (
+        ("tokens", TOKENS, above.tokens, below.tokens),
+        ("floor", FLOOR, above.floor, below.floor),
+    ):
+        where, value = (header, other) if own is None else (f"vlm.visual.{name}", own)
+        if isinstance(value, int) and value > most:
+            raise invalid_vlm(where, f"{value} is more than budget.max_tokens {most}")
+
+
+def _clamp(visual: VisualBudget, most: int) -> VisualBudget:
     if not most:
         return visual
-    for name, value in (("tokens", visual.tokens), ("floor", visual.floor)):
-        if strict and value is not None and value > most:
-            raise invalid_vlm(f"vlm.visual.{name}", f"{value} is more than budget.max_tokens {most}")
     return VisualBudget(
         tokens=min(visual.tokens or most, most),
         fit=visual.fit,

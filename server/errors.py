@@ -14,6 +14,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from foveate.engine.messages import Failed
 
@@ -21,6 +22,7 @@ log = logging.getLogger("foveate.server")
 
 VLM_PARAMETER = "invalid_vlm_parameter"
 RETRY_AFTER_S = 1
+CLIENT_GONE = 499  # nobody reads it; the access log does
 _TYPES = {
     401: "authentication_error",
     404: "not_found_error",
@@ -111,6 +113,10 @@ def from_validation(error: RequestValidationError) -> ApiError:
     missing = first["type"] == "missing"
     param = path_of(first["loc"], error.body, missing) or None
     message = "this field is required" if missing else str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "union_tag_invalid":  # pydantic's own text repeats the value
+        message = (
+            f"expected {first['ctx']['discriminator'].strip(chr(39))} to be one of {first['ctx']['expected_tags']}"
+        )
     code = "missing_required_parameter" if missing else "invalid_value"
     if param is not None and (param == "vlm" or ".vlm." in f".{param}"):
         code = VLM_PARAMETER
@@ -133,11 +139,13 @@ async def _answer(request: Request, error: Exception) -> Response:
             for name, value in (error.headers or {}).items():
                 response.headers[name] = value
             return response
+        case ClientDisconnect():  # in the middle of its body
+            return Response(status_code=CLIENT_GONE)
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return ApiError("internal error of the server; the cause is in its log", None, "internal_error", 500).response()
 
 
 def install(app: FastAPI) -> None:
     """Answer every error of `app` in OpenAI's shape."""
-    for kind in (ApiError, RequestValidationError, HTTPException, Exception):
+    for kind in (ApiError, RequestValidationError, HTTPException, ClientDisconnect, Exception):
         app.add_exception_handler(kind, _answer)

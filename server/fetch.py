@@ -8,6 +8,7 @@ anew. A host of server.image_url_hosts may be private; when that list is set, no
 import asyncio
 import ipaddress
 import socket
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from urllib.parse import urljoin
 
 import httpx
@@ -40,7 +41,14 @@ class Fetcher:
         self._limits = limits
         self._hosts = {host.lower() for host in hosts}
         # The environment may name a proxy, which would resolve names by itself.
-        self._http = httpx.AsyncClient(trust_env=False, follow_redirects=False, transport=transport)
+        self._http = httpx.AsyncClient(
+            trust_env=False,
+            follow_redirects=False,
+            transport=transport,
+            timeout=None,  # the deadline of `__call__` is the only one
+            limits=httpx.Limits(max_keepalive_connections=0),  # kept by address, they would skip the check of a name
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # one client's must not travel with another's
+        )
 
     async def __call__(self, url: str, param: str) -> bytes:
         """The bytes behind `url`.

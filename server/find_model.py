@@ -24,7 +24,8 @@ def find_model(config: Config) -> tuple[Config, Path]:
     directory = (foveate.bundled.path(name) or _local(name) or _from_hub(name)).resolve()
     if not (directory / "config.json").is_file():
         raise ConfigError(f"model.path: {directory} holds no config.json; a Hugging Face model directory does")
-    short = config.model.name or name.rstrip("/").rpartition("/")[2] or directory.name
+    last = name.rstrip("/").rpartition("/")[2]
+    short = config.model.name or (directory.name if last in ("", ".", "..", "~") else last)
     return replace(config, model=replace(config.model, path=str(directory), name=short)), directory
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 READY_S = 120.0
 STOP_S = 15.0
 _LOG_CHARS = 4000
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches this machine
 
 
 class LaunchError(RuntimeError):
@@ -91,7 +92,7 @@ def _wait_ready(server: Launched, process: subprocess.Popen[bytes]) -> None:
 
 def _is_ready(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/health/ready", timeout=5.0):
+        with _DIRECT.open(f"{url}/health/ready", timeout=5.0):
             return True
     except OSError:  # not listening yet, or (HTTPError, its subclass) the model is still loading
         return False

@@ -28,7 +28,6 @@ from foveate.server.errors import ApiError
 log = logging.getLogger("foveate.server.media")
 
 MEGABYTE = 1024 * 1024
-MIN_SIDE = 2  # pixels
 _DATA_URL = re.compile(r"data:([A-Za-z0-9.+/-]*)((?:;[A-Za-z0-9=_.\"-]+)*?)(;base64)?,", re.IGNORECASE)
 Args = TypeVarTuple("Args")
 R = TypeVar("R")
@@ -137,7 +136,7 @@ class Media:
             with Pillow.open(io.BytesIO(encoded), formats=(name,)) as picture:
                 self._check_size(picture, param)
                 picture.load()
-                return _flatten(ImageOps.exif_transpose(picture))
+                return _flatten(_upright(picture))
         except ApiError:
             raise
         except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning):
@@ -151,8 +150,6 @@ class Media:
         if width * height > self._limits.image_pixels:
             limit = f"limits.image_pixels {self._limits.image_pixels}"
             raise bad_image(param, f"{width} x {height} = {width * height} pixels are more than {limit}")
-        if min(width, height) < MIN_SIDE:
-            raise bad_image(param, f"{width} x {height} pixels are too few; the least is {MIN_SIDE} x {MIN_SIDE}")
 
 
 def _format(encoded: bytes) -> str | None:
@@ -164,6 +161,15 @@ def _format(encoded: bytes) -> str | None:
     if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
         return "WEBP"
     return None
+
+
+def _upright(picture: Pillow.Image) -> Pillow.Image:
+    """Turned as its EXIF says; as it is where that cannot be read, which is how browsers show it too."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception as error:  # Pillow's reader of EXIF raises anything on broken data
+        log.info("the EXIF of a picture does not parse: %r", error)
+        return picture
 
 
 def _flatten(picture: Pillow.Image) -> Pillow.Image:

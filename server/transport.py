@@ -16,15 +16,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from foveate.server.errors import ApiError, from_validation
+from foveate.server.errors import CLIENT_GONE, ApiError, from_validation
 from foveate.server.metrics import Metrics, Outcome
 
 log = logging.getLogger("foveate.server")
 
 DONE = b"data: [DONE]\n\n"
-CLIENT_GONE = 499  # nobody reads it; the access log does
 _PARSE_IN_THREAD = 1024 * 1024
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -234,9 +234,9 @@ class RouteSettings(Protocol):
 def _counted(track: Track | None) -> Iterator[None]:
     try:
         yield
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, ClientDisconnect) as error:
         if track is not None:
-            track.finish("aborted", "cancelled")
+            track.finish("aborted", "client_disconnected" if isinstance(error, ClientDisconnect) else "cancelled")
         raise
     except Exception as error:
         if track is not None:

@@ -8,6 +8,7 @@ is not timed. Times are measured here, at the client.
 import argparse
 import base64
 import io
+import os
 import signal
 import sys
 import tempfile
@@ -134,6 +135,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7, help="which picture; none was seen in training (default: 7)")
     parser.add_argument("--picture", type=Path, default=Path(tempfile.gettempdir()) / "foveate-demo.png")
     args = parser.parse_args()
+    os.environ["NO_PROXY"] = "127.0.0.1"  # a proxy of the environment does not reach this machine's own server
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("\ndemo: stopped"))  # through `finally`: the server stops too
     scene = make_scene(HELD_OUT_SEED + args.seed)
     image = render(scene)

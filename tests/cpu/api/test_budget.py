@@ -109,3 +109,14 @@ def test_structured_fields(text: str, value: object, params: dict[str, object]) 
 def test_broken_structured_fields(text: str) -> None:
     with pytest.raises(ValueError, match="expected|twice"):
         parse(text)
+
+
+def test_strict_budgets_blame_the_request_alone(make_api: Any, png: str, image_part: Any) -> None:
+    api = make_api(budget=BudgetConfig(tokens=10, max_tokens=5))
+    strict = {"VLM-Strict": "?1"}
+    assert api.chat([image_part(png)], headers=strict).status_code == 200, "it states nothing"
+    by_header = api.chat([image_part(png)], headers=strict | {"VLM-Visual-Tokens": "9"})
+    by_body = api.chat([image_part(png)], headers=strict, vlm={"visual": {"tokens": 9}})
+    assert by_header.status_code == by_body.status_code == 400
+    assert by_header.json()["error"]["param"] == "VLM-Visual-Tokens"
+    assert by_body.json()["error"]["param"] == "vlm.visual.tokens"

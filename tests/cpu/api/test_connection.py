@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from foveate.configs.config import ServerConfig
-from foveate.engine.messages import Failed
+from foveate.engine.messages import Failed, Generate
 from foveate.server.metrics import Metrics
 from foveate.server.transport import EventStream, Track
 
@@ -134,3 +134,21 @@ def test_keys_guard_everything_but_health(make_api: Any) -> None:
     one, other = api.client.requests
     assert one.salt != other.salt and len(one.salt) == 32
     assert not api.metrics.outcomes[2:], "a refused key is no request"
+
+
+def test_one_refused_prompt_of_several_refuses_all_and_leaves_none_running(api: Any) -> None:
+    answer = api.client.generate
+
+    async def generate(request: Generate) -> AsyncGenerator[Any, None]:
+        if request.id.endswith("-1"):
+            yield Failed(id=request.id, code="context_length_exceeded", message="too long", param="messages")
+            return
+        await asyncio.sleep(0.05)  # its sibling is refused meanwhile
+        async for event in answer(request):
+            yield event
+
+    api.client.generate = generate
+    reply = api.send("POST", "/v1/completions", json={"model": "m", "prompt": ["a", "b"]})
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"], error["code"]) == (400, "prompt", "context_length_exceeded")
+    assert api.metrics.outcomes == [("error", "context_length_exceeded")]

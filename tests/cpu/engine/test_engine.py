@@ -266,31 +266,6 @@ def test_an_image_may_state_its_own_count_or_share(make_engine: MakeEngine, run:
     assert [image.kept for image in accepted.visual.per_image] == [5, 7, 1, 20]
 
 
-def test_one_choice_ends_early_and_the_others_go_on(make_engine: MakeEngine, run: Run) -> None:
-    engine = make_engine()
-    sampling = SamplingParams(seed=5, max_tokens=12, ignore_eos=True)
-    whole = greedy("a", list(range(9)), sampling=sampling, n=3)
-    engine.add(whole)
-    expected = answers(run(engine))
-    engine.add(msgspec.structs.replace(whole, id="b"))
-    events = [event for _ in range(5) for event in engine.step()]
-    engine.abort("b", 1)
-    events += run(engine)
-    found = answers(events)
-    assert {e.choice: e.finish for e in ends(events)} == {0: "length", 1: "abort", 2: "length"}
-    assert all(found["b", choice] == expected["a", choice] for choice in (0, 2))
-    assert 0 < len(found["b", 1]) < 12 and found["b", 1] == expected["a", 1][: len(found["b", 1])]
-
-
-def test_the_first_choice_may_end_before_it_answers(make_engine: MakeEngine, run: Run) -> None:
-    engine = make_engine(chunk_tokens=4)
-    engine.add(greedy("a", list(range(20)), n=3))
-    events = engine.step()
-    engine.abort("a", 0)
-    events += run(engine)
-    assert {e.choice: e.finish for e in ends(events)} == {0: "abort", 1: "length", 2: "length"}
-
-
 def test_signals_not_yet_tapped_count_against_the_encode_budget(
     make_engine: MakeEngine, run: Run, picture: MakePicture, model: Any
 ) -> None:
