@@ -88,3 +88,27 @@ def test_qwen(tiny_models, tmp_path, family, seed):
     options, sizes = QWEN[seed]
     tiny_models.save_qwen(tmp_path, family=family, seed=seed, **options)
     check(tiny_models, tmp_path, sizes, seed)
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_vl", "qwen2_5_vl"])
+def test_bfloat16_is_no_farther_from_float32_than_transformers_own(tiny_models, tmp_path, kind):
+    if kind == "llava":
+        tiny_models.save_llava(tmp_path, seed=3)
+    else:
+        tiny_models.save_qwen(tmp_path, family=kind, seed=3)
+    picture, prompt = tiny_models.picture(45, 61, 3), tiny_models.prompt(30, 1, 3)
+    exact = tiny_models.reference_logits(tmp_path, prompt, [picture])
+    inputs = tiny_models.reference_inputs(tmp_path, prompt, [picture])
+    inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
+    with torch.no_grad():
+        theirs = tiny_models.load_reference(tmp_path).bfloat16()(**inputs).logits[0].float()
+    model = load_model(tmp_path, torch.bfloat16, "cpu")
+    ready = model.processor.prepare(picture)
+    pixels = torch.frombuffer(bytearray(ready.tobytes()), dtype=torch.uint8).view(ready.height, ready.width, 3)
+    ours = run(model, prompt, [pixels])
+    assert ours.dtype == torch.float32 and model.dtype == torch.bfloat16
+
+    def error(logits: Tensor) -> float:
+        return float((logits - exact).pow(2).mean().sqrt() / exact.std())
+
+    assert error(ours) < 1.25 * error(theirs), (error(ours), error(theirs))
