@@ -228,7 +228,7 @@ def make_scene(seed: int, size: tuple[int, int] | None = None) -> Scene:
 _OVERSAMPLE = 2  # shapes are drawn larger and averaged down, for smooth edges
 
 
-def _outline(shape: str) -> list[tuple[float, float]]:
+def outline(shape: str) -> list[tuple[float, float]]:
     """Corners of a shape in the unit square."""
     if shape == "square":
         return [(0.04, 0.04), (0.96, 0.04), (0.96, 0.96), (0.04, 0.96)]
@@ -281,7 +281,7 @@ def render(scene: Scene) -> Image.Image:
         shift = (left - math.floor(left), top - math.floor(top))
         corners = [
             ((x * spans[0] + shift[0]) * _OVERSAMPLE, (y * spans[1] + shift[1]) * _OVERSAMPLE)
-            for x, y in _outline(item.shape)
+            for x, y in outline(item.shape)
         ]
         ImageDraw.Draw(mask).polygon(corners, fill=255)
         picture.paste(item.rgb, (math.floor(left), math.floor(top)), mask.reduce(_OVERSAMPLE))

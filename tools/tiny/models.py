@@ -16,14 +16,14 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
-from tiny.tokenizer import END, TURN_END, chat_template
+from tiny.tokenizer import END, TURN_END
 
 Model = LlavaForConditionalGeneration | Qwen2VLForConditionalGeneration
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 LLAVA_SIDE, LLAVA_PATCH = 168, 14
 QWEN_PATCH, QWEN_MERGE, QWEN_TEMPORAL = 8, 2, 2
-QWEN_PIXELS = (80 * 256, 128 * 256)  # a merged token covers 16 x 16 pixels
+QWEN_PIXELS = (72 * 256, 88 * 256)  # a merged token covers 16 x 16 pixels
 
 DECODER = {
     "hidden_size": 192,
@@ -102,6 +102,15 @@ def build_qwen(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLForConditionalGener
     return Qwen2VLForConditionalGeneration(config)
 
 
+def _sinusoids(side: int, width: int) -> torch.Tensor:
+    """Two-dimensional sine and cosine features of a square grid in raster order: [side * side, width]."""
+    frequencies = 10 ** torch.linspace(0, -1.2, width // 4)
+    waves = torch.arange(side)[:, None] * frequencies
+    axis = torch.cat((waves.sin(), waves.cos()), dim=1)
+    rows, columns = axis[:, None].expand(-1, side, -1), axis[None].expand(side, -1, -1)
+    return torch.cat((rows, columns), dim=-1).reshape(side * side, width)
+
+
 def build(family: str, tokenizer: PreTrainedTokenizerFast) -> Model:
     """A freshly initialised "llava" or "qwen2_vl" model, in which the two forms of a word start out alike."""
     model: Model = build_llava(tokenizer) if family == "llava" else build_qwen(tokenizer)
@@ -112,6 +121,9 @@ def build(family: str, tokenizer: PreTrainedTokenizerFast) -> Model:
         for piece, index in vocabulary.items():
             if piece.startswith("Ġ") and piece[1:] in vocabulary:
                 table[index] = 0.8 * table[vocabulary[piece[1:]]] + 0.6 * table[index]
+        if family == "llava":  # patches find their neighbours much sooner than from random position embeddings
+            places = model.model.vision_tower.embeddings.position_embedding.weight
+            places[1:] = 0.5 * _sinusoids(LLAVA_SIDE // LLAVA_PATCH, places.shape[1])
     return model
 
 
@@ -176,8 +188,12 @@ def save(model: Model, family: str, tokenizer: PreTrainedTokenizerFast, folder: 
         pad_token_id=tokenizer.pad_token_id,
     )
     stored.save_pretrained(folder)
-    tokenizer.chat_template = chat_template(family)
+    (folder / "model.safetensors").chmod(0o644)  # it is written for the owner only
     tokenizer.save_pretrained(folder)
+    settings_file = folder / "tokenizer_config.json"
+    settings = json.loads(settings_file.read_text())
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the one name that old and new transformers both know
+    settings_file.write_text(json.dumps(settings, indent=2) + "\n")
     processor: dict[str, object] = {"processor_class": "Qwen2VLProcessor"}
     if family == "llava":
         processor = {
@@ -188,6 +204,6 @@ def save(model: Model, family: str, tokenizer: PreTrainedTokenizerFast, folder: 
             "image_token": "<image>",
         }
     processor_class = processor["processor_class"]
-    settings = {"processor_class": processor_class, **_image_processor(family)}
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    images = {"processor_class": processor_class, **_image_processor(family)}
+    (folder / "preprocessor_config.json").write_text(json.dumps(images, indent=2) + "\n")
     (folder / "processor_config.json").write_text(json.dumps(processor, indent=2) + "\n")

@@ -64,15 +64,15 @@ def _vocabulary(split: pre_tokenizers.PreTokenizer, samples: int = 3000) -> list
     return sorted(pre_tokenizers.ByteLevel.alphabet()) + sorted(set(words))
 
 
-def build() -> PreTrainedTokenizerFast:
-    """The tokenizer, with its special tokens first in the vocabulary."""
+def build(family: str) -> PreTrainedTokenizerFast:
+    """The tokenizer with the chat template of the family; its special tokens come first in the vocabulary."""
     split = _split()
     vocabulary = {piece: index for index, piece in enumerate([*SPECIALS, *_vocabulary(split)])}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     core.pre_tokenizer = split
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIALS])
-    return PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token=None,
         eos_token=TURN_END,
@@ -80,3 +80,5 @@ def build() -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         model_max_length=2048,
     )
+    tokenizer.chat_template = chat_template(family)
+    return tokenizer

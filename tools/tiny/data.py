@@ -1,0 +1,283 @@
+"""Batches for training: pictures, many questions packed behind each, labels, and subsets of the visual tokens.
+
+All questions about a picture share its visual tokens: a sequence is [prefix | visual tokens | q1 a1 | q2 a2 | ...],
+where each question sees the prefix, the visual tokens and itself, and its positions start over after the picture.
+That equals one conversation per question in the layout of the chat template.
+"""
+
+import functools
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+from transformers import PreTrainedTokenizerFast
+
+from foveate.bundled import scenes
+from foveate.bundled.scenes import Question, Scene
+from tiny import labels, models
+
+QUOTAS = {  # most questions of each kind per picture: at first those that tie two properties together
+    "binding": {"colour": 3, "shape": 3, "count": 1, "where": 2, "exists": 3, "read": 1, "describe": 1},
+    "places": {"colour": 1, "shape": 1, "count": 1, "where": 3, "exists": 1, "read": 1, "describe": 1},
+    "even": {"colour": 1, "shape": 1, "count": 1, "where": 1, "exists": 2, "read": 1, "describe": 1},
+}
+ROOM = 176  # tokens of questions and answers per picture
+MARK = "<|cut|>"  # stands for the visual tokens while a template is taken apart
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The pieces of text around the parts of a one-question conversation, as token ids."""
+
+    prefix: list[int]
+    before_question: list[int]
+    after_question: list[int]
+    end: int
+
+    @classmethod
+    def of(cls, family: str, tokenizer: PreTrainedTokenizerFast) -> "Layout":
+        """The layout that the chat template of the family produces."""
+        content = [{"type": "image"}, {"type": "text", "text": MARK}]
+        message = [{"role": "user", "content": content}]
+        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        image = "<image>" if family == "llava" else "<|image_pad|>"
+        prefix, rest = text.split(image)
+        before, after = rest.split(MARK)
+        ids = [tokenizer(piece, add_special_tokens=False).input_ids for piece in (prefix, before, after)]
+        return cls(ids[0], ids[1], ids[2], tokenizer.eos_token_id)
+
+
+def qwen_size(width: int, height: int) -> tuple[int, int]:
+    """(width, height) that Qwen2-VL's image processor gives a picture."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    factor = models.QWEN_PATCH * models.QWEN_MERGE
+    low, high = models.QWEN_PIXELS
+    new_height, new_width = smart_resize(height, width, factor, low, high)
+    return new_width, new_height
+
+
+def pixels(family: str, picture: Image.Image) -> np.ndarray:
+    """The picture as the image processor resizes it: uint8 [height, width, 3]."""
+    side = (models.LLAVA_SIDE, models.LLAVA_SIDE)
+    size = side if family == "llava" else qwen_size(*picture.size)
+    return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+
+
+def token_grid(family: str, size: tuple[int, int]) -> tuple[int, int]:
+    """(rows, columns) of visual tokens for a picture of (width, height)."""
+    if family == "llava":
+        return models.LLAVA_SIDE // models.LLAVA_PATCH, models.LLAVA_SIDE // models.LLAVA_PATCH
+    width, height = qwen_size(*size)
+    factor = models.QWEN_PATCH * models.QWEN_MERGE
+    return height // factor, width // factor
+
+
+def choose(scene: Scene, seed: int, mix: str, describe: float) -> list[Question]:
+    """The questions packed behind one picture; `describe` is the chance of the long one, which then comes first."""
+    rng = random.Random(seed)
+    asked: list[Question] = []
+    pool = scenes.questions(scene, seed, per_kind=3)
+    for kind, quota in QUOTAS[mix].items():
+        if kind == "describe" and rng.random() > describe:
+            continue
+        asked += [question for question in pool if question.kind == kind][:quota]
+    rng.shuffle(asked)
+    return sorted(asked, key=lambda question: question.kind != "describe")
+
+
+def odd_text(scene: Scene, rng: random.Random) -> Scene:
+    """The scene with its word, if it has one, replaced by random letters, so that words are not learnt by heart."""
+    if scene.text is None or scene.text.content.isdigit():
+        return scene
+    content = "".join(rng.choice(labels.CHARS[10:]) for _ in range(rng.randint(3, 5)))
+    taken = [item.box for item in scene.objects]
+    text = scenes.lay_out_text(rng, content, scene.size, taken, sum(scene.background.tones[0]) < 300)
+    free = text is not None and text.region not in {item.region for item in scene.objects}
+    return replace(scene, text=text) if free else scene
+
+
+def item_spans(scene: Scene) -> list[tuple[int, str]]:
+    """The items in the order of the description: (index, region), the text having the index len(objects)."""
+    spans = [(index, item.region) for index, item in enumerate(scene.objects)]
+    if scene.text is not None:
+        spans.append((len(scene.objects), scene.text.region))
+    return sorted(spans, key=lambda span: scenes.REGIONS.index(span[1]))
+
+
+@functools.lru_cache(maxsize=50_000)
+def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids of a text, and the (start, end) characters of each."""
+    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+    return encoded.input_ids, encoded.offset_mapping
+
+
+def looks(scene: Scene, question: Question, text: str, offsets: list[tuple[int, int]]) -> list[list[int]]:
+    """For each token of the answer, the rows of `coverage` that show what it says; none for the closing token."""
+    count = len(scene.objects)
+    letters = list(range(count, count + len(scene.text.content))) if scene.text is not None else []
+    if question.kind == "read":
+        return [[letters[start]] for start, _ in offsets]
+    rows: list[list[int]] = []
+    about = [row for index in question.about for row in ([index] if index < count else letters)]
+    if question.kind != "describe":
+        return [about for _ in offsets]
+    order, part = item_spans(scene), 0
+    written = text.find(f"{scene.text.sort} {scene.text.content}") if scene.text is not None else -1
+    if scene.text is not None:
+        written += len(scene.text.sort) + 1
+    for start, _ in offsets:
+        part = text[:start].count(",")
+        index = order[part][0]
+        if text[start] in ",.":
+            rows.append([])
+        elif index == count and written <= start < written + len(letters):
+            rows.append([letters[start - written]])
+        else:
+            rows.append([index] if index < count else letters)
+    return rows
+
+
+@dataclass
+class Sample:
+    """One picture with its packed questions. Arrays without a batch axis; `guides` are (token, cells) pairs."""
+
+    pixels: np.ndarray
+    grid: tuple[int, int]
+    dense: np.ndarray
+    whole: np.ndarray
+    ids: list[int]
+    segments: list[int]
+    positions: list[int]
+    targets: list[int]
+    kinds: list[int]
+    guides: list[tuple[int, np.ndarray]]
+    keep: np.ndarray
+
+
+def pack(
+    scene: Scene, asked: list[Question], shares: np.ndarray, keep: np.ndarray, layout: Layout,
+    tokenizer: PreTrainedTokenizerFast, room: int | None = None,
+) -> dict[str, list[int] | list[tuple[int, np.ndarray]]]:  # fmt: skip
+    """Token lists of the packed questions; answers whose evidence is not among the kept cells are not targets.
+
+    Questions that do not fit in `room` tokens are left out.
+    """
+    ids: list[int] = []
+    out: dict[str, list[int]] = {name: [] for name in ("segments", "positions", "targets", "kinds")}
+    guides: list[tuple[int, np.ndarray]] = []
+    left = shares[:, keep].sum(axis=1) / np.maximum(shares.sum(axis=1), 1e-6)
+    count = len(scene.objects)
+    for segment, question in enumerate(asked):
+        head = [*layout.before_question, *encode(tokenizer, question.text)[0], *layout.after_question]
+        answer, offsets = encode(tokenizer, question.answer)
+        body = [*answer, layout.end]
+        if room is not None and len(ids) + len(head) + len(body) > room:
+            continue
+        needed = [left[i] >= 0.3 if i < count else left[count:].min() >= 0.45 for i in question.about]
+        seen = all(needed) or question.answer == "no"
+        first = len(ids) + len(head) - 1  # the place that predicts the first token of the answer
+        if seen and all(needed):
+            for step, rows in enumerate(looks(scene, question, question.answer, offsets)):
+                if rows:
+                    guides.append((first + step, shares[rows].sum(axis=0) >= 0.25))
+        ids += head + body
+        size = len(head) + len(body)
+        out["segments"] += [segment] * size
+        out["positions"] += range(size)
+        out["targets"] += [-100] * (len(head) - 1) + (body if seen else [-100] * len(body)) + [-100]
+        out["kinds"] += [scenes.KINDS.index(question.kind)] * size
+    return {"ids": ids, "guides": guides, **out}
+
+
+def subset(rng: np.random.Generator, occupied: np.ndarray, grid: tuple[int, int], share: float) -> np.ndarray:
+    """Sorted indices of about `share` of the cells: scattered, blocks, even spacing, biased to items, or items only."""
+    rows, cols = grid
+    total = rows * cols
+    number = max(6, round(share * total))
+    way = rng.choice(["scattered", "blocks", "even", "biased", "oracle"], p=[0.25, 0.1, 0.1, 0.4, 0.15])
+    if way == "oracle" or (way == "biased" and rng.random() < 0.3):
+        extra = rng.random(total) < (0.0 if way == "oracle" else share * 0.3)
+        return np.flatnonzero(occupied | extra)
+    score = rng.random(total)
+    if way == "blocks":
+        blocks = rng.random(((rows + 2) // 3, (cols + 2) // 3))
+        score = np.kron(blocks, np.ones((3, 3)))[:rows, :cols].ravel()
+    elif way == "even":
+        step = total / number
+        return np.unique((np.arange(number) * step + rng.random() * step).astype(np.int64).clip(max=total - 1))
+    elif way == "biased":
+        score = score + occupied * rng.uniform(0.5, 1.0)
+    return np.sort(np.argsort(-score)[:number])
+
+
+def sample(
+    family: str, seed: int, tokenizer: PreTrainedTokenizerFast, layout: Layout, most: float | None,
+    size: tuple[int, int] | None, mix: str | None, describe: float,
+) -> Sample:  # fmt: skip
+    """The training sample of a seed; no `mix` leaves the questions out.
+
+    At most the share `most` of the visual tokens is kept, all if it is None.
+    """
+    rng, noise = random.Random(seed), np.random.default_rng(seed)
+    scene = scenes.make_scene(seed, size)
+    if rng.random() < 0.35:
+        scene = odd_text(scene, rng)
+    grid = token_grid(family, scene.size)
+    shares = labels.coverage(scene, *grid)
+    keep = np.arange(grid[0] * grid[1])
+    if most is not None:
+        occupied = shares.sum(axis=0) > 0.12
+        keep = subset(noise, occupied, grid, float(noise.uniform(0.4, 1.0)) * most)
+    asked = choose(scene, seed, mix, describe) if mix is not None else []
+    packed = pack(scene, asked, shares, keep, layout, tokenizer, ROOM)
+    picture = pixels(family, scenes.render(scene))
+    return Sample(
+        pixels=picture, grid=grid, dense=labels.dense(scene, shares), whole=labels.whole(scene), keep=keep, **packed
+    )  # type: ignore[arg-type]
+
+
+def collate(samples: list[Sample], pad: int) -> dict[str, np.ndarray]:
+    """Stack samples of one grid; texts, kept cells and guides are padded to the longest."""
+    longest = max((len(s.ids) for s in samples), default=0)
+    kept, guided = max(len(s.keep) for s in samples), max(1, max(len(s.guides) for s in samples))
+    cells, size = samples[0].dense.shape[1], len(samples)
+    batch = {
+        "pixels": np.stack([s.pixels for s in samples]),
+        "dense": np.stack([s.dense for s in samples]),
+        "whole": np.stack([s.whole for s in samples]),
+        "grid": np.array(samples[0].grid),
+        "ids": np.full((size, longest), pad),
+        "segments": np.full((size, longest), -1),
+        "positions": np.zeros((size, longest), dtype=np.int64),
+        "targets": np.full((size, longest), -100),
+        "kinds": np.zeros((size, longest), dtype=np.int64),
+        "keep": np.zeros((size, kept), dtype=np.int64),
+        "kept": np.zeros((size, kept), dtype=bool),
+        "guide_at": np.zeros((size, guided), dtype=np.int64),
+        "guide_cells": np.zeros((size, guided, cells), dtype=bool),
+    }
+    for row, s in enumerate(samples):
+        for name in ("ids", "segments", "positions", "targets", "kinds"):
+            batch[name][row, : len(s.ids)] = getattr(s, name)
+        batch["keep"][row, : len(s.keep)], batch["kept"][row, : len(s.keep)] = s.keep, True
+        for column, (at, where) in enumerate(s.guides):
+            batch["guide_at"][row, column], batch["guide_cells"][row, column] = at, where
+    return batch
+
+
+def batches(
+    family: str, tokenizer: PreTrainedTokenizerFast, first_seed: int, size: int, mix: str | None = "binding",
+    describe: float = 0.35,
+) -> Iterator[dict[str, np.ndarray]]:  # fmt: skip
+    """Endless batches from consecutive seeds; every other one keeps only a subset of the visual tokens."""
+    layout = Layout.of(family, tokenizer)
+    seed, most, rng = first_seed, None, random.Random(first_seed)
+    while True:
+        assert seed + size < scenes.HELD_OUT_SEED
+        shape = None if family == "llava" else scenes.make_scene(seed).size
+        chosen = [sample(family, seed + i, tokenizer, layout, most, shape, mix, describe) for i in range(size)]
+        yield collate(chosen, tokenizer.pad_token_id)
+        seed, most = seed + size, rng.uniform(0.2, 0.8) if most is None else None

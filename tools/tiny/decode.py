@@ -1,0 +1,119 @@
+"""Forward pass of the decoder over packed questions, and the guidance of its attention.
+
+The weights are those of the Hugging Face model and so is the result; only what is not needed is left out: attention
+between questions, and in the last layer all places but those that predict a token of an answer.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tiny.losses import Batch, Seen
+from tiny.models import Model, decoder_of
+
+GUIDED = {1: (0, 3), 2: (0, 3)}  # decoder layer -> heads whose attention is guided, one per key/value head
+
+
+def _rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary embedding of heads x [B, H, S, E] by (cos, sin), each [B, S, E]."""
+    first, second = x.chunk(2, dim=-1)
+    return x * rotary[0][:, None] + torch.cat((-second, first), dim=-1) * rotary[1][:, None]
+
+
+def _norm(x: Tensor, module: Any) -> Tensor:
+    return F.rms_norm(x, (x.shape[-1],), module.weight, module.variance_epsilon)
+
+
+def _gather(x: Tensor, at: Tensor) -> Tensor:
+    """Rows `at` [B, G] of x [B, S, E]."""
+    return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def embed(model: Model, family: str, batch: Batch, seen: Seen, prefix: list[int]) -> tuple[Tensor, Tensor, Tensor, int]:
+    """(embeddings [B, S, D], positions, mask [B, T, S], H): S = H places before the questions + T in them."""
+    table = model.get_input_embeddings()
+    keep, kept, grid = batch["keep"], batch["kept"], batch["grid"].tolist()
+    size, lead, head = len(keep), len(prefix), len(prefix) + keep.shape[1]
+    start = table(torch.tensor(prefix)).expand(size, -1, -1)
+    embedded = torch.cat((start, _gather(seen.tokens, keep), table(batch["ids"])), dim=1)
+    first = torch.arange(lead).expand(size, -1)
+    if family == "llava":
+        positions = torch.cat((first, keep + lead, batch["positions"] + lead + grid[0] * grid[1]), dim=1)
+    else:
+        text = batch["positions"] + lead + max(grid)
+        axes = (torch.full_like(keep, lead), keep // grid[1] + lead, keep % grid[1] + lead)
+        positions = torch.stack([torch.cat((first, axis, text), dim=1) for axis in axes])
+    segments = batch["segments"]
+    own = (segments[:, :, None] == segments[:, None, :]).tril()
+    before = torch.cat((torch.ones(size, lead, dtype=torch.bool), kept), dim=1)
+    mask = torch.cat((before[:, None].expand(-1, segments.shape[1], -1), own), dim=2)
+    return embedded, positions, mask, head
+
+
+def _look_at(query: Tensor, key: Tensor, at: Tensor, wanted: Tensor, allowed: Tensor, heads: tuple[int, ...]) -> Tensor:
+    """-log(attention on the wanted places) of rotated queries [B, H, T, E] at places `at` [B, G], mean over heads."""
+    groups = query.shape[1] // key.shape[1]
+    valid = wanted.any(-1)
+    losses = []
+    for head in heads:
+        scores = _gather(query[:, head], at) @ key[:, head // groups].transpose(1, 2) * query.shape[-1] ** -0.5
+        share = scores.masked_fill(~allowed, -1e4).log_softmax(-1).masked_fill(~wanted, -1e4).logsumexp(-1)
+        losses.append(-share[valid].mean())
+    return torch.stack(losses).mean()
+
+
+def answer(
+    model: Model, family: str, batch: Batch, seen: Seen, prefix: list[int], guide: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(logits [n, vocabulary], targets [n], guidance loss, visual tokens after the first layer [B, K, D]).
+
+    The n places are those that predict a token of an answer.
+    """
+    x, positions, mask, head = embed(model, family, batch, seen, prefix)
+    decoder: Any = decoder_of(model)
+    rotary = decoder.rotary_emb(x, positions)
+    bias = torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))[:, None]
+    asked = batch["targets"] != -100
+    most = max(1, int(asked.sum(1).max()))
+    places = asked.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # answers first, then padding
+    real = asked.gather(1, places)
+    guided = x.new_zeros(())
+    if guide:
+        cells = batch["guide_cells"].gather(2, batch["keep"][:, None].expand(-1, batch["guide_at"].shape[1], -1))
+        wanted = mask.new_zeros(*batch["guide_at"].shape, mask.shape[2])
+        wanted[..., len(prefix) : head] = cells & batch["kept"][:, None]
+        allowed = _gather(mask, batch["guide_at"])
+    for index, layer in enumerate(decoder.layers):
+        last = index == len(decoder.layers) - 1
+        normed = _norm(x, layer.input_layernorm)
+        asking = _gather(normed[:, head:], places) if last else normed
+        turn = tuple(_gather(part[:, head:], places) for part in rotary) if last else rotary
+        size, width = len(x), layer.self_attn.head_dim
+        query = layer.self_attn.q_proj(asking).view(size, asking.shape[1], -1, width).transpose(1, 2)
+        key = layer.self_attn.k_proj(normed).view(size, x.shape[1], -1, width).transpose(1, 2)
+        value = layer.self_attn.v_proj(normed).view(size, x.shape[1], -1, width).transpose(1, 2)
+        query, key = _rotate(query, turn), _rotate(key, rotary)  # type: ignore[arg-type]
+        if guide and index in GUIDED:
+            guided = guided + _look_at(query[:, :, head:], key, batch["guide_at"], wanted, allowed, GUIDED[index])
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        if last:
+            local = bias.gather(2, places[:, None, :, None].expand(-1, -1, -1, bias.shape[-1]))
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=local)
+            x = _gather(x[:, head:], places)
+        else:
+            past = F.scaled_dot_product_attention(
+                query[:, :, :head], key[:, :, :head], value[:, :, :head], is_causal=True
+            )
+            asked_part = F.scaled_dot_product_attention(query[:, :, head:], key, value, attn_mask=bias)
+            mixed = torch.cat((past, asked_part), dim=2)
+        x = x + layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2))
+        normed = _norm(x, layer.post_attention_layernorm)
+        x = x + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed))
+        if index == 0:
+            early = x[:, len(prefix) : head]
+    hidden: Tensor = _norm(x[real], decoder.norm)
+    output: nn.Module = model.lm_head
+    return output(hidden), batch["targets"].gather(1, places)[real], guided / len(GUIDED), early

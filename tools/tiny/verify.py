@@ -1,0 +1,70 @@
+"""Ask an exported model through plain transformers: processor, chat template, `generate`.
+
+Slow but independent of the training code; its exact match must agree with `tiny.evaluate`.
+"""
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    LlavaForConditionalGeneration,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
+)
+
+from foveate.bundled import scenes
+
+
+def ask(
+    family: str, model: torch.nn.Module, tokenizer: object, processor: object, scene: scenes.Scene, text: str
+) -> str:
+    """The greedy answer to one question about a scene."""
+    content = [{"type": "image"}, {"type": "text", "text": text}]
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    inputs = dict(processor(scenes.render(scene), return_tensors="pt"))
+    if family == "llava":
+        mark, number = "<image>", model.config.image_seq_length
+    else:
+        mark, number = "<|image_pad|>", int(inputs["image_grid_thw"].prod()) // 4
+    inputs |= dict(tokenizer(prompt.replace(mark, mark * number), return_tensors="pt"))
+    if family == "qwen2_vl":
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == model.config.image_token_id).int()
+    start = inputs["input_ids"].shape[1]
+    return str(tokenizer.decode(model.generate(**inputs)[0, start:], skip_special_tokens=True))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("family", choices=("llava", "qwen2_vl"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--pictures", type=int, default=30)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(args.folder)
+    if args.family == "llava":
+        model = LlavaForConditionalGeneration.from_pretrained(args.folder, dtype=torch.float32)
+        processor = CLIPImageProcessorPil.from_pretrained(args.folder)
+    else:
+        model = Qwen2VLForConditionalGeneration.from_pretrained(args.folder, dtype=torch.float32)
+        processor = Qwen2VLImageProcessorPil.from_pretrained(args.folder)
+    right: dict[str, list[bool]] = defaultdict(list)
+    for index in range(args.pictures):
+        scene = scenes.make_scene(scenes.HELD_OUT_SEED + index)
+        for question in scenes.questions(scene, 0):
+            answer = ask(args.family, model, tokenizer, processor, scene, question.text)
+            right[question.kind].append(answer == question.answer)
+            if answer != question.answer:
+                print(f"{index}: {question.text!r} {question.answer!r} but got {answer!r}")
+    for kind, hits in right.items():
+        print(f"{kind}: {sum(hits)} of {len(hits)}")
+
+
+if __name__ == "__main__":
+    main()
