@@ -39,13 +39,12 @@ def body(model: str, item: Item, max_tokens: int, method: str, ratio: float) -> 
         {"type": "image_url", "image_url": {"url": item.image_url}},
         {"type": "text", "text": item.question.text},
     ]
-    visual: dict[str, object] = {"method": method, "ratio": ratio}
-    if method == "oracle":
-        visual["params"] = {"scene": item.scene.seed}
+    stated = f"oracle;scene={item.scene.seed}" if method == "oracle" else method
+    visual = {"method": stated, "ratio": ratio}
     return {
         "model": model,
         "messages": [{"role": "user", "content": content}],
         "temperature": 0,
         "max_tokens": max_tokens,
-        "vlm": {"visual": visual},
+        "vlm": {"visual": visual, "strict": True},  # a key the server does not know would be a wrong table
     }
