@@ -262,8 +262,7 @@ def _decode(frame: bytes) -> Sequence[FromEngine]:
     try:
         return _LIST.decode(frame)
     except msgspec.DecodeError:
-        pass
-    events = []
+        events = []  # one of them is broken: read them one by one, below
     try:
         for raw in _RAW_LIST.decode(frame):
             try:

@@ -13,8 +13,7 @@ from foveate.engine.errors import ModelError
 from foveate.engine.grid import Grid
 from foveate.engine.models.parts.layers import Activation, FusedLinear, Linear, RMSNorm, activation
 from foveate.engine.models.parts.qwen import QwenVL
-from foveate.engine.models.parts.qwen_tower import Plan, QwenTower, QwenTowerConfig, QwenVisionAttention
-from foveate.engine.models.parts.taps import Taps
+from foveate.engine.models.parts.qwen_tower import Plan, QwenTower, QwenTowerConfig
 from foveate.engine.section import Section
 
 _NORM_EPS = 1e-6  # of the tower; not in any config
@@ -37,9 +36,7 @@ class Qwen25VLTower(QwenTower):
         width, out_size = config.positive("hidden_size", 3584), config.positive("out_hidden_size", 3584)
         common = QwenTowerConfig.read(config, width, out_size)
         inner, act = config.positive("intermediate_size", 3420), activation(config, "hidden_act", "silu")
-        super().__init__(
-            common, device, block=lambda: _Block(common, inner, act), norm=lambda: RMSNorm(width, _NORM_EPS)
-        )
+        super().__init__(common, device, mlp=lambda: _Mlp(width, inner, act), norm=lambda: RMSNorm(width, _NORM_EPS))
         self.full_blocks = frozenset(config.integers("fullatt_block_indexes", (7, 15, 23, 31)))
         window = config.positive("window_size", 112)
         self.window = window // common.merge // common.patch_size  # cells along an edge
@@ -66,19 +63,6 @@ class Qwen25VLTower(QwenTower):
             first += grid.n_tokens
         pictures = super().plan(grids).pictures
         return Plan(pictures, list(accumulate(sizes, initial=0)), torch.cat(order).to(self.frequencies.device))
-
-
-class _Block(nn.Module):
-    def __init__(self, config: QwenTowerConfig, mlp_width: int, act: Activation) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = RMSNorm(config.width, _NORM_EPS), RMSNorm(config.width, _NORM_EPS)
-        self.attn = QwenVisionAttention(config)
-        self.mlp = _Mlp(config.width, mlp_width, act)
-
-    def forward(self, rows: Tensor, cos: Tensor, sin: Tensor, segments: Sequence[int], taps: Taps | None) -> Tensor:
-        rows = rows + self.attn(self.norm1(rows), cos, sin, segments, taps)
-        out: Tensor = rows + self.mlp(self.norm2(rows))
-        return out
 
 
 class _Mlp(nn.Module):

@@ -41,9 +41,8 @@ on.
 ## Accuracy
 
 Exact match in percent of greedy answers on the held-out scenes `make_scene(HELD_OUT_SEED + i)`, i < {held_out}, one
-question of each kind per scene ("read" only where something is written). "oracle" keeps the visual tokens that touch a
-shape or the writing, "scattered" a random share, "even" every n-th in raster order; kept tokens keep their positions.
-Questions whose evidence a subset dropped count as wrong.
+question of each kind per scene ("read" only where something is written), asked through the server by
+`python -m bench.quality --accuracy`. What is left under a budget: `bench/results/quality.md`.
 
 {table}
 """

@@ -77,22 +77,22 @@ class QwenTower(nn.Module):
     """Patch embedding, blocks and merger; in raster order and with full attention unless a subclass says otherwise.
 
     Args:
-        block: makes one block, which is called with (rows, cos, sin, segments, taps or None).
-        norm: makes the merger's norm over the residual stream.
+        mlp: makes one block's, width to width.
+        norm: makes one norm over the residual stream, of a block or of the merger.
     """
 
     def __init__(
         self,
         config: QwenTowerConfig,
         device: torch.device,
-        block: Callable[[], nn.Module],
+        mlp: Callable[[], nn.Module],
         norm: Callable[[], nn.Module],
     ) -> None:
         super().__init__()
         self.config = config
         self.patch_embed = nn.ModuleDict({"proj": _PatchWeight(config)})
         self.frequencies = frequencies(config.theta, config.width // config.n_heads // 2, device)
-        self.blocks = nn.ModuleList(block() for _ in range(config.depth))
+        self.blocks = nn.ModuleList(_Block(config, norm, mlp) for _ in range(config.depth))
         self.merger = _Merger(config, norm())
 
     @property
@@ -183,6 +183,18 @@ class QwenVisionAttention(nn.Module):
         if taps is not None:
             taps.record(q, k, raw_k, segments, self.scale)
         out: Tensor = self.proj(vision_attention(q, k, v, segments, self.scale).flatten(1))
+        return out
+
+
+class _Block(nn.Module):
+    def __init__(self, config: QwenTowerConfig, norm: Callable[[], nn.Module], mlp: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = norm(), norm()
+        self.attn, self.mlp = QwenVisionAttention(config), mlp()
+
+    def forward(self, rows: Tensor, cos: Tensor, sin: Tensor, segments: Sequence[int], taps: Taps | None) -> Tensor:
+        rows = rows + self.attn(self.norm1(rows), cos, sin, segments, taps)
+        out: Tensor = rows + self.mlp(self.norm2(rows))
         return out
 
 
