@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foveate.kernels.choice import reference_forced
+from foveate.kernels.native import kernels
 
 _MAX_SCORES = 2**26  # alive at once in `reference`: a chunk of 2048 over 32k keys would else hold many GB
 
@@ -66,7 +66,7 @@ def paged_attention(
         out [n_tokens, n_heads, d] in the dtype of `q`, and the log-sum-exp of the scores, float32 [n_tokens, n_heads].
     """
     assert q.shape[1] % key_blocks.shape[2] == 0, "every key head serves the same number of query heads"
-    version = reference if reference_forced() or q.device.type != "cpu" else _fast_cpu
+    version = reference if kernels() is None or q.device.type != "cpu" else _fast_cpu
     return version(q, key_blocks, value_blocks, batch, scale, tree_mask)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from foveate.kernels.choice import reference_forced
+from foveate.kernels.native import kernels
 
 _QUERY_BLOCK = 64  # rows of scores alive at once in `received`
 
@@ -26,7 +26,7 @@ def vision_attention(q: Tensor, k: Tensor, v: Tensor, cu_lengths: Sequence[int],
         [n, heads, d].
     """
     assert cu_lengths[0] == 0 and cu_lengths[-1] == q.shape[0], "segments cover all rows"
-    return (reference if reference_forced() else _grouped)(q, k, v, cu_lengths, scale)
+    return (reference if kernels() is None else _grouped)(q, k, v, cu_lengths, scale)
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, cu_lengths: Sequence[int], scale: float) -> Tensor:
