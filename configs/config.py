@@ -24,10 +24,17 @@ class ModelConfig:
     name: str = ""  # in /v1/models; empty: the last part of the path
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the hardware multiplies it natively
+    # How the decoder's matrices are held on the CPU; auto: the least memory without any loss. int8 and int4 quantize at
+    # load, whatever the checkpoint.
+    weights: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto"
+    quantize: tuple[str, ...] = ("head",)  # what int8 and int4 put in int8 besides: head, embeddings, tower
     threads: int = 0  # of the CPU; 0: all this process may use, or one for a model under 30 M parameters
     max_context: int = 0  # tokens of prompt and answer; 0: as the checkpoint says
 
     def __post_init__(self) -> None:
+        for part in self.quantize:
+            if part not in ("head", "embeddings", "tower"):
+                raise ConfigError(f"model.quantize: {part!r} is none of head, embeddings, tower")
         if self.threads < 0:
             raise ConfigError(f"model.threads: {self.threads} is negative; 0 means automatic")
         if self.max_context < 0:

@@ -31,6 +31,7 @@ from foveate.engine.runner import Runner
 from foveate.engine.sampler import Draw, Drawn, sample
 from foveate.engine.scheduler import Chunk, Scheduler
 from foveate.engine.sequence import Request, Sequence
+from foveate.kernels.native import level
 
 Event = Accepted | Delta | Failed
 
@@ -248,8 +249,10 @@ class Engine:
             max_context=self._room.context,
             vocab_size=spec.vocab_size,
             image_token_id=spec.image_token_id,
-            n_parameters=sum(p.numel() for p in self._model.parameters()),
+            n_parameters=self._model.n_parameters,
             dtype=str(self._model.dtype).removeprefix("torch."),
+            weights=self._model.weights,
+            kernels=level() if self._model.device.type == "cpu" else "torch",
             device=str(self._model.device),
             block_tokens=self._tables.block_tokens,
             n_blocks=pool.n_total,

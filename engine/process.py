@@ -28,6 +28,7 @@ from foveate.engine.messages import Abort, FromEngine, Generate, Ready, Shutdown
 from foveate.engine.models.base import Model
 from foveate.engine.models.loader import load_model
 from foveate.engine.reduce.build import describe
+from foveate.kernels.native import LEVELS, level
 
 log = logging.getLogger("foveate.engine.process")
 
@@ -73,10 +74,13 @@ def load(config: Config) -> Model:
     """Raises ConfigError or ModelError."""
     device = choose_device(config.model)
     dtype = choose_dtype(config.model, device)
-    model = load_model(Path(config.model.path), dtype, device)
+    model = load_model(Path(config.model.path), dtype, device, config.model)
     if device.type == "cpu":
-        torch.set_num_threads(choose_threads(config.model, sum(p.numel() for p in model.parameters())))
-    log.info("%s on %s in %s (model.dtype: %s)", config.model.path, device, dtype, config.model.dtype)
+        torch.set_num_threads(choose_threads(config.model, model.n_parameters))
+    if device.type == "cpu" and level() != LEVELS[-1]:
+        log.info("CPU kernels run at level %s; levels: %s", level(), ", ".join(LEVELS))
+    asked = (config.model.dtype, config.model.weights)
+    log.info("%s on %s: dtype %s, weights %s (set: %s, %s)", config.model.path, device, dtype, model.weights, *asked)
     return model
 
 

@@ -140,8 +140,9 @@ class Metrics:
         labels = ("model_name", "block_size", "num_gpu_blocks")
         cache = GaugeMetricFamily("vllm:cache_config_info", _ALIAS, labels=labels)
         cache.add_metric((self._model_name, str(model.block_tokens), str(model.n_blocks)), 1)
-        info = GaugeMetricFamily("foveate_model_info", "Always 1.", labels=("family", "dtype", "device"))
-        info.add_metric((model.family, model.dtype, model.device), 1)
+        held = ("family", "dtype", "weights", "kernels", "device")
+        info = GaugeMetricFamily("foveate_model_info", "Always 1.", labels=held)
+        info.add_metric((model.family, model.dtype, model.weights, model.kernels, model.device), 1)
         return [cache, info]
 
     def _family(self, kind: type[CounterMetricFamily | GaugeMetricFamily], name: str, value: float) -> Metric:

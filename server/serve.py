@@ -96,7 +96,8 @@ async def _announce(
     shown = f"[{host}]" if ":" in host else host
     print(
         f"foveate: {config.model.name} ready on http://{shown}:{port} in {time.monotonic() - started:.1f} s "
-        f"({model.dtype}, {model.device}, {model.n_blocks} blocks of {model.block_tokens} tokens)",
+        f"({model.dtype}, weights in {model.weights}, {model.device} with {model.kernels} kernels, "
+        f"{model.n_blocks} blocks of {model.block_tokens} tokens)",
         flush=True,
     )
     return 0

@@ -37,6 +37,9 @@ class Model(nn.Module, ABC):
     """A vision tower, a projector and a decoder. Stateless: the KV cache lives behind `attend`."""
 
     spec: ModelSpec
+    dtype: torch.dtype  # of the KV cache; of activations too, unless the CPU's kernels keep those in float32
+    weights: str  # how the decoder's matrices are held: "fp32", "bf16", "int8", "int4"
+    n_parameters: int
 
     @abstractmethod
     def grid(self, height: int, width: int) -> Grid:
@@ -83,10 +86,6 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
         """[m, hidden_size] -> [m, vocab_size] float32."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
 
     @property
     def device(self) -> torch.device:

@@ -13,7 +13,8 @@ from foveate.engine.errors import ModelError
 from foveate.engine.grid import Grid
 from foveate.engine.models.parts.decoder import DecoderConfig, read_llama, read_qwen2
 from foveate.engine.models.parts.family import Family, Source
-from foveate.engine.models.parts.layers import Linear, activation
+from foveate.engine.models.parts.layers import activation
+from foveate.engine.models.parts.matrix import Linear
 from foveate.engine.models.parts.pixels import normalise
 from foveate.engine.models.parts.taps import Taps
 from foveate.engine.models.parts.vit import Vit, VitConfig
@@ -100,7 +101,7 @@ class _Projector(nn.Module):
         self.act = activation(config, "projector_hidden_act", "gelu")
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.linear_2(self.act(self.linear_1(x)))
+        out: Tensor = self.linear_2(self.linear_1(x, self.act))
         return out
 
 

@@ -8,22 +8,29 @@ import importlib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import prod
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import foveate.engine.models as folder
+from foveate.configs.config import ModelConfig
 from foveate.engine.errors import ModelError
 from foveate.engine.find import names
 from foveate.engine.models.base import Model
 from foveate.engine.models.parts.family import EMBEDDING, HEAD, Family, Source
-from foveate.engine.models.parts.layers import FusedLinear
+from foveate.engine.models.parts.matrix import Linear, Matrix
+from foveate.engine.models.weights import WeightPlan
 from foveate.engine.preprocess import ImageProcessor
 from foveate.engine.section import Section
 
-_NOT_FAMILIES = {"base", "loader", "parts"}
+_NOT_FAMILIES = {"base", "loader", "parts", "weights"}
+_AS_IT_COMES = ModelConfig()
 # Tables that old versions saved and everyone computes: harmless in a file, and never read.
 _COMPUTED = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq)$")
 
@@ -33,13 +40,18 @@ def families() -> list[str]:
     return [name for name in names(folder) if name not in _NOT_FAMILIES]
 
 
-def load_model(path: Path, dtype: torch.dtype, device: torch.device | str) -> Model:
+def load_model(
+    path: Path, dtype: torch.dtype, device: torch.device | str, settings: ModelConfig = _AS_IT_COMES
+) -> Model:
     """Build the family that `config.json` names and fill it from the directory's safetensors.
+
+    Args:
+        settings: read for how weights are held.
 
     Raises:
         ModelError: a file is missing or broken, the family or a setting is not supported, or a tensor is missing,
             unexpected, doubled or of the wrong shape; each is named.
-        ConfigError: the image processor's settings are not supported.
+        ConfigError: the image processor's settings are not supported, or weights cannot be held as asked here.
     """
     config = Section.read(path / "config.json", ModelError)
     kind = config.text("model_type", "")
@@ -48,11 +60,26 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device | str) -> Mo
     family: Callable[[Source], Family] = importlib.import_module(f"{folder.__name__}.{kind}").FAMILY
     device = torch.device(device)
     source = Source(config, ImageProcessor.load(path), _eos_ids(path), device)
-    with device, _default_dtype(dtype):
+    plan = WeightPlan.make(settings, dtype, device, _stored_dtype(path))
+    with device, _default_dtype(plan.rows_dtype):
         model = family(source)
     model.requires_grad_(False).eval()
+    model.dtype, model.weights = dtype, plan.name
+    for name, module in model.named_modules():
+        if isinstance(module, Matrix):
+            module.storage = plan.storage(name, module, tied=model.lm_head is None)
     _fill(model, path)
     return model
+
+
+def _stored_dtype(path: Path) -> torch.dtype:
+    """bfloat16 if every matrix of the checkpoint is, else float32."""
+    for file in _files(path):
+        with _opened(file) as opened:
+            slices = (opened.get_slice(name) for name in opened.keys())
+            if any(piece.get_dtype() != "BF16" for piece in slices if len(piece.get_shape()) > 1):
+                return torch.float32
+    return torch.bfloat16
 
 
 @contextmanager
@@ -72,6 +99,14 @@ def _eos_ids(path: Path) -> tuple[int, ...]:
     return Section.read(file, ModelError).integers("eos_token_id", ()) if file.is_file() else ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a tensor of the checkpoint goes."""
+
+    shape: tuple[int, ...]
+    fill: Callable[[Tensor], object]
+
+
 def _fill(model: Family, path: Path) -> None:
     places = _places(model)
     owner: dict[str, str] = {}  # our name -> the checkpoint's
@@ -86,51 +121,80 @@ def _fill(model: Family, path: Path) -> None:
             continue
         if target not in places:
             raise ModelError(f"{path}: unexpected tensor {name} of shape {list(tensor.shape)}")
-        if tensor.shape != places[target].shape:
+        if tuple(tensor.shape) != places[target].shape:
             expected = list(places[target].shape)
             raise ModelError(f"{path}: {name} has shape {list(tensor.shape)}, the config asks for {expected}")
-        places[target].copy_(tensor)
+        places[target].fill(tensor)
     missing = sorted(places.keys() - owner.keys())
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelError(f"{path}: tensor {missing[0]} is missing{more}")
     if model.lm_head is None and HEAD in owner:
-        _check_tied(path, owner[HEAD], places[EMBEDDING])
+        _check_tied(path, owner[HEAD], owner[EMBEDDING])
+    model.n_parameters = sum(prod(place.shape) for place in places.values())
 
 
-def _check_tied(path: Path, name: str, embedding: Tensor) -> None:
+def _check_tied(path: Path, head: str, embedding: str) -> None:
     """A tied head that was saved all the same must be the embedding, or the config lies about one of them."""
-    for _, head in _tensors(path, only=name):
-        if head.shape != embedding.shape or not torch.equal(head.to(embedding), embedding):
-            raise ModelError(f"{path}: tie_word_embeddings is true, but {name} differs from the embedding")
+    (one,), (other,) = ([tensor for _, tensor in _tensors(path, only=name)] for name in (head, embedding))
+    if one.shape != other.shape or not torch.equal(one, other):
+        raise ModelError(f"{path}: tie_word_embeddings is true, but {head} differs from the embedding")
 
 
-def _places(model: Family) -> dict[str, Tensor]:
-    """What to fill by checkpoint name: parameters, and the rows of fused ones, each a view."""
-    places = dict(model.named_parameters())
-    views: dict[str, Tensor] = {}
+def _places(model: Family) -> dict[str, _Place]:
+    """What to fill by checkpoint name: parameters, and the pieces of matrices and of their biases."""
+    places: dict[str, _Place] = {}
     for path, module in model.named_modules():
-        if not isinstance(module, FusedLinear):
-            continue
-        siblings = path.rpartition(".")[0]
-        for kind in ("weight", "bias"):
-            fused = places.pop(f"{path}.{kind}", None)
-            if fused is not None:
-                pieces = torch.split(fused, list(module.parts.values()))
-                views |= {f"{siblings}.{part}.{kind}": rows for part, rows in zip(module.parts, pieces, strict=True)}
-    return {**places, **views}
+        if isinstance(module, Matrix):
+            places |= dict(_pieces(path, module))
+        else:
+            own = module.named_parameters(path, recurse=False)
+            places |= {name: _Place(tuple(p.shape), p.copy_) for name, p in own}
+    return places
+
+
+def _pieces(path: str, matrix: Matrix) -> Iterator[tuple[str, _Place]]:
+    siblings = path.rpartition(".")[0]
+    bias = matrix.bias if isinstance(matrix, Linear) else None
+    first = 0
+    for piece, n_rows in matrix.pieces.items():
+        name = f"{siblings}.{piece}" if piece else path
+        yield f"{name}.weight", _Place((n_rows, matrix.n_in), partial(matrix.fill, piece))
+        if bias is not None:
+            yield f"{name}.bias", _Place((n_rows,), bias[first : first + n_rows].copy_)
+        first += n_rows
+
+
+class _Slice(Protocol):
+    def get_dtype(self) -> str: ...
+    def get_shape(self) -> list[int]: ...
+
+
+class _Opened(Protocol):
+    """What we use of safetensors' open file, which has no types."""
+
+    def keys(self) -> list[str]: ...
+    def get_slice(self, name: str) -> _Slice: ...
+    def get_tensor(self, name: str) -> Tensor: ...
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[_Opened]:
+    """Raises ModelError where the file is missing or broken."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            yield opened
+    except (SafetensorError, OSError) as problem:
+        raise ModelError(f"{file}: {problem}") from problem
 
 
 def _tensors(path: Path, only: str = "") -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the directory, or `only` one, by its saved name; mapped, and dropped when the caller moves on."""
     for file in _files(path):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():
-                    if only in ("", name):
-                        yield name, opened.get_tensor(name)
-        except (SafetensorError, OSError) as problem:
-            raise ModelError(f"{file}: {problem}") from problem
+        with _opened(file) as opened:
+            for name in opened.keys():
+                if only in ("", name):
+                    yield name, opened.get_tensor(name)
 
 
 def _files(path: Path) -> list[Path]:

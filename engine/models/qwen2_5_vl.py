@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from foveate.engine.errors import ModelError
 from foveate.engine.grid import Grid
-from foveate.engine.models.parts.layers import Activation, FusedLinear, Linear, RMSNorm, activation
+from foveate.engine.models.parts.layers import RMSNorm, activation
+from foveate.engine.models.parts.matrix import GatedLinear, Linear
 from foveate.engine.models.parts.qwen import QwenVL
 from foveate.engine.models.parts.qwen_tower import Plan, QwenTower, QwenTowerConfig
 from foveate.engine.section import Section
@@ -35,8 +36,10 @@ class Qwen25VLTower(QwenTower):
     def __init__(self, config: Section, device: torch.device) -> None:
         width, out_size = config.positive("hidden_size", 3584), config.positive("out_hidden_size", 3584)
         common = QwenTowerConfig.read(config, width, out_size)
-        inner, act = config.positive("intermediate_size", 3420), activation(config, "hidden_act", "silu")
-        super().__init__(common, device, mlp=lambda: _Mlp(width, inner, act), norm=lambda: RMSNorm(width, _NORM_EPS))
+        inner = config.positive("intermediate_size", 3420)
+        if (act := activation(config, "hidden_act", "silu")) != "silu":
+            raise ModelError(f"{config.where}: hidden_act {act!r} is not supported, only silu")
+        super().__init__(common, device, mlp=lambda: _Mlp(width, inner), norm=lambda: RMSNorm(width, _NORM_EPS))
         self.full_blocks = frozenset(config.integers("fullatt_block_indexes", (7, 15, 23, 31)))
         window = config.positive("window_size", 112)
         self.window = window // common.merge // common.patch_size  # cells along an edge
@@ -66,12 +69,10 @@ class Qwen25VLTower(QwenTower):
 
 
 class _Mlp(nn.Module):
-    def __init__(self, width: int, inner: int, act: Activation) -> None:
+    def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.gate_up_proj = FusedLinear(width, {"gate_proj": inner, "up_proj": inner}, bias=True)
-        self.down_proj, self.act = Linear(inner, width), act
+        self.gate_up_proj, self.down_proj = GatedLinear(width, inner, bias=True), Linear(inner, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        out: Tensor = self.down_proj(self.act(gate) * up)
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(self.gate_up_proj(x), residual=residual)
         return out

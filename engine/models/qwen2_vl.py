@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from foveate.engine.models.parts.layers import Activation, LayerNorm, Linear, activation
+from foveate.engine.models.parts.layers import LayerNorm, activation
+from foveate.engine.models.parts.matrix import Linear
 from foveate.engine.models.parts.qwen import QwenVL
 from foveate.engine.models.parts.qwen_tower import QwenTower, QwenTowerConfig
 from foveate.engine.section import Section
+from foveate.kernels.linear import Activation
 
 _NORM_EPS = 1e-6  # of the tower; not in any config
 
@@ -30,6 +32,6 @@ class _Mlp(nn.Module):
         super().__init__()
         self.fc1, self.fc2, self.act = Linear(width, inner), Linear(inner, width), act
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(self.act(self.fc1(x)))
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.fc1(x, self.act), residual=residual)
         return out

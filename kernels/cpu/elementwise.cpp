@@ -1,6 +1,7 @@
 // Norms and rotary embedding over float32 rows. Their cost is memory traffic, so AVX2 serves every level.
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
 
 #include "elementwise.h"
 #include "runtime.h"

@@ -4,7 +4,22 @@
 #include <pybind11/pybind11.h>
 
 #include "elementwise.h"
+#include "linear.h"
 #include "runtime.h"
+
+namespace {
+
+// As many plain arguments as the Python side passes; an address of 0 is no tensor.
+void call_linear(std::uintptr_t x, std::int64_t x_stride, std::int64_t m, std::int64_t n, std::int64_t k,
+                 std::uintptr_t data, std::uintptr_t scales, int form, bool round_inputs, std::uintptr_t bias,
+                 std::uintptr_t residual, std::int64_t residual_stride, int activation, std::uintptr_t out) {
+  const auto values = [](std::uintptr_t address) { return reinterpret_cast<const float*>(address); };
+  foveate::linear({values(x), x_stride, m, n, k, values(data), values(scales), foveate::Form(form), round_inputs,
+                   values(bias), values(residual), residual_stride, foveate::Activation(activation),
+                   reinterpret_cast<float*>(out)});
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
   using namespace foveate;
@@ -14,6 +29,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("rms_norm", &rms_norm);
   module.def("layer_norm", &layer_norm);
   module.def("rotate", &rotate);
+  module.def("linear", &call_linear);
   module.def("store_float32", &store_float32);
   module.def("store_bfloat16", &store_bfloat16);
 }

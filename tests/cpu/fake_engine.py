@@ -32,7 +32,7 @@ ANSWER, HANG, DIE, REFUSE, GARBAGE = range(5)  # what a first prompt id asks for
 
 MODEL = ModelInfo(
     family="fake", max_context=128, vocab_size=100, image_token_id=50, n_parameters=1,
-    dtype="float32", device="cpu", block_tokens=16, n_blocks=64,
+    dtype="float32", weights="fp32", kernels="avx2", device="cpu", block_tokens=16, n_blocks=64,
 )  # fmt: skip
 BEAT = Heartbeat(
     since_step_s=0.0, running=1, waiting=2, free_blocks=40, cached_blocks=8, used_blocks=16, total_blocks=64, steps=10,

@@ -73,7 +73,8 @@ def test_probes_death_and_drain(tmp_path: Path) -> None:
 
 def _walk(process: subprocess.Popen[bytes], log: Path) -> None:
     ready_line = (
-        r"foveate: tiny-llava ready on (http://127\.0\.0\.1:\d+) in [\d.]+ s \(\w+, cpu, \d+ blocks of 16 tokens\)"
+        r"foveate: tiny-llava ready on (http://127\.0\.0\.1:\d+) in [\d.]+ s \(\w+, weights in \w+, "
+        r"cpu with \w+ kernels, \d+ blocks of 16 tokens\)"
     )
     until(lambda: re.search(ready_line, log.read_text()) is not None or process.poll() is not None)
     found = re.search(ready_line, log.read_text())

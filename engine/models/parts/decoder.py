@@ -4,21 +4,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from foveate.engine.errors import ModelError
 from foveate.engine.models.base import Attend
-from foveate.engine.models.parts.layers import (
-    Embedding,
-    FusedLinear,
-    Linear,
-    RMSNorm,
-    require,
-    rope_frequencies,
-    rope_section,
-    rotate,
-)
+from foveate.engine.models.parts.layers import RMSNorm, require, rope_frequencies, rope_section
+from foveate.engine.models.parts.matrix import Embedding, FusedLinear, GatedLinear, Linear
 from foveate.engine.section import Section
+from foveate.kernels.rotary import rotate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +111,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig, rope: Section, device: torch.device) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.hidden_size, config.vocab_size)
         self.layers = nn.ModuleList(_Layer(config, i) for i in range(config.n_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         # Plain tensors, not buffers: they are exact in float32 whatever the dtype of the model.
@@ -130,8 +122,7 @@ class Decoder(nn.Module):
     def forward(self, rows: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """As `Model.forward`."""
         angles = positions.to(rows.device)[self.axes].T.float() * self.frequencies  # [n, head_dim / 2]
-        angles = torch.cat((angles, angles), dim=-1)[:, None]
-        cos, sin = angles.cos().to(rows.dtype), angles.sin().to(rows.dtype)
+        cos, sin = angles.cos(), angles.sin()
         for layer in self.layers:
             rows = layer(rows, cos, sin, attend)
         normed: Tensor = self.norm(rows)
@@ -147,8 +138,8 @@ class _Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
 
     def forward(self, rows: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        rows = rows + self.self_attn(self.input_layernorm(rows), cos, sin, attend)
-        out: Tensor = rows + self.mlp(self.post_attention_layernorm(rows))
+        rows = self.self_attn(self.input_layernorm(rows), cos, sin, attend, rows)
+        out: Tensor = self.mlp(self.post_attention_layernorm(rows), rows)
         return out
 
 
@@ -162,23 +153,21 @@ class _Attention(nn.Module):
         self.qkv_proj = FusedLinear(config.hidden_size, parts, config.qkv_bias)
         self.o_proj = Linear(wide, config.hidden_size, bias=config.out_bias)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, residual: Tensor) -> Tensor:
         heads = self.qkv_proj(x).view(x.shape[0], -1, self.head_dim)
         n_turned = self.n_heads + self.n_kv_heads
         turned = rotate(heads[:, :n_turned], cos, sin)  # queries and keys in one go
         q, k = torch.split(turned, [self.n_heads, self.n_kv_heads], dim=1)
-        out: Tensor = self.o_proj(attend(self.index, q, k, heads[:, n_turned:]).flatten(1))
+        out: Tensor = self.o_proj(attend(self.index, q, k, heads[:, n_turned:]).flatten(1), residual=residual)
         return out
 
 
 class _Mlp(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        n = config.intermediate_size
-        self.gate_up_proj = FusedLinear(config.hidden_size, {"gate_proj": n, "up_proj": n}, config.mlp_bias)
-        self.down_proj = Linear(n, config.hidden_size, bias=config.mlp_bias)
+        self.gate_up_proj = GatedLinear(config.hidden_size, config.intermediate_size, config.mlp_bias)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        out: Tensor = self.down_proj(functional.silu(gate) * up)
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(self.gate_up_proj(x), residual=residual)
         return out

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from foveate.engine.models.base import Attend, Model, ModelSpec
 from foveate.engine.models.parts.decoder import Decoder, DecoderConfig
-from foveate.engine.models.parts.layers import Linear
+from foveate.engine.models.parts.matrix import Linear, multiply
 from foveate.engine.preprocess import ImageProcessor
 from foveate.engine.section import Section
 
@@ -82,4 +81,4 @@ class Family(Model):
 
     def logits(self, hidden: Tensor) -> Tensor:
         head = self.language_model.embed_tokens if self.lm_head is None else self.lm_head
-        return functional.linear(hidden, head.weight).float()
+        return multiply(hidden, head.weight).float()

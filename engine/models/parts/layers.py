@@ -1,31 +1,20 @@
 """Small pieces: norms, activations, rotary tables."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from foveate.engine.errors import ModelError
 from foveate.engine.section import Section
-
-Activation = Callable[[Tensor], Tensor]
-
-
-def _quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
-
-
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return functional.gelu(x, approximate="tanh")
-
+from foveate.kernels.linear import Activation
+from foveate.kernels.norms import layer_norm, rms_norm
 
 _ACTIVATIONS: dict[str, Activation] = {
-    "silu": functional.silu,
-    "gelu": functional.gelu,
-    "quick_gelu": _quick_gelu,
-    "gelu_pytorch_tanh": _gelu_tanh,
+    "silu": "silu",
+    "gelu": "gelu",
+    "quick_gelu": "quick_gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
 }
 
 
@@ -47,36 +36,30 @@ def require(config: Section, key: str, value: bool | int, legal: bool | int) -> 
         raise ModelError(f"{config.where}: {key} {value} is not supported, only {legal}")
 
 
-# torch's modules without their random start: every weight comes from a checkpoint, and drawing billions of numbers
-# first takes minutes.
-
-
-class Linear(nn.Linear):
-    def reset_parameters(self) -> None: ...
-
-
-class Embedding(nn.Embedding):
-    def reset_parameters(self) -> None: ...
-
-
-class LayerNorm(nn.LayerNorm):
-    def reset_parameters(self) -> None: ...
-
-
 class Conv2d(nn.Conv2d):
+    """Without its random start: every weight comes from a checkpoint."""
+
     def reset_parameters(self) -> None: ...
 
 
-class FusedLinear(Linear):
-    """Several projections of the same input as one product. The checkpoint holds them apart, as siblings of this one.
+class Table(nn.Module):
+    """Rows that are added as they are, such as learned positions."""
 
-    Args:
-        parts: rows of each projection by its name in the checkpoint, in order.
-    """
+    def __init__(self, n: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n, size))
 
-    def __init__(self, n_in: int, parts: dict[str, int], bias: bool) -> None:
-        super().__init__(n_in, sum(parts.values()), bias=bias)
-        self.parts = parts
+
+class LayerNorm(nn.Module):
+    """Scale rows to mean 0 and variance 1, then by a weight and a bias."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.empty(size)), nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self.weight, self.bias, self.eps)
 
 
 class RMSNorm(nn.Module):
@@ -88,14 +71,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + d/2) of x [n, heads, d] by angles given as cos and sin, each [n, 1, d]."""
-    half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos + turned * sin
+        return rms_norm(x, self.weight, self.eps)
 
 
 def frequencies(theta: float, dim: int, device: torch.device) -> Tensor:

@@ -14,12 +14,16 @@ from torch.nn import functional
 
 from foveate.engine.errors import ModelError
 from foveate.engine.grid import Grid
-from foveate.engine.models.parts.layers import Linear, frequencies, require, rotate
+from foveate.engine.models.parts.layers import frequencies, require
+from foveate.engine.models.parts.matrix import Linear
 from foveate.engine.models.parts.pixels import patches
 from foveate.engine.models.parts.taps import Taps
 from foveate.engine.reduce.base import Signal
 from foveate.engine.section import Section
+from foveate.kernels.rotary import rotate
 from foveate.kernels.vision_attention import vision_attention
+
+Turn = tuple[Tensor, Tensor]  # cos and sin, [n, head_dim / 2] float32 each, of the axial angles
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +81,7 @@ class QwenTower(nn.Module):
     """Patch embedding, blocks and merger; in raster order and with full attention unless a subclass says otherwise.
 
     Args:
-        mlp: makes one block's, width to width.
+        mlp: makes one block's, which adds its residual itself.
         norm: makes one norm over the residual stream, of a block or of the merger.
     """
 
@@ -119,11 +123,10 @@ class QwenTower(nn.Module):
         plan = self.plan(grids)
         rows = self._reorder(self._embed(images), plan)
         angles = self._reorder(torch.cat([self._angles(g) for g in grids]), plan)
-        angles = torch.cat((angles, angles), dim=-1)[:, None]
-        cos, sin = angles.cos(), angles.sin()
+        turn = (angles.cos(), angles.sin())
         taps = Taps(wanted, plan.pictures, has_cls=False)
         for i, block in enumerate(self.blocks):
-            rows = block(rows, cos, sin, self.segments(i, plan), taps if wanted and i == self.tapped else None)
+            rows = block(rows, turn, self.segments(i, plan), taps if wanted and i == self.tapped else None)
         merged = self.merger(rows)
         self._merge_taps(taps, plan)
         return (merged if plan.order is None else _scatter(merged, plan.order)), taps
@@ -177,12 +180,15 @@ class QwenVisionAttention(nn.Module):
         self.qkv = Linear(config.width, 3 * config.width)
         self.proj = Linear(config.width, config.width)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, segments: Sequence[int], taps: Taps | None) -> Tensor:
-        q, raw_k, v = self.qkv(x).view(x.shape[0], 3, self.n_heads, -1).unbind(1)
-        q, k = (rotate(t.float(), cos, sin).to(x.dtype) for t in (q, raw_k))
+    def forward(self, x: Tensor, turn: Turn, segments: Sequence[int], taps: Taps | None, residual: Tensor) -> Tensor:
+        heads = self.qkv(x).view(x.shape[0], 3 * self.n_heads, -1)
         if taps is not None:
-            taps.record(q, k, raw_k, segments, self.scale)
-        out: Tensor = self.proj(vision_attention(q, k, v, segments, self.scale).flatten(1))
+            taps.record_keys(heads[:, self.n_heads : 2 * self.n_heads])
+        v = heads[:, 2 * self.n_heads :]
+        q, k = torch.split(rotate(heads[:, : 2 * self.n_heads], *turn), self.n_heads, dim=1)
+        if taps is not None:
+            taps.record(q, k, segments, self.scale)
+        out: Tensor = self.proj(vision_attention(q, k, v, segments, self.scale).flatten(1), residual=residual)
         return out
 
 
@@ -192,9 +198,9 @@ class _Block(nn.Module):
         self.norm1, self.norm2 = norm(), norm()
         self.attn, self.mlp = QwenVisionAttention(config), mlp()
 
-    def forward(self, rows: Tensor, cos: Tensor, sin: Tensor, segments: Sequence[int], taps: Taps | None) -> Tensor:
-        rows = rows + self.attn(self.norm1(rows), cos, sin, segments, taps)
-        out: Tensor = rows + self.mlp(self.norm2(rows))
+    def forward(self, rows: Tensor, turn: Turn, segments: Sequence[int], taps: Taps | None) -> Tensor:
+        rows = self.attn(self.norm1(rows), turn, segments, taps, rows)
+        out: Tensor = self.mlp(self.norm2(rows), rows)
         return out
 
 
@@ -214,8 +220,10 @@ class _Merger(nn.Module):
         super().__init__()
         wide = config.width * config.cell
         self.ln_q = norm
-        self.mlp = nn.Sequential(Linear(wide, wide), nn.GELU(), Linear(wide, config.out_size))
+        self.wide = wide
+        self.mlp = nn.ModuleDict({"0": Linear(wide, wide), "2": Linear(wide, config.out_size)})  # as in the checkpoint
 
     def forward(self, rows: Tensor) -> Tensor:
-        out: Tensor = self.mlp(self.ln_q(rows).view(-1, self.mlp[0].in_features))
+        hidden = self.mlp["0"](self.ln_q(rows).view(-1, self.wide), "gelu")
+        out: Tensor = self.mlp["2"](hidden)
         return out

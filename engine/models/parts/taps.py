@@ -21,16 +21,17 @@ class Taps:
     received: Tensor | None = None  # [n] float32
     keys: Tensor | None = None  # [n, head_dim] float32
 
-    def record(self, q: Tensor, k: Tensor, raw_keys: Tensor, segments: Sequence[int], scale: float) -> None:
-        """Called once, with [n, heads, head_dim] tensors.
-
-        Args:
-            q, k: as attention sees them, after any rotation.
-            raw_keys: the key projection before rotation.
-            segments: [n_segments + 1] what attends to what at this layer.
-        """
+    def record_keys(self, raw_keys: Tensor) -> None:
+        """Called once, with the key projection [n, heads, head_dim] before it is rotated."""
         if "keys" in self.wanted:
             self.keys = raw_keys.float().mean(1)
+
+    def record(self, q: Tensor, k: Tensor, segments: Sequence[int], scale: float) -> None:
+        """Called once, with [n, heads, head_dim] queries and keys as attention sees them.
+
+        Args:
+            segments: [n_segments + 1] what attends to what at this layer.
+        """
         if "received" in self.wanted:
             self.received = received(q, k, segments, scale)
         if "cls_attention" in self.wanted and self.has_cls:

@@ -13,20 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveate.engine.errors import ModelError
-from foveate.engine.models.parts.layers import (
-    Activation,
-    Conv2d,
-    Embedding,
-    FusedLinear,
-    LayerNorm,
-    Linear,
-    activation,
-    require,
-)
+from foveate.engine.models.parts.layers import Conv2d, LayerNorm, Table, activation, require
+from foveate.engine.models.parts.matrix import FusedLinear, Linear
 from foveate.engine.models.parts.pixels import patches
 from foveate.engine.models.parts.taps import Taps
 from foveate.engine.reduce.base import Signal
 from foveate.engine.section import Section
+from foveate.kernels.linear import Activation
 from foveate.kernels.vision_attention import vision_attention
 
 
@@ -122,7 +115,7 @@ class _Embeddings(nn.Module):
         super().__init__()
         size = config.patch_size
         self.patch_embedding = Conv2d(3, config.hidden_size, size, size, bias=not config.has_cls)
-        self.position_embedding = Embedding(config.n_rows, config.hidden_size)
+        self.position_embedding = Table(config.n_rows, config.hidden_size)
         if config.has_cls:
             self.class_embedding = nn.Parameter(torch.empty(config.hidden_size))
         self.has_cls = config.has_cls
@@ -145,8 +138,8 @@ class _Layer(nn.Module):
         self.mlp = _Mlp(config)
 
     def forward(self, rows: Tensor, bounds: Sequence[int], taps: Taps | None) -> Tensor:
-        rows = rows + self.self_attn(self.layer_norm1(rows), bounds, taps)
-        out: Tensor = rows + self.mlp(self.layer_norm2(rows))
+        rows = self.self_attn(self.layer_norm1(rows), bounds, taps, rows)
+        out: Tensor = self.mlp(self.layer_norm2(rows), rows)
         return out
 
 
@@ -158,11 +151,12 @@ class _Attention(nn.Module):
         self.qkv_proj = FusedLinear(n, {"q_proj": n, "k_proj": n, "v_proj": n}, bias=True)
         self.out_proj = Linear(n, n)
 
-    def forward(self, x: Tensor, bounds: Sequence[int], taps: Taps | None) -> Tensor:
+    def forward(self, x: Tensor, bounds: Sequence[int], taps: Taps | None, residual: Tensor) -> Tensor:
         q, k, v = self.qkv_proj(x).view(x.shape[0], 3, self.n_heads, -1).unbind(1)
         if taps is not None:
-            taps.record(q, k, k, bounds, self.scale)
-        out: Tensor = self.out_proj(vision_attention(q, k, v, bounds, self.scale).flatten(1))
+            taps.record_keys(k)
+            taps.record(q, k, bounds, self.scale)
+        out: Tensor = self.out_proj(vision_attention(q, k, v, bounds, self.scale).flatten(1), residual=residual)
         return out
 
 
@@ -173,6 +167,6 @@ class _Mlp(nn.Module):
         self.fc2 = Linear(config.intermediate_size, config.hidden_size)
         self.act = config.act
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(self.act(self.fc1(x)))
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.fc1(x, self.act), residual=residual)
         return out

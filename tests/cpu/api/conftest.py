@@ -69,6 +69,7 @@ METHODS = [
 ]  # fmt: skip
 MODEL = ModelInfo(
     family="llava", max_context=2000, vocab_size=259, image_token_id=2, n_parameters=1, dtype="float32", device="cpu",
+    weights="fp32", kernels="avx2",
     block_tokens=16, n_blocks=100,
 )  # fmt: skip
 BEAT = Heartbeat(

@@ -20,6 +20,7 @@ from foveate.server.template import Template, TemplateFailed
 
 MODEL = ModelInfo(
     family="llava", max_context=2000, vocab_size=259, image_token_id=2, n_parameters=1, dtype="float32", device="cpu",
+    weights="fp32", kernels="avx2",
     block_tokens=16, n_blocks=100,
 )  # fmt: skip
 # In the manner of LLaVA-1.5's: pictures first, content only as parts.

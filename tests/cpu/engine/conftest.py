@@ -29,6 +29,7 @@ class MockModel(Model):
             family="mock", n_layers=2, n_heads=8, n_kv_heads=4, head_dim=128, hidden_size=32, vocab_size=260,
             max_context=400, image_token_id=IMAGE_ID, eos_ids=(EOS_ID,), n_pos_axes=3, has_cls=False,
         )  # fmt: skip
+        self.dtype, self.weights, self.n_parameters = torch.float32, "fp32", 0
         random = torch.Generator().manual_seed(7)
 
         def weight(*shape: int) -> nn.Parameter:

@@ -1,0 +1,126 @@
+"""Matrices of a model: filled by the loader piece by piece, and held as the hardware multiplies them best.
+
+On the CPU a matrix is packed once, at load, in the form its role asks for (kernels/weights.py); on CUDA, and where
+there are no compiled kernels, it is a plain tensor in the model's dtype.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from foveate.kernels.linear import Activation, linear
+from foveate.kernels.weights import Form, PackedWeight, pack, rows
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How one matrix is held."""
+
+    dtype: torch.dtype  # of the model: what activations and cache are in
+    device: torch.device
+    form: Form | None  # packed so; None: a plain tensor
+
+    def hold(self, matrix: Tensor, gated: bool = False) -> PackedWeight | Tensor:
+        """The matrix as the model keeps it; the argument is not referred to afterwards."""
+        if self.form is None:
+            return torch.empty(matrix.shape, dtype=self.dtype, device=self.device).copy_(matrix)
+        return pack(matrix, self.form, gated=gated, round_inputs=self.dtype == torch.bfloat16)
+
+
+class Matrix(nn.Module):
+    """A matrix [n_out, n_in] that the checkpoint may hold in several pieces, one above the other.
+
+    Args:
+        pieces: rows of each piece by its name in the checkpoint, in order; it stands there as a sibling of this one.
+    """
+
+    def __init__(self, n_in: int, n_out: int, pieces: dict[str, int] | None = None, gated: bool = False) -> None:
+        super().__init__()
+        self.n_in, self.n_out, self.gated = n_in, n_out, gated
+        self.pieces = pieces or {"": n_out}
+        self.storage: Storage | None = None  # set by the loader
+        self._weight: PackedWeight | Tensor | None = None
+        self._arrived: dict[str, Tensor] = {}
+
+    def fill(self, piece: str, rows: Tensor) -> None:
+        """Take one piece; the last one completes the matrix."""
+        self._arrived[piece] = rows
+        if len(self._arrived) == len(self.pieces):
+            assert self.storage is not None, "the loader says how a matrix is held before it fills it"
+            ordered = [self._arrived[name] for name in self.pieces]
+            self._weight = self.storage.hold(ordered[0] if len(ordered) == 1 else torch.cat(ordered), self.gated)
+            self._arrived = {}
+
+    @property
+    def weight(self) -> PackedWeight | Tensor:
+        assert self._weight is not None, "every piece of a matrix has been filled"
+        return self._weight
+
+
+class Linear(Matrix):
+    """x W^T + bias, then an activation, then a residual: one pass where there are kernels for it."""
+
+    def __init__(
+        self, n_in: int, n_out: int, bias: bool = True, *, pieces: dict[str, int] | None = None, gated: bool = False
+    ) -> None:
+        super().__init__(n_in, n_out, pieces, gated)
+        self.bias = nn.Parameter(torch.empty(n_out)) if bias else None
+
+    def forward(self, x: Tensor, activation: Activation = "none", residual: Tensor | None = None) -> Tensor:
+        return multiply(x, self.weight, self.bias, activation, residual)
+
+
+class FusedLinear(Linear):
+    """Several projections of the same input as one product."""
+
+    def __init__(self, n_in: int, pieces: dict[str, int], bias: bool) -> None:
+        super().__init__(n_in, sum(pieces.values()), bias, pieces=pieces)
+
+
+class GatedLinear(Linear):
+    """silu(gate) * up of two projections of the same input."""
+
+    def __init__(self, n_in: int, n_out: int, bias: bool) -> None:
+        super().__init__(n_in, 2 * n_out, bias, pieces={"gate_proj": n_out, "up_proj": n_out}, gated=True)
+
+    def forward(self, x: Tensor, activation: Activation = "silu_gate", residual: Tensor | None = None) -> Tensor:
+        return super().forward(x, activation, residual)
+
+
+class Embedding(Matrix):
+    """Rows by token id; a tied head multiplies by the same matrix."""
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        if isinstance(self.weight, PackedWeight):
+            return rows(self.weight, token_ids)
+        return functional.embedding(token_ids, self.weight)
+
+
+def multiply(
+    x: Tensor,
+    weight: PackedWeight | Tensor,
+    bias: Tensor | None = None,
+    activation: Activation = "none",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """[m, n_in] -> [m, n_out], or half of it for a gated product."""
+    if isinstance(weight, PackedWeight):
+        return linear(x, weight, bias, activation=activation, residual=residual)
+    return _epilogue(functional.linear(x, weight, bias), activation, residual)
+
+
+def _epilogue(out: Tensor, activation: Activation, residual: Tensor | None) -> Tensor:
+    if activation == "silu":
+        out = functional.silu(out)
+    elif activation == "quick_gelu":
+        out = out * torch.sigmoid(1.702 * out)
+    elif activation == "gelu_tanh":
+        out = functional.gelu(out, approximate="tanh")
+    elif activation == "gelu":
+        out = functional.gelu(out)
+    elif activation == "silu_gate":
+        first, second = out.chunk(2, dim=1)
+        out = functional.silu(first) * second
+    return out if residual is None else out + residual

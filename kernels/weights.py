@@ -1,0 +1,138 @@
+"""Weights of linear layers, packed once for the CPU kernels: panels of 16 rows, in one of four forms.
+
+One layout per form serves every instruction set. `data` is panel after panel, a panel being 16 rows of the matrix
+(16 output columns), with n padded to whole panels and k to whole steps by zeros:
+
+    float32   [n/16][k][16]
+    bfloat16  [n/16][k/2][16][2]   pairs along k, as VNNI and AMX read them
+    int8      [n/16][k/4][16][4]   symmetric, one scale per row and 128 k
+    int4      [n/16][k/8][16][4]   stored + 8; low nibbles are the first 4 of 8 k, high nibbles the others; 64 k a scale
+
+All four are words of 32 bits, 16 to a step of k, so packing is one transposition of words.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+Form = Literal["float32", "bfloat16", "int8", "int4"]
+FORMS: tuple[Form, ...] = get_args(Form)
+PANEL = 16  # rows of a panel
+GROUP = {"float32": 1, "bfloat16": 2, "int8": 128, "int4": 64}  # k is padded to whole ones; int: values to a scale
+_PER_WORD = {"float32": 1, "bfloat16": 2, "int8": 4, "int4": 8}
+_SLAB = 64 * PANEL  # rows packed at a time: what packing holds beside its input and its result
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """A matrix [n, k] in the layout of its form.
+
+    gated: two projections of n/2 rows, all of the first before all of the second; their panels alternate, so that the
+        kernel finishes silu(first) * second while both are in registers.
+    round_inputs: bfloat16 only: inputs may be rounded to bfloat16 where the hardware multiplies it natively. False:
+        products are exact in float32 at every level.
+    """
+
+    form: Form
+    n: int
+    k: int
+    data: Tensor  # int32 [panels, k steps, 16]
+    scales: Tensor | None  # float32 [panels, groups, 16]
+    gated: bool
+    round_inputs: bool
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+
+def pack(weight: Tensor, form: Form, *, gated: bool = False, round_inputs: bool = False) -> PackedWeight:
+    """Pack a matrix [n, k] of float32, bfloat16 or float16; int8 and int4 are quantized group-wise along k.
+
+    Raises:
+        ValueError: the form is unknown, or a gated matrix has an odd number of rows.
+    """
+    if form not in FORMS:
+        raise ValueError(f"weight form {form!r}: there are {', '.join(FORMS)}")
+    n, k = weight.shape
+    if gated and n % 2:
+        raise ValueError(f"a gated weight is two projections of equal size, but this one has {n} rows; pass both")
+    assert not round_inputs or form == "bfloat16", "only bfloat16 weights have inputs to round"
+    halves = weight.chunk(2) if gated else (weight,)
+    panels = len(halves) * -(-(n // len(halves)) // PANEL)
+    groups = -(-k // GROUP[form])
+    data = torch.empty(panels, groups * GROUP[form] // _PER_WORD[form], PANEL, dtype=torch.int32)
+    scales = torch.empty(panels, groups, PANEL) if form in ("int8", "int4") else None
+    for which, half in enumerate(halves):
+        for panel, slab in _slabs(half, groups * GROUP[form]):
+            end = panel + slab.shape[0] // PANEL
+            words, slab_scales = _words(slab, form)
+            data[which :: len(halves)][panel:end] = _transposed(words)
+            if scales is not None and slab_scales is not None:
+                scales[which :: len(halves)][panel:end] = _transposed(slab_scales)
+    assert data.data_ptr() % 64 == 0, "torch aligns what it allocates to 64 bytes"
+    return PackedWeight(form, n, k, data, scales, gated, round_inputs)
+
+
+def unpack(packed: PackedWeight) -> Tensor:
+    """Float32 [n, k]: exactly the matrix the kernels multiply by."""
+    ids = torch.arange(packed.n)
+    return torch.cat([rows(packed, part) for part in ids.split(_SLAB)]) if packed.n else torch.empty(0, packed.k)
+
+
+def rows(packed: PackedWeight, ids: Tensor) -> Tensor:
+    """Rows `ids` (int64 [m]) of `unpack(packed)`, float32 [m, k]: an embedding tied to the output head."""
+    count = 2 if packed.gated else 1
+    half = packed.n // count
+    panel, lane = ids % half // PANEL * count + ids // half, ids % half % PANEL
+    words = packed.data[panel, :, lane].contiguous()
+    if packed.form == "float32":
+        return words.view(torch.float32)[:, : packed.k]
+    if packed.form == "bfloat16":
+        return words.view(torch.bfloat16)[:, : packed.k].float()
+    assert packed.scales is not None, "an integer form has scales"
+    values = words.view(torch.int8)
+    if packed.form == "int4":
+        nibbles = words.view(torch.uint8).unflatten(1, (-1, 4))
+        values = torch.stack([nibbles & 15, nibbles >> 4], 2).flatten(1).to(torch.int8) - 8
+    grouped = values.unflatten(1, (-1, GROUP[packed.form])).float()
+    return (grouped * packed.scales[panel, :, lane].unsqueeze(2)).flatten(1)[:, : packed.k]
+
+
+def _slabs(weight: Tensor, k: int) -> Iterator[tuple[int, Tensor]]:
+    """Parts of whole panels, padded with zeros to k columns: (first panel, rows)."""
+    for start in range(0, weight.shape[0], _SLAB):
+        slab = weight[start : start + _SLAB]
+        yield start // PANEL, pad(slab, (0, k - slab.shape[1], 0, -slab.shape[0] % PANEL))
+
+
+def _words(slab: Tensor, form: Form) -> tuple[Tensor, Tensor | None]:
+    """Rows as int32 words along k, and their scales [rows, groups]."""
+    if form == "float32":
+        return slab.float().contiguous().view(torch.int32), None
+    if form == "bfloat16":
+        return slab.bfloat16().contiguous().view(torch.int32), None
+    grouped = slab.float().unflatten(1, (-1, GROUP[form]))
+    if form == "int8":
+        scales = grouped.abs().amax(2) / 127
+        values = _divided(grouped, scales).round_().clamp_(-127, 127).to(torch.int8)
+        return values.flatten(1).view(torch.int32), scales
+    # The value farthest from zero becomes -8 exactly, whatever its sign: one step finer than a symmetric 7.
+    low, high = grouped.aminmax(dim=2)
+    scales = torch.where(high > -low, high, low) / -8
+    values = (_divided(grouped, scales).round_().clamp_(-8, 7) + 8).to(torch.uint8)
+    pairs = values.flatten(1).unflatten(1, (-1, 2, 4))
+    return (pairs[:, :, 0] | pairs[:, :, 1] << 4).flatten(1).view(torch.int32), scales
+
+
+def _divided(grouped: Tensor, scales: Tensor) -> Tensor:
+    return grouped / torch.where(scales == 0, 1.0, scales).unsqueeze(2)
+
+
+def _transposed(words: Tensor) -> Tensor:
+    """[rows, c] -> [rows / 16, c, 16]."""
+    return words.unflatten(0, (-1, PANEL)).transpose(1, 2)
