@@ -9,7 +9,9 @@ MODEL ?=
 PORT ?= 8000
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-BUILT := build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+BUILT := build dist *.egg-info kernels/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
+# What an editable install compiles or reads; the stamps below are remade when it changes.
+SOURCES := pyproject.toml setup.py $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
 
 # The script's folder stays off sys.path, so `kernels` and `engine` are only ever found inside `foveate`.
 export PYTHONSAFEPATH := 1
@@ -20,21 +22,21 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@printf '\nVariables: MODEL (bundled name, directory or hub name), PORT (8000), PYTHON (python3, 3.11 or newer).\n'
 
-# One stamp per set of packages, remade when pyproject.toml changes: serving needs the fewest.
+# One stamp per set of packages: serving needs the fewest.
 .venv/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"Python {sys.version.split()[0]} is too old: set PYTHON to 3.11 or newer")'
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/.runtime: pyproject.toml .venv/.python
+.venv/.runtime: $(SOURCES) .venv/.python
 	$(PIP) install -q -e .
 	@touch $@
 
-.venv/.demo: pyproject.toml .venv/.python
+.venv/.demo: $(SOURCES) .venv/.python
 	$(PIP) install -q -e '.[demo]'
 	@touch $@
 
-.venv/.installed: pyproject.toml .venv/.python
+.venv/.installed: $(SOURCES) .venv/.python
 	$(PIP) install -q -e '.[dev]'
 	@touch $@ .venv/.runtime .venv/.demo
 
