@@ -2,6 +2,7 @@
 
     python -m bench.quality                        both tiny models x every method x {100, 50, 25, 11, 6} %
     python -m bench.quality --accuracy             both tiny models at full budget on 1,000 scenes
+    python -m bench.quality --accuracy --weights auto int8 int4        ... and with quantized weights
     python -m bench.quality tiny-llava --url http://127.0.0.1:8000
 
 Keep-all is the identity for every method (tests/cpu/test_reduce_contract.py), so 100 % is measured once and shown in
@@ -15,6 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import httpx
@@ -42,6 +44,7 @@ class Cell:
     kept: float
     right: dict[str, int]  # by kind
     asked: dict[str, int]
+    weights: str = "auto"  # as model.weights was set
 
     @property
     def overall(self) -> tuple[int, int]:
@@ -165,8 +168,8 @@ def accuracy_section(cells: Sequence[Cell]) -> str:
             right, asked = cell.overall if kind is None else (cell.right.get(kind, 0), cell.asked.get(kind, 0))
             low, high = wilson(right, asked) if asked else (0.0, 1.0)
             share = f"{100 * right / max(asked, 1):.2f}"
-            rows.append([cell.model, kind or "overall", str(asked), share, f"{100 * low:.2f} - {100 * high:.2f}"])
-    return table(["model", "kind", "asked", "exact match %", "95 % interval"], rows)
+            rows.append([cell.model, cell.weights, kind or "overall", str(asked), share, f"{100 * low:.2f} - {100 * high:.2f}"])
+    return table(["model", "weights", "kind", "asked", "exact match %", "95 % interval"], rows)
 
 
 def as_json(cell: Cell) -> dict[str, Json]:
@@ -180,18 +183,21 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=list(MODELS), help="bundled names or directories")
     parser.add_argument("--scenes", type=int, help="held-out scenes (default: 100; 1,000 with --accuracy)")
     parser.add_argument("--accuracy", action="store_true", help="full budget only")
+    parser.add_argument("--weights", nargs="+", default=["auto"], help="values of model.weights, with --accuracy")
     parser.add_argument("--url", help="a server that runs already; give one model")
     args = parser.parse_args()
     if args.url and len(args.models) != 1:
         parser.error("--url serves one model: name it")
+    if args.weights != ["auto"] and not args.accuracy:
+        parser.error("--weights goes with --accuracy")
     made_by = provenance("bench.quality")
     items = held_out(args.scenes or (1000 if args.accuracy else 100))
     cells: list[Cell] = []
     sections: list[str] = []
-    for model in args.models:
-        with serving(model, url=args.url, reducers=REDUCERS) as server:
+    for model, weights in product(args.models, args.weights):
+        with serving(model, [f"model.weights={weights}"], url=args.url, reducers=REDUCERS) as server:
             found = asyncio.run(measure(server, model, items, args.accuracy))
-        cells += found
+        cells += [replace(cell, weights=weights) for cell in found]
         sections += [] if args.accuracy else budget_sections(model, found)
     if args.accuracy:
         sections = [accuracy_section(cells)]
