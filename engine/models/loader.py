@@ -30,6 +30,7 @@ from foveate.engine.preprocess import ImageProcessor
 from foveate.engine.section import Section
 
 _NOT_FAMILIES = {"base", "loader", "parts", "weights"}
+_MAPPED_BYTES = 128 * 2**20  # of a file, read before it is opened again
 _AS_IT_COMES = ModelConfig()
 # Tables that old versions saved and everyone computes: harmless in a file, and never read.
 _COMPUTED = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq)$")
@@ -189,12 +190,21 @@ def _opened(file: Path) -> Iterator[_Opened]:
 
 
 def _tensors(path: Path, only: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the directory, or `only` one, by its saved name; mapped, and dropped when the caller moves on."""
+    """Every tensor of the directory, or `only` one, by its saved name; mapped, and dropped when the caller moves on.
+
+    What was read of a mapped file counts as resident until the file is closed, so it is opened again now and then.
+    """
     for file in _files(path):
         with _opened(file) as opened:
-            for name in opened.keys():
-                if only in ("", name):
-                    yield name, opened.get_tensor(name)
+            left = [name for name in opened.keys() if only in ("", name)]
+        while left:
+            read = 0
+            with _opened(file) as opened:
+                while left and read < _MAPPED_BYTES:
+                    tensor = opened.get_tensor(left[0])
+                    read += tensor.nbytes
+                    yield left.pop(0), tensor
+                    del tensor
 
 
 def _files(path: Path) -> list[Path]:
