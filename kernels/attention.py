@@ -2,7 +2,7 @@
 
 Two versions of one definition:
     reference   plain torch in float32, the definition; also what runs on CUDA for now
-    _fast_cpu   per sequence: gather the blocks (a copy of whole blocks), then torch's CPU flash attention
+    _compiled   float32 queries on the CPU over float32 or bfloat16 blocks: C++, the whole batch in one call
 
 Keys are cached after RoPE, so the result is a function of the *set* of (key, value) pairs a query sees: blocks may lie
 anywhere in the pool. The log-sum-exp is returned because sets that are attended separately (tiers, evicted parts) are
@@ -11,16 +11,30 @@ merged by it. Slots at or after a sequence's length hold garbage, perhaps NaN, a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from foveate.kernels.native import kernels
 
+_STORED = (torch.float32, torch.bfloat16)  # blocks the compiled kernel reads
+_TREE = "a tree mask is bool, new tokens x new tokens"
 _MAX_SCORES = 2**26  # alive at once in `reference`: a chunk of 2048 over 32k keys would else hold many GB
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
+class HostBatch:
+    """A batch as the compiled kernel reads it: int32, contiguous, on the CPU."""
+
+    cu_queries: Tensor  # [n_seqs + 1]
+    kv_lengths: Tensor  # [n_seqs]
+    block_tables: Tensor  # [n_seqs, max_blocks]
+    longest: int  # of kv_lengths
+
+
+@dataclass(frozen=True)
 class AttentionBatch:
     """Where the queries and keys of each sequence are. Filled by the runner once per step, used by every layer.
 
@@ -37,6 +51,15 @@ class AttentionBatch:
         cu, lengths = _ints(self.cu_queries), _ints(self.kv_lengths)
         assert len(cu) == len(lengths) + 1, "cu_queries has one entry more than there are sequences"
         return list(zip(cu[:-1], cu[1:], lengths, strict=True))
+
+    @cached_property
+    def host(self) -> HostBatch:
+        """Made and checked by the first layer that asks."""
+        assert all(end - start <= length for start, end, length in self.spans()), "new tokens are among the keys"
+        cu, lengths = (torch.tensor(_ints(x), dtype=torch.int32) for x in (self.cu_queries, self.kv_lengths))
+        return HostBatch(
+            cu, lengths, self.block_tables.to("cpu", torch.int32).contiguous(), max(lengths.tolist(), default=0)
+        )
 
 
 def paged_attention(
@@ -66,8 +89,10 @@ def paged_attention(
         out [n_tokens, n_heads, d] in the dtype of `q`, and the log-sum-exp of the scores, float32 [n_tokens, n_heads].
     """
     assert q.shape[1] % key_blocks.shape[2] == 0, "every key head serves the same number of query heads"
-    version = reference if kernels() is None or q.device.type != "cpu" else _fast_cpu
-    return version(q, key_blocks, value_blocks, batch, scale, tree_mask)
+    compiled = kernels()
+    if compiled is None or q.device.type != "cpu" or q.dtype != torch.float32 or key_blocks.dtype not in _STORED:
+        return reference(q, key_blocks, value_blocks, batch, scale, tree_mask)
+    return _compiled(compiled, q, key_blocks, value_blocks, batch, scale, tree_mask)
 
 
 def reference(
@@ -98,53 +123,48 @@ def reference(
     return out, lse
 
 
-def _fast_cpu(
+def _compiled(
+    built: ModuleType,
     q: Tensor,
     key_blocks: Tensor,
     value_blocks: Tensor,
     batch: AttentionBatch,
     scale: float,
-    tree_mask: Sequence[Tensor | None] | None = None,
+    tree_mask: Sequence[Tensor | None] | None,
 ) -> tuple[Tensor, Tensor]:
-    out = torch.empty_like(q)
-    lse = torch.empty(q.shape[:2], dtype=torch.float32)
-    for s, (start, end, length) in enumerate(batch.spans()):
-        if end == start:
-            continue
-        k = _gather(key_blocks, batch.block_tables[s], length)
-        v = _gather(value_blocks, batch.block_tables[s], length)
-        tree = tree_mask[s] if tree_mask else None
-        out[start:end], lse[start:end] = _attend_one(q[start:end], k, v, scale, tree)
-    return out, lse
-
-
-def _attend_one(q: Tensor, k: Tensor, v: Tensor, scale: float, tree: Tensor | None) -> tuple[Tensor, Tensor]:
-    """One sequence, q [m, n_heads, d], k and v [L, n_kv_heads, d]: ([m, n_heads, d], float32 [m, n_heads])."""
-    m, n_heads, d = q.shape
-    length, n_kv_heads, _ = k.shape
-    group = n_heads // n_kv_heads
-    k, v = k.permute(1, 0, 2), v.permute(1, 0, 2)
-    if m == 1:  # every key head becomes one small matrix product over its group: K and V are read once
-        out, lse = _flash(q.view(1, n_kv_heads, group, d), k[None], v[None], scale=scale)
-        return out.reshape(1, n_heads, d), lse.reshape(1, n_heads)
-    grouped = q.view(m, n_kv_heads, group, d).permute(1, 2, 0, 3)  # key heads as the batch, their group as the heads
-    k, v = (x[:, None].expand(n_kv_heads, group, length, d) for x in (k, v))
-    causal = tree is None and m == length
-    mask = None if causal else _visible(m, length, tree, q.device)
-    if mask is not None:  # the CPU kernel wants an additive mask
-        mask = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
-    out, lse = _flash(grouped, k, v, scale=scale, causal=causal, mask=mask)
-    return out.permute(2, 0, 1, 3).reshape(m, n_heads, d), lse.permute(2, 0, 1).reshape(m, n_heads)
-
-
-def _flash(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool = False, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """torch's own CPU flash attention on [b, h, m, d]: out [b, h, m, d] and log-sum-exp float32 [b, h, m]."""
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        q, k, v, 0.0, causal, attn_mask=mask, scale=scale
+    n_blocks, block_tokens, n_kv_heads, d = key_blocks.shape
+    q = packed_heads(q)
+    assert value_blocks.shape == key_blocks.shape and value_blocks.dtype == key_blocks.dtype, "one store holds both"
+    assert key_blocks.is_contiguous() and value_blocks.is_contiguous(), "blocks are addressed as one flat run of slots"
+    host = batch.host
+    n_seqs = len(host.kv_lengths)
+    assert len(host.block_tables) == n_seqs, "every sequence has a row of blocks"
+    assert host.longest <= host.block_tables.shape[1] * block_tokens, "the tables hold every key"
+    trees = _contiguous_trees(host, tree_mask) if tree_mask else []
+    addresses = torch.tensor([0 if tree is None else tree.data_ptr() for tree in trees], dtype=torch.int64)
+    out, lse = torch.empty(q.shape), torch.empty(q.shape[:2])
+    bfloat16 = key_blocks.dtype == torch.bfloat16
+    built.paged_attention(
+        *(q.data_ptr(), q.stride(0), key_blocks.data_ptr(), value_blocks.data_ptr(), bfloat16),
+        *(host.cu_queries.data_ptr(), host.kv_lengths.data_ptr(), host.block_tables.data_ptr()),
+        *(host.block_tables.shape[1], addresses.data_ptr() if trees else 0),
+        *(out.data_ptr(), out.stride(0), lse.data_ptr()),
+        *(n_seqs, q.shape[1], n_kv_heads, d, block_tokens, scale),
     )
     return out, lse
+
+
+def packed_heads(x: Tensor) -> Tensor:
+    """[n, heads, d] whose tokens may lie apart but whose heads lie side by side: `x` itself, or else a copy."""
+    _, heads, d = x.shape
+    return x if x.stride(2) == 1 and (heads == 1 or x.stride(1) == d) else x.contiguous()
+
+
+def _contiguous_trees(host: HostBatch, tree_mask: Sequence[Tensor | None]) -> list[Tensor | None]:
+    news = host.cu_queries.diff().tolist()
+    for m, tree in zip(news, tree_mask, strict=True):
+        assert tree is None or (tree.shape == (m, m) and tree.dtype == torch.bool), _TREE
+    return [None if tree is None else tree.contiguous() for tree in tree_mask]
 
 
 def _gather(blocks: Tensor, table: Tensor, length: int) -> Tensor:
@@ -157,7 +177,7 @@ def _visible(m: int, length: int, tree: Tensor | None, device: torch.device) -> 
     """bool [m, length]: which keys each query sees."""
     if tree is None:
         return torch.ones(m, length, dtype=torch.bool, device=device).tril_(length - m)
-    assert tree.shape == (m, m) and tree.dtype == torch.bool, "a tree mask is bool, new tokens x new tokens"
+    assert tree.shape == (m, m) and tree.dtype == torch.bool, _TREE
     return torch.cat([torch.ones(m, length - m, dtype=torch.bool, device=device), tree.to(device)], dim=1)
 
 

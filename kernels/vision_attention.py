@@ -1,15 +1,17 @@
 """Bidirectional attention of a vision tower over packed pictures, and what the reducers ask of it.
 
-No function here ever holds a [heads, N, N] buffer: attention itself is torch's flash attention, the rows a reducer
-asks for are computed alone, and column means stream over blocks of queries.
+No function here ever holds a [heads, N, N] buffer: attention goes through tiles, in C++ on the CPU and else in torch's
+own kernel; the rows a reducer asks for are computed alone, and column means stream over blocks of queries.
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from foveate.kernels.attention import packed_heads
 from foveate.kernels.native import kernels
 
 _QUERY_BLOCK = 64  # rows of scores alive at once in `received`
@@ -19,14 +21,19 @@ def vision_attention(q: Tensor, k: Tensor, v: Tensor, cu_lengths: Sequence[int],
     """Attend within each segment, every row to every row.
 
     Args:
-        q, k, v: [n, heads, d] packed.
+        q, k, v: [n, heads, d]; views into fused rows are read as they are.
         cu_lengths: [n_segments + 1] ascending from 0 to n; a segment is a picture, or a window of one.
 
     Returns:
         [n, heads, d].
     """
     assert cu_lengths[0] == 0 and cu_lengths[-1] == q.shape[0], "segments cover all rows"
-    return (reference if kernels() is None else _grouped)(q, k, v, cu_lengths, scale)
+    compiled = kernels()
+    if compiled is None:
+        return reference(q, k, v, cu_lengths, scale)
+    if q.device.type == "cpu" and q.dtype == k.dtype == v.dtype == torch.float32:
+        return _compiled(compiled, q, k, v, cu_lengths, scale)
+    return _grouped(q, k, v, cu_lengths, scale)
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, cu_lengths: Sequence[int], scale: float) -> Tensor:
@@ -35,6 +42,18 @@ def reference(q: Tensor, k: Tensor, v: Tensor, cu_lengths: Sequence[int], scale:
     for start, end in zip(cu_lengths[:-1], cu_lengths[1:], strict=True):
         scores = torch.einsum("mhd,lhd->hml", q[start:end].float(), k[start:end].float()) * scale
         out[start:end] = torch.einsum("hml,lhd->mhd", scores.softmax(-1), v[start:end].float()).to(q.dtype)
+    return out
+
+
+def _compiled(built: ModuleType, q: Tensor, k: Tensor, v: Tensor, cu_lengths: Sequence[int], scale: float) -> Tensor:
+    q, k, v = (packed_heads(x) for x in (q, k, v))
+    assert q.shape == k.shape == v.shape, "every row has a query, a key and a value"
+    cu = torch.tensor(cu_lengths, dtype=torch.int32)
+    out = torch.empty(q.shape)
+    built.vision_attention(
+        *(q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0)),
+        *(cu.data_ptr(), out.data_ptr(), 0, len(cu) - 1, *q.shape[1:], scale),
+    )
     return out
 
 

@@ -80,8 +80,11 @@ def pack(weight: Tensor, form: Form, *, gated: bool = False, round_inputs: bool 
 
 def unpack(packed: PackedWeight) -> Tensor:
     """Float32 [n, k]: exactly the matrix the kernels multiply by."""
-    ids = torch.arange(packed.n)
-    return torch.cat([rows(packed, part) for part in ids.split(_SLAB)]) if packed.n else torch.empty(0, packed.k)
+    out = torch.empty(packed.n, packed.k)
+    for start in range(0, packed.n, _SLAB):
+        end = min(start + _SLAB, packed.n)
+        out[start:end] = rows(packed, torch.arange(start, end))
+    return out
 
 
 def rows(packed: PackedWeight, ids: Tensor) -> Tensor:
@@ -97,10 +100,10 @@ def rows(packed: PackedWeight, ids: Tensor) -> Tensor:
     assert packed.scales is not None, "an integer form has scales"
     values = words.view(torch.int8)
     if packed.form == "int4":
-        nibbles = words.view(torch.uint8).unflatten(1, (-1, 4))
+        nibbles = words.view(torch.uint8).view(*words.shape, 4)
         values = torch.stack([nibbles & 15, nibbles >> 4], 2).flatten(1).to(torch.int8) - 8
-    grouped = values.unflatten(1, (-1, GROUP[packed.form])).float()
-    return (grouped * packed.scales[panel, :, lane].unsqueeze(2)).flatten(1)[:, : packed.k]
+    grouped = values.view(len(values), packed.scales.shape[1], GROUP[packed.form]).float()
+    return torch.flatten(grouped * packed.scales[panel, :, lane].unsqueeze(2), 1)[:, : packed.k]
 
 
 def _slabs(weight: Tensor, k: int) -> Iterator[tuple[int, Tensor]]:
@@ -116,7 +119,7 @@ def _words(slab: Tensor, form: Form) -> tuple[Tensor, Tensor | None]:
         return slab.float().contiguous().view(torch.int32), None
     if form == "bfloat16":
         return slab.bfloat16().contiguous().view(torch.int32), None
-    grouped = slab.float().unflatten(1, (-1, GROUP[form]))
+    grouped = slab.float().reshape(len(slab), -1, GROUP[form])
     if form == "int8":
         scales = grouped.abs().amax(2) / 127
         values = _divided(grouped, scales).round_().clamp_(-127, 127).to(torch.int8)
@@ -125,14 +128,14 @@ def _words(slab: Tensor, form: Form) -> tuple[Tensor, Tensor | None]:
     low, high = grouped.aminmax(dim=2)
     scales = torch.where(high > -low, high, low) / -8
     values = (_divided(grouped, scales).round_().clamp_(-8, 7) + 8).to(torch.uint8)
-    pairs = values.flatten(1).unflatten(1, (-1, 2, 4))
+    pairs = values.view(len(slab), -1, 2, 4)
     return (pairs[:, :, 0] | pairs[:, :, 1] << 4).flatten(1).view(torch.int32), scales
 
 
 def _divided(grouped: Tensor, scales: Tensor) -> Tensor:
-    return grouped / torch.where(scales == 0, 1.0, scales).unsqueeze(2)
+    return torch.div(grouped, torch.where(scales == 0, 1.0, scales).unsqueeze(2))
 
 
 def _transposed(words: Tensor) -> Tensor:
     """[rows, c] -> [rows / 16, c, 16]."""
-    return words.unflatten(0, (-1, PANEL)).transpose(1, 2)
+    return words.view(-1, PANEL, words.shape[1]).transpose(1, 2)

@@ -25,11 +25,16 @@ struct Linear {
   float* out;  // [m, n], or [m, n / 2] behind a gate; packed
 };
 
+// Levels whose results have been found wrong on this machine; `linear` runs what is below them.
+extern bool linear_distrusted[kLevels];
+
 // At the level in force; a row's result does not depend on the rows beside it.
 void linear(const Linear& problem);
 
 // Each level's own; a level has an entry for what it does better than the one below.
 void linear_avx2(const Linear& problem);
 void linear_avx512(const Linear& problem);
+void linear_avx512_bf16(const Linear& problem);  // only bfloat16 with inputs that may be rounded
+void linear_amx(const Linear& problem);          // the same, with k divisible by 32; int8 and int4
 
 }  // namespace foveate

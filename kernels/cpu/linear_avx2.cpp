@@ -12,13 +12,19 @@
 #pragma GCC target("avx2,fma,f16c")
 #include "simd.h"
 
-#include "linear_float.h"
+#include "linear_int.h"
 
 namespace foveate {
 
 void linear_avx2(const Linear& p) {
-  if (p.form == Form::kFloat32) return Drive<8, FloatForm<8, float, 6, 1>>(p).run();
-  if (p.form == Form::kBfloat16) return Drive<8, FloatForm<8, bf16, 6, 1>>(p).run();
+  switch (p.form) {
+    case Form::kFloat32: return Drive<8, FloatForm<8, float, 6, 1>>(p).run();
+    case Form::kBfloat16:
+      if (p.m <= 16) return Drive<8, FloatForm<8, bf16, 4, 1>>(p).run();
+      return Drive<8, WidenedForm<8, 6>>(p).run();
+    case Form::kInt8: return Drive<8, IntForm<8, 8, 4, 1>>(p).run();
+    case Form::kInt4: return Drive<8, IntForm<8, 4, 4, 1>>(p).run();
+  }
 }
 
 }  // namespace foveate

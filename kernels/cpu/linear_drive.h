@@ -3,10 +3,15 @@
 //   kRows      most rows that a tile holds in registers
 //   kPanels    most panels that it works on at once
 //   kGroup     k is padded to a multiple of it; kChunk, of which it is a divisor, is how much k one visit takes
-//   kBits      of a weight
-//   row_bytes(k)                        of one packed row of x
-//   pack(problem, row, rows, k, to)     packs the rows of one tile
-//   tile(rows, panels)                  a function Tile for so many
+//   kBits      of a weight in memory
+//   kStep      how much k one step of a tile takes, which reads 64 bytes of prepared weights
+//   row_bytes(k)                     of one packed row of x
+//   pack(problem, row, rows, k, to)  packs the rows of one tile
+//   tile(rows, panels)               the function that does the arithmetic for so many; `Tiles` makes it from run<>
+// and, where `Hooks` does not do:
+//   in_place(problem, k)             x where it is packed as it is, or null
+//   prepare(visit, panels)           may put other weights in the place of a chunk's, for all tiles that pass over it
+//   release()                        what a thread does when its work is done
 //
 // Few rows stream the weights once from memory, and prefetching is what counts: each visit of a chunk fetches the next
 // one, spread over the whole visit. Many rows go through the same loops: a chunk of a panel stays in L1 while all tiles
@@ -29,11 +34,34 @@ struct Visit {
   std::int64_t panel_scales;
   float* sums;  // [rows, 16] of the first panel
   std::int64_t panel_sums;
-  std::int64_t k0, k, all_k;
+  std::int64_t rows, k0, k, all_k;
   const char* ahead;  // what to prefetch, `ahead_step` bytes further with every 64 bytes of weights
-  std::int64_t ahead_step;
+  std::int64_t ahead_step, ahead_panel_bytes;
 };
 using Tile = void (*)(const Visit&);
+
+struct Hooks {
+  static const char* in_place(const Linear&, std::int64_t) { return nullptr; }
+  static void prepare(Visit&, std::int64_t) {}
+  static void release() {}
+};
+
+// The tiles of a policy as its run<rows, panels>, by size: at most R rows, and 1 or P panels.
+template <class Form, int R, int P>
+struct Tiles : Hooks {
+  static constexpr int kRows = R, kPanels = P;
+
+  static Tile tile(std::int64_t rows, std::int64_t panels) {
+    static constexpr auto one = table<1>(std::make_index_sequence<R>()), most = table<P>(std::make_index_sequence<R>());
+    return (panels == 1 ? one : most)[rows - 1];
+  }
+
+ private:
+  template <int Panels, std::size_t... Rows>
+  static constexpr std::array<Tile, R> table(std::index_sequence<Rows...>) {
+    return {Form::template run<int(Rows) + 1, Panels>...};
+  }
+};
 
 // Memory that a thread keeps from call to call, aligned to cache lines.
 class Room {
@@ -52,7 +80,7 @@ class Room {
   char* at_ = nullptr;
   std::int64_t size_ = 0;
 };
-thread_local Room packed_room, sums_room;
+thread_local Room packed_room, widened_room, sums_room;
 
 constexpr std::int64_t kPackedBytes = 16 << 20;  // of x at a time: stays in L3
 constexpr std::int64_t kBlockRows = 96;          // rows of x whose chunk stays in L2
@@ -100,12 +128,13 @@ class Drive {
         next = queue.take();
         visit(item_of(item), next < 0 ? nullptr : weights(item_of(next).first, 0));
       }
+      Form::release();
     };
     threads > 1 ? parallel(threads, work_off) : work_off(0, 1);
   }
 
   void pack() {
-    x_ = Form::in_place(p_, k_, rows_);
+    x_ = Form::in_place(p_, k_);
     if (x_) return;
     char* to = packed_room.get(rows_ * Form::row_bytes(k_));
     x_ = to;
@@ -147,14 +176,16 @@ class Drive {
     visit.k = std::min<std::int64_t>(Form::kChunk, k_ - k);
     visit.all_k = k_;
     visit.weights = weights(panel, k);
-    visit.panel_bytes = panel_bytes_;
+    visit.panel_bytes = visit.ahead_panel_bytes = panel_bytes_;
     visit.panel_scales = k_ / Form::kGroup * kPanel;
     visit.scales = p_.scales ? p_.scales + panel * visit.panel_scales + k / Form::kGroup * kPanel : nullptr;
     visit.panel_sums = (tile_row(tile1) - tile_row(tile0)) * kPanel;
     const std::int64_t bytes = visit.k * kPanel * Form::kBits / 8;
-    visit.ahead_step = next ? std::max<std::int64_t>(64 / (tile1 - tile0), 1) : 0;
+    visit.ahead_step = next ? std::max<std::int64_t>(bytes / (visit.k / Form::kStep * (tile1 - tile0)), 1) : 0;
+    Form::prepare(visit, count);
     for (std::int64_t tile = tile0; tile < tile1; ++tile) {
       const std::int64_t row = tile_row(tile), rows = tile_row(tile + 1) - row;
+      visit.rows = rows;
       visit.x = x_ + row * Form::row_bytes(k_);
       visit.sums = sums + (row - tile_row(tile0)) * kPanel;
       visit.ahead = next ? next + bytes * (tile - tile0) / (tile1 - tile0) : visit.weights;

@@ -25,7 +25,7 @@ FOVEATE_INLINE vf<W> widened(const char* weights, int column, int s) {
 template <int W, class T, int R, int P>
 void float_tile(const Visit& visit) {
   constexpr int V = kPanel / W, S = 4 / sizeof(T);
-  const std::int64_t panel_bytes = visit.panel_bytes, steps = visit.k / S;
+  const std::int64_t panel_bytes = visit.panel_bytes, ahead_panel = visit.ahead_panel_bytes, steps = visit.k / S;
   const float* x = reinterpret_cast<const float*>(visit.x) + visit.k0 * R;
   const char* w = visit.weights;
   const char* ahead = visit.ahead;
@@ -35,7 +35,7 @@ void float_tile(const Visit& visit) {
       for (int j = 0; j < V; ++j)
         acc[r][p][j] = visit.k0 ? load<W>(visit.sums + p * visit.panel_sums + r * kPanel + j * W) : vf<W>{};
   for (std::int64_t i = 0; i < steps; ++i, w += 64, x += S * R, ahead += visit.ahead_step) {
-    for (int p = 0; p < P; ++p) _mm_prefetch(ahead + p * panel_bytes, _MM_HINT_T0);
+    for (int p = 0; p < P; ++p) _mm_prefetch(ahead + p * ahead_panel, _MM_HINT_T0);
     for (int s = 0; s < S; ++s) {
       vf<W> weights[P][V];
       for (int p = 0; p < P; ++p)
@@ -53,14 +53,14 @@ void float_tile(const Visit& visit) {
 
 // T: what a weight is stored as. R, P: rows and panels of the largest tile.
 template <int W, class T, int R, int P>
-struct FloatForm {
-  static constexpr int kRows = R, kPanels = P, kGroup = 4 / sizeof(T), kBits = 8 * sizeof(T);
+struct FloatForm : Tiles<FloatForm<W, T, R, P>, R, P> {
+  static constexpr int kGroup = 4 / sizeof(T), kStep = kGroup, kBits = 8 * sizeof(T);
   static constexpr std::int64_t kChunk = 16384 * 8 / (kPanel * kBits);
 
   static std::int64_t row_bytes(std::int64_t k) { return k * sizeof(float); }
 
   // One whole row is packed already.
-  static const char* in_place(const Linear& p, std::int64_t k, std::int64_t rows) {
+  static const char* in_place(const Linear& p, std::int64_t k) {
     return p.m == 1 && p.k == k ? reinterpret_cast<const char*>(p.x) : nullptr;
   }
 
@@ -73,15 +73,23 @@ struct FloatForm {
     std::memset(out + p.k * rows, 0, (k - p.k) * rows * sizeof(float));
   }
 
-  static Tile tile(std::int64_t rows, std::int64_t panels) {
-    static constexpr auto one = table<1>(std::make_index_sequence<R>()), many = table<P>(std::make_index_sequence<R>());
-    return (panels == 1 ? one : many)[rows - 1];
+  template <int Rows, int Panels>
+  static void run(const Visit& visit) {
+    float_tile<W, T, Rows, Panels>(visit);
   }
+};
 
- private:
-  template <int Panels, std::size_t... Rows>
-  static constexpr std::array<Tile, R> table(std::index_sequence<Rows...>) {
-    return {float_tile<W, T, int(Rows) + 1, Panels>...};
+// bfloat16 weights for many rows: a chunk of a panel is widened once, for all tiles that pass over it.
+template <int W, int R>
+struct WidenedForm : FloatForm<W, float, R, 1> {
+  static constexpr int kGroup = 2, kBits = 16;
+
+  static void prepare(Visit& visit, std::int64_t) {
+    auto* to = reinterpret_cast<float*>(widened_room.get(visit.k * kPanel * sizeof(float)));
+    for (std::int64_t i = 0; i < visit.k; ++i)
+      for (int j = 0; j < kPanel; j += W)
+        store<W>(to + i * kPanel + j, widened<W, bf16>(visit.weights + i / 2 * 64, j, i % 2));
+    visit.weights = reinterpret_cast<const char*>(to);
   }
 };
 

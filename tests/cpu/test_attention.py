@@ -1,26 +1,33 @@
-"""Paged attention: the fast version against the reference, and the reference against attention written out."""
+"""Paged attention: the compiled version against the reference, and the reference against attention written out."""
 
 import random
 
 import pytest
 import torch
 
-from foveate.kernels import attention
+from foveate.kernels import attention, native
 from foveate.kernels.attention import AttentionBatch, paged_attention
 from foveate.kernels.store import store
 
 torch.set_num_threads(1)
+LEVELS = native.LEVELS[: native.LEVELS.index(native.machine()) + 1]
+compiled = pytest.mark.skipif(native.machine() == "reference", reason="the kernels are not built here")
 
 
 class Case:
     """A random batch over a pool whose blocks are handed out in random order and poisoned with NaN elsewhere."""
 
-    def __init__(self, seed, lengths, news, *, n_kv_heads, group, d, block_tokens, dtype=torch.float32, trees=False):
+    def __init__(
+        self, seed, lengths, news, *, n_kv_heads, group, d, block_tokens, dtype=torch.float32, q_dtype=None, trees=False
+    ):
         noise, order = torch.Generator().manual_seed(seed), random.Random(seed)
         self.lengths, self.news, self.group, self.scale = lengths, news, group, d**-0.5
         self.k = [torch.randn(n, n_kv_heads, d, generator=noise).to(dtype) for n in lengths]
         self.v = [torch.randn(n, n_kv_heads, d, generator=noise).to(dtype) for n in lengths]
-        self.q = torch.randn(sum(news), n_kv_heads * group, d, generator=noise).to(dtype)
+        width = n_kv_heads * group * d  # the queries are a view into fused rows, poisoned beside them
+        fused = torch.full((sum(news), width + 24), torch.nan, dtype=q_dtype or dtype)
+        fused[:, 8 : 8 + width] = torch.randn(sum(news), width, generator=noise)
+        self.q = fused[:, 8 : 8 + width].unflatten(1, (-1, d))
         needed = [-(-n // block_tokens) for n in lengths]
         ids = order.sample(range(sum(needed) + 3), sum(needed))
         pool = (sum(needed) + 3, block_tokens, n_kv_heads, d)
@@ -75,29 +82,123 @@ def check(case, tolerance=1e-5):
     assert (lse.double() - expected_lse).abs().max() < tolerance * 10
 
 
-@pytest.mark.parametrize("version", ["", "reference"])
-@pytest.mark.parametrize("group", [1, 2, 4, 8])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("group", [1, 2, 4, 7, 8])
 @pytest.mark.parametrize("seed", range(4))
-def test_definition(monkeypatch, version, group, seed):
-    monkeypatch.setenv("FOVEATE_KERNELS", version)
+def test_definition(level, group, seed):
     order = random.Random(seed * 10 + group)
     lengths = [order.choice((1, 2, 15, 16, 17, order.randint(1, 90))) for _ in range(order.randint(1, 5))]
     news = [order.choice((1, n, order.randint(1, n))) for n in lengths]
     shape = dict(n_kv_heads=order.choice((1, 2, 3)), d=order.choice((8, 20, 64)), block_tokens=2 ** order.randint(0, 5))
-    check(Case(seed, lengths, news, group=group, trees=seed % 2 == 1, **shape))
+    with native.force(level):
+        check(Case(seed, lengths, news, group=group, trees=seed % 2 == 1, **shape))
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_fast_is_reference_on_long_sequences(monkeypatch, seed):
+def random_case(seed, longest):
     order = random.Random(seed)
-    lengths = [order.randint(300, 700) for _ in range(3)]
-    news = [1, order.randint(2, 40), order.choice((lengths[2], 257))]
-    case = Case(seed, lengths, news, n_kv_heads=2, group=2, d=32, block_tokens=16, trees=seed == 3)
-    fast = case.run()
-    monkeypatch.setenv("FOVEATE_KERNELS", "reference")
-    plain = case.run()
-    for ours, theirs in zip(fast, plain, strict=True):
-        assert (ours - theirs).abs().max() < 1e-5
+    edges = (1, 63, 64, 65, 255, 256, 257, order.randint(1, longest), order.randint(1, longest))
+    lengths = [order.choice(edges) for _ in range(order.randint(1, 4))]
+    news = [order.choice((0, 1, 1, order.randint(1, min(n, 20)), order.randint(1, n))) for n in lengths]
+    return Case(
+        seed,
+        lengths,
+        news,
+        n_kv_heads=order.choice((1, 2, 3)),
+        group=order.choice((1, 2, 3, 4, 5, 6, 7, 8, 12)),
+        d=order.choice((8, 16, 20, 24, 40, 64, 72, 80, 128)),
+        block_tokens=order.choice((1, 8, 16, 32)),
+        dtype=order.choice((torch.float32, torch.bfloat16)),
+        q_dtype=torch.float32,
+        trees=seed % 3 == 0,
+    )
+
+
+def check_against_reference(case):
+    out, lse = case.run()
+    with native.force("reference"):
+        expected, expected_lse = case.run()
+    if len(out):
+        assert (out - expected).abs().max() < 1e-5 * max(1, expected.abs().max())
+        assert (lse - expected_lse).abs().max() < 1e-5 * max(1, expected_lse.abs().max())
+
+
+@compiled
+@pytest.mark.parametrize("level", LEVELS[1:])
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("seed", range(25))
+def test_compiled_is_reference(level, n_threads, seed):
+    torch.set_num_threads(n_threads)
+    try:
+        with native.force(level):
+            check_against_reference(random_case(seed, 700))
+    finally:
+        torch.set_num_threads(1)
+
+
+@compiled
+@pytest.mark.parametrize(("length", "new"), [(5000, 1), (4999, 3), (3000, 16), (2100, 64), (2500, 130)])
+@pytest.mark.parametrize("trees", [False, True])
+def test_long_sequences(length, new, trees):
+    case = Case(
+        new,
+        [length, 70],
+        [new, 1],
+        n_kv_heads=2,
+        group=7,
+        d=64,
+        block_tokens=16,
+        dtype=torch.bfloat16,
+        q_dtype=torch.float32,
+        trees=trees,
+    )
+    check_against_reference(case)
+
+
+@compiled
+@pytest.mark.parametrize("seed", range(8))
+def test_bits_depend_on_nothing_else(seed):
+    """Neither on the other sequences of the batch, nor on the number of threads, nor on the place of the blocks."""
+    case = random_case(100 + seed, 900)
+    together = case.run()
+    torch.set_num_threads(2)
+    try:
+        twice = case.run()
+    finally:
+        torch.set_num_threads(1)
+    for ours, theirs in zip(together, twice, strict=True):
+        assert torch.equal(ours, theirs)
+    for s, (start, end, length) in enumerate(case.batch.spans()):
+        alone = AttentionBatch([0, end - start], [length], case.batch.block_tables[s : s + 1])
+        trees = case.trees and [case.trees[s]]
+        found = paged_attention(
+            case.q[start:end], case.key_blocks, case.value_blocks, alone, scale=case.scale, tree_mask=trees
+        )
+        for ours, theirs in zip(found, together, strict=True):
+            assert torch.equal(ours, theirs[start:end])
+
+
+@compiled
+def test_chunks_agree():
+    """Many queries at once, a few, or one after the other: the same up to rounding."""
+    case = Case(9, [300], [300], n_kv_heads=2, group=4, d=32, block_tokens=16)
+    whole, _ = case.run()
+    for size in (1, 3, 128):
+        for start in range(0, 300, size):
+            end = min(300, start + size)
+            batch = AttentionBatch([0, end - start], [end], case.batch.block_tables)
+            out, _ = paged_attention(case.q[start:end], case.key_blocks, case.value_blocks, batch, scale=case.scale)
+            assert (out - whole[start:end]).abs().max() < 2e-6
+
+
+@compiled
+def test_large_scores_do_not_overflow():
+    case = Case(10, [200, 200], [1, 90], n_kv_heads=1, group=4, d=32, block_tokens=16)
+    case.scale *= 300
+    out, lse = case.run()
+    with native.force("reference"):
+        expected, expected_lse = case.run()
+    assert (out - expected).abs().max() < 1e-2 and torch.isfinite(out).all()
+    assert ((lse - expected_lse) / expected_lse).abs().max() < 1e-5
 
 
 def test_bf16_loosely():
@@ -140,14 +241,8 @@ def test_parts_merge_by_log_sum_exp():
     assert (merged - whole).abs().max() < 1e-5
 
 
-def test_unknown_version_is_refused(monkeypatch):
-    monkeypatch.setenv("FOVEATE_KERNELS", "fast")
-    with pytest.raises(ValueError, match="FOVEATE_KERNELS='fast'"):
-        Case(5, [4], [1], n_kv_heads=1, group=1, d=8, block_tokens=4).run()
-
-
 def test_reference_flag_really_switches(monkeypatch):
     case = Case(6, [4], [1], n_kv_heads=1, group=1, d=8, block_tokens=4)
-    monkeypatch.setattr(attention, "_fast_cpu", None)
-    monkeypatch.setenv("FOVEATE_KERNELS", "reference")
-    check(case)
+    monkeypatch.setattr(attention, "_compiled", None)
+    with native.force("reference"):
+        check(case)

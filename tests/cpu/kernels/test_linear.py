@@ -1,0 +1,157 @@
+"""Linear kernels at every level of the machine, against the plain definition over the unpacked weights."""
+
+import random
+from collections.abc import Iterator
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from foveate.kernels import native
+from foveate.kernels.linear import Activation, linear, reference
+from foveate.kernels.weights import FORMS, GROUP, Form, PackedWeight, pack
+
+LEVELS = native.LEVELS[1 : native.LEVELS.index(native.machine()) + 1]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+
+
+@pytest.fixture(params=LEVELS)
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    with native.force(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def _inputs_seen(x: Tensor, weight: PackedWeight) -> Tensor:
+    """x as the kernels multiply it: the integer forms quantize each row by groups, to the nearest, ties to even."""
+    if weight.form not in ("int8", "int4"):
+        return x
+    group, k = GROUP[weight.form], x.shape[1]
+    grouped = torch.nn.functional.pad(x, (0, -k % group)).unflatten(1, (-1, group))
+    top = grouped.abs().amax(2, keepdim=True)
+    inverse = torch.where(top > 0, torch.full_like(top, 127) / top, 0)
+    return (torch.round(grouped.double() * inverse.double()).float() * (top / 127)).flatten(1)[:, :k]
+
+
+def _problem(
+    seed: int, form: Form, m: int, n: int, k: int, activation: Activation
+) -> tuple[Tensor, PackedWeight, Tensor | None, Tensor | None]:
+    """x with strided rows beside NaNs, a weight, and perhaps a bias and a residual."""
+    generator, chance = torch.Generator().manual_seed(seed), random.Random(seed)
+    gated = activation == "silu_gate"
+    rows = 2 * n if gated else n
+    wide = torch.full((m, k + 11), torch.nan)
+    wide[:, 5 : 5 + k] = torch.randn(m, k, generator=generator)
+    weight = pack(torch.randn(rows, k, generator=generator) / k**0.5, form, gated=gated)
+    bias = torch.randn(rows, generator=generator) if chance.random() < 0.5 else None
+    residual = torch.randn(m, n + 3, generator=generator)[:, :n] if chance.random() < 0.5 else None
+    return wide[:, 5 : 5 + k], weight, bias, residual
+
+
+def _poison() -> None:
+    """Leaves NaNs in the memory that the next results get."""
+    for size in (100, 1_000, 10_000, 100_000):
+        torch.full((size,), torch.nan)
+
+
+def _check(seed: int, form: Form, m: int, n: int, k: int, activation: Activation) -> None:
+    x, weight, bias, residual = _problem(seed, form, m, n, k, activation)
+    want = reference(_inputs_seen(x, weight), weight, bias, activation=activation, residual=residual)
+    _poison()
+    got = linear(x, weight, bias, activation=activation, residual=residual)
+    assert got.shape == (m, n)
+    torch.testing.assert_close(got, want, rtol=2e-5, atol=3e-5, msg=lambda text: f"{form} {m, n, k}: {text}")
+
+
+@pytest.mark.usefixtures("level", "threads")
+@pytest.mark.parametrize("form", FORMS)
+def test_random_shapes_agree_with_the_definition(form: Form) -> None:
+    chance = random.Random(f"{form}")
+    for seed in range(40):
+        m, n = chance.randint(1, 40), chance.choice([1, 5, 16, 31, 48, 130, 400])
+        k = chance.choice([1, 3, 64, 65, 127, 129, 512, 1023, 1088, 2050])
+        _check(seed, form, m, n, k, chance.choice(ACTIVATIONS))
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("m", [1, 97, 213])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_agree_with_the_definition(activation: Activation, form: Form, m: int) -> None:
+    _check(m, form, m, 70, 193, activation)
+
+
+@pytest.mark.usefixtures("level", "threads")
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_beyond_one_share_of_the_cache(form: Form) -> None:
+    _check(1, form, 1030, 24, 4200, "none")
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize(("form", "round_inputs"), [*((form, False) for form in FORMS), ("bfloat16", True)])
+def test_a_row_does_not_depend_on_the_others(form: Form, round_inputs: bool) -> None:
+    generator = torch.Generator().manual_seed(9)
+    x = torch.randn(131, 1300, generator=generator)
+    weight = pack(torch.randn(200, 1300, generator=generator), form, round_inputs=round_inputs)
+    whole = linear(x, weight, activation="silu")
+    for first, last in [(0, 1), (3, 5), (10, 17), (40, 52), (90, 131), (17, 34)]:
+        assert torch.equal(linear(x[first:last], weight, activation="silu"), whole[first:last]), (first, last)
+
+
+@pytest.mark.usefixtures("level")
+def test_rounded_inputs_cost_no_more_than_their_rounding() -> None:
+    generator = torch.Generator().manual_seed(4)
+    for m, k in [(1, 64), (9, 96), (40, 1090), (33, 2048)]:
+        x, matrix = torch.randn(m, k, generator=generator), torch.randn(50, k, generator=generator) / k**0.5
+        weight = pack(matrix, "bfloat16", round_inputs=True)
+        got = linear(x, weight)
+        bound = x.abs() @ matrix.abs().T * 2**-8  # a rounded input is within 2^-9 of itself
+        assert ((got - reference(x, weight)).abs() <= bound + 1e-5).all()
+        exact = x.bfloat16().float()
+        torch.testing.assert_close(linear(exact, weight), reference(exact, weight), rtol=2e-5, atol=3e-5)
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_quantized_inputs_move_a_product_within_their_bound(form: Form) -> None:
+    generator = torch.Generator().manual_seed(8)
+    x = torch.randn(17, 500, generator=generator) * torch.randn(17, 1, generator=generator).exp()
+    weight = pack(torch.randn(60, 500, generator=generator), form)
+    exact = reference(x, weight)
+    half_step = x.abs().amax(1, keepdim=True) / 127 / 2
+    bound = half_step * reference(torch.ones(1, 500), pack(reference(torch.eye(500), weight).T.abs(), "float32"))
+    assert ((linear(x, weight) - exact).abs() <= bound * 1.001 + 1e-5).all()
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_no_number_stays_in_its_row(form: Form) -> None:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(20, 300, generator=generator)
+    weight = pack(torch.randn(40, 300, generator=generator), form)
+    clean = linear(x, weight)
+    x[7, 123], x[11, 5] = torch.nan, torch.inf
+    got = linear(x, weight)
+    assert not got[[7, 11]].isfinite().any()
+    others = [row for row in range(20) if row not in (7, 11)]
+    assert torch.equal(got[others], clean[others])
+
+
+@pytest.mark.usefixtures("level")
+def test_no_rows_give_no_rows() -> None:
+    assert linear(torch.empty(0, 8), pack(torch.ones(3, 8), "float32")).shape == (0, 3)
+
+
+def test_a_gate_and_its_activation_go_together() -> None:
+    with pytest.raises(AssertionError, match="gated"):
+        linear(torch.ones(1, 8), pack(torch.ones(4, 8), "float32"), activation="silu_gate")
+    with pytest.raises(AssertionError, match="gated"):
+        linear(torch.ones(1, 8), pack(torch.ones(4, 8), "float32", gated=True))

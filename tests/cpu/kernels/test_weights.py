@@ -1,0 +1,108 @@
+"""Packing of weights: what comes back, how far quantization may move it, and what a user may ask for."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from foveate.kernels.weights import FORMS, GROUP, Form, pack, rows, unpack
+
+SHAPES = [(1, 1), (15, 7), (16, 64), (17, 129), (33, 200), (130, 513), (1040, 70)]
+
+
+def _matrix(n: int, k: int, seed: int = 0) -> Tensor:
+    """Values over several orders of magnitude, with zeros."""
+    generator = torch.Generator().manual_seed(seed + 1000 * n + k)
+    matrix = torch.randn(n, k, generator=generator) * torch.randn(n, 1, generator=generator).exp()
+    return matrix * (torch.rand(n, k, generator=generator) > 0.1)
+
+
+def _steps(matrix: Tensor, form: Form) -> Tensor:
+    """Half a quantization step at each value, by the definition: the largest of its row and group over 127 or 8."""
+    group, top = GROUP[form], 127 if form == "int8" else 8
+    padded = torch.nn.functional.pad(matrix, (0, -matrix.shape[1] % group)).unflatten(1, (-1, group))
+    largest = padded.abs().amax(2, keepdim=True).expand_as(padded)
+    return (largest / top).flatten(1)[:, : matrix.shape[1]]
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_floats_come_back_to_the_bit(shape: tuple[int, int], dtype: torch.dtype, gated: bool) -> None:
+    matrix = _matrix(shape[0] * (2 if gated else 1), shape[1]).to(dtype)
+    assert torch.equal(unpack(pack(matrix, "float32", gated=gated)), matrix.float())
+    assert torch.equal(unpack(pack(matrix, "bfloat16", gated=gated)), matrix.bfloat16().float())
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int8_is_within_half_a_step(shape: tuple[int, int], gated: bool) -> None:
+    matrix = _matrix(shape[0] * (2 if gated else 1), shape[1])
+    error = (unpack(pack(matrix, "int8", gated=gated)) - matrix).abs()
+    assert (error <= _steps(matrix, "int8") * 0.5001).all()
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int4_is_within_half_a_step_and_exact_at_the_largest(shape: tuple[int, int], gated: bool) -> None:
+    matrix = _matrix(shape[0] * (2 if gated else 1), shape[1])
+    packed = unpack(pack(matrix, "int4", gated=gated))
+    error, step = (packed - matrix).abs(), _steps(matrix, "int4")
+    # The end that the largest value does not take reaches 7 steps of 8: what lies beyond is cut by up to one step.
+    assert (error <= step * 1.0001).all()
+    assert (error[matrix.abs() <= 7 * step] <= step[matrix.abs() <= 7 * step] * 0.5001).all()
+    largest = matrix.abs() == 8 * step
+    assert torch.equal(packed[largest], matrix[largest])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_lies_on_the_grid_is_kept_exactly(form: Form) -> None:
+    generator = torch.Generator().manual_seed(3)
+    low, high = (-8, 8) if form == "int4" else (-127, 128)
+    grid = torch.randint(low, high, (48, 384), generator=generator)
+    grid[:, :: GROUP["int4"]] = low  # every group holds its largest value
+    matrix = grid.float() * 0.25
+    assert torch.equal(unpack(pack(matrix, form)), matrix)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_zeros_stay_zeros(form: Form) -> None:
+    assert torch.equal(unpack(pack(torch.zeros(20, 100), form)), torch.zeros(20, 100))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_are_those_of_the_matrix(form: Form, gated: bool) -> None:
+    packed = pack(_matrix(74, 201), form, gated=gated)
+    ids = torch.randint(0, 74, (50,), generator=torch.Generator().manual_seed(5))
+    assert torch.equal(rows(packed, ids), unpack(packed)[ids])
+    assert rows(packed, ids[:0]).shape == (0, 201)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_strided_input_packs_like_a_packed_one(form: Form) -> None:
+    wide = _matrix(40, 300)
+    view = wide[:, 3:180]
+    assert torch.equal(unpack(pack(view, form)), unpack(pack(view.contiguous(), form)))
+    assert torch.equal(unpack(pack(wide.T, form)), unpack(pack(wide.T.contiguous(), form)))
+
+
+@pytest.mark.parametrize(("form", "bits"), [("float32", 32), ("bfloat16", 16), ("int8", 8.25), ("int4", 4.5)])
+def test_bytes_are_those_of_the_form(form: Form, bits: float) -> None:
+    packed = pack(_matrix(256, 1024), form)
+    assert packed.nbytes == 256 * 1024 * bits / 8
+    assert packed.data.data_ptr() % 64 == 0
+
+
+def test_packing_changes_nothing_in_its_input() -> None:
+    matrix = _matrix(33, 130)
+    before = matrix.clone()
+    for form in FORMS:
+        pack(matrix, form)
+    assert torch.equal(matrix, before)
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(ValueError, match="int3.*float32, bfloat16, int8, int4"):
+        pack(torch.zeros(4, 4), "int3")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="two projections.*5 rows"):
+        pack(torch.zeros(5, 4), "int8", gated=True)
