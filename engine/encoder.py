@@ -16,7 +16,8 @@ from torch import Tensor
 from foveate.engine.errors import ImageError
 from foveate.engine.messages import Image
 from foveate.engine.models.base import Model
-from foveate.engine.reduce.base import Signal, VisualInputs
+from foveate.engine.reduce.inputs import VisualInputs
+from foveate.engine.reduce.signals import CAPTION, OF_REQUEST, PIXELS, QUESTION, Signal
 from foveate.engine.sequence import Request
 
 Wanted = tuple[Request, int]  # a request and the index of its picture
@@ -32,8 +33,9 @@ class Features:
 
     @property
     def n_bytes(self) -> int:
-        tensors = (getattr(self.inputs, field.name) for field in dataclasses.fields(self.inputs))
-        return sum(t.nbytes for t in tensors if isinstance(t, Tensor))
+        fields = (getattr(self.inputs, field.name) for field in dataclasses.fields(self.inputs))
+        tensors = [t for t in fields if isinstance(t, Tensor)] + list(self.inputs.taps.values())
+        return sum({t.data_ptr(): t.nbytes for t in tensors}.values())  # `enc` and `cells` may be one
 
 
 class FeatureCache:
@@ -120,8 +122,8 @@ class Encoder:
         return failures
 
     def _signals(self, request: Request) -> frozenset[Signal]:
-        assert request.reducer is not None, "a request with pictures has a reducer"
-        return request.reducer.signals(self._model.spec.has_cls)
+        """What the tower records for a request."""
+        return frozenset(signal for signal in request.signals if signal.kind not in OF_REQUEST)
 
     def _encode(self, wanted: Iterable[Wanted]) -> tuple[dict[bytes, Features], dict[bytes, Exception]]:
         """Features of all pictures, by digest, and the errors of those that have none."""
@@ -183,20 +185,40 @@ class Encoder:
 
     def _try_encode(self, images: Sequence[Image], signals: frozenset[Signal]) -> list[VisualInputs] | Exception:
         try:
-            return self._model.encode([_pixels(image, self._model.device) for image in images], signals)
+            return self._model.encode([pixels_of(image, self._model.device) for image in images], signals)
         except Exception as error:
             return error  # it becomes the `Failed` of the requests it concerns, and is logged there
 
     def _reduce(self, request: Request, i: int, inputs: VisualInputs) -> None:
+        picture = request.pictures[i]
         assert request.reducer is not None, "a request with pictures has a reducer"
-        transform = request.reducer.reduce(inputs, request.pictures[i].budget)
-        rows = transform.apply(inputs)
+        run, n = request.runs[i], picture.grid.n_tokens
+        if run.stop - run.start == n:
+            request.place(i, inputs.proj if inputs.whole is None else inputs.whole, torch.arange(n))
+            return
+        transform = request.reducer.reduce(self._with_request(inputs, request, i), picture.budget, request.split)
+        rows = transform.apply_to(inputs.proj, inputs.enc, inputs.project)
         if not torch.isfinite(rows).all():
             raise ImageError("the picture's reduced features are not finite; choose another vlm.visual.method")
-        request.place(i, rows, transform.anchor)
+        request.place(i, rows, torch.tensor(picture.grid.tokens())[transform.anchor])
+
+    def _with_request(self, inputs: VisualInputs, request: Request, i: int) -> VisualInputs:
+        """The picture's features with what the reducer reads of the request itself."""
+        image, wanted = request.pictures[i].image, request.signals
+        return dataclasses.replace(
+            inputs,
+            question=self._embed(request.question_ids, inputs) if QUESTION in wanted else None,
+            caption=self._embed(image.caption_ids, inputs) if CAPTION in wanted else None,
+            pixels=pixels_of(image, self._model.device) if PIXELS in wanted else None,
+        )
+
+    def _embed(self, ids: Sequence[int], inputs: VisualInputs) -> Tensor:
+        if not ids:
+            return inputs.proj.new_zeros(0, inputs.proj.shape[1])
+        return self._model.embed(torch.tensor(ids, device=self._model.device))
 
 
-def _pixels(image: Image, device: torch.device) -> Tensor:
+def pixels_of(image: Image, device: torch.device) -> Tensor:
     """[height, width, 3] uint8."""
     flat = torch.frombuffer(bytearray(image.pixels), dtype=torch.uint8)  # a copy: bytes are not writable
     return flat.view(image.height, image.width, 3).to(device)

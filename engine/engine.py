@@ -28,7 +28,7 @@ from foveate.engine.models.base import Model
 from foveate.engine.report import failed, usage
 from foveate.engine.resolve import Room, resolve
 from foveate.engine.runner import Runner
-from foveate.engine.sampler import Draw, Drawn, sample
+from foveate.engine.sampler import Drawn, sample
 from foveate.engine.scheduler import Chunk, Scheduler
 from foveate.engine.sequence import Request, Sequence
 from foveate.kernels.native import level
@@ -117,7 +117,7 @@ class Engine:
             sampling = [chunk.sequence for chunk in chunks if chunk.samples]
             try:
                 logits = self._runner.run(chunks)
-                tokens = sample(logits, [_draw(sequence) for sequence in sampling])
+                tokens = sample(logits, [sequence.draw for sequence in sampling])
             except Exception as error:
                 for chunk in chunks:
                     self._fail(chunk.sequence.request, error)
@@ -285,8 +285,3 @@ def _context(model: Model, config: Config) -> int:
     if asked > own:
         raise ConfigError(f"model.max_context: {asked} is more than the {own} tokens of the checkpoint; lower it")
     return asked or own
-
-
-def _draw(sequence: Sequence) -> Draw:
-    request = sequence.request
-    return Draw(request.sampling, sequence.choice, sequence.token_ids, sequence.n_prompt, request.stop_ids)

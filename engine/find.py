@@ -7,12 +7,13 @@ from typing import Any
 
 from foveate.configs.errors import ConfigError
 
-_NOT_METHODS = {"base", "budget", "build", "primitives"}
+_NOT_METHODS = {"base", "budget", "build", "chain", "cut", "inputs", "signals", "transform"}
 
 
 def names(family: ModuleType) -> list[str]:
     """The methods of a family, e.g. every module of foveate.engine.reduce but what it shares."""
-    return sorted(m.name for m in pkgutil.iter_modules(family.__path__) if m.name not in _NOT_METHODS)
+    found = (m.name for m in pkgutil.iter_modules(family.__path__) if not m.ispkg)
+    return sorted(name for name in found if name not in _NOT_METHODS and not name.startswith("primitives"))
 
 
 def find(family: ModuleType, name: str) -> type[Any]:

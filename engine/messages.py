@@ -8,6 +8,14 @@ Server to engine: `Generate`, `Abort`, `Shutdown`. Engine to server: `Ready`, th
 from msgspec import Struct
 
 
+class Stage(Struct, frozen=True, kw_only=True):
+    """One method of a composition such as pixelprune+divprune."""
+
+    method: str
+    params: dict[str, bool | int | float | str] = {}
+    keep: float | None = None  # share kept of what the stage is given, in (0, 1]; None: even steps to the budget
+
+
 class VisualBudget(Struct, frozen=True, kw_only=True):
     """How many visual tokens a request may put before the language model, resolved by the server.
 
@@ -21,6 +29,8 @@ class VisualBudget(Struct, frozen=True, kw_only=True):
     floor: int = 1  # total; clamped to what the images offer
     method: str = "divprune"  # a file of engine/reduce
     params: dict[str, bool | int | float | str] = {}  # fields of that method
+    stages: list[Stage] = []  # of a composition, in order; then `method` is its text and `params` is empty
+    split: str = "area"  # a file of engine/reduce/split: how several images, or tiles, share the budget
 
 
 class Image(Struct, frozen=True, kw_only=True):
@@ -32,6 +42,7 @@ class Image(Struct, frozen=True, kw_only=True):
     digest: bytes  # 32 bytes over pixels, shape and processor settings; made by the server, never by a client
     tokens: int | None = None  # cap of this image alone
     ratio: float | None = None  # cap of this image alone, as a share of what it offers
+    caption_ids: list[int] = []  # the user's text that follows it, up to the next image; for methods that read it
 
 
 class SamplingParams(Struct, frozen=True, kw_only=True):
@@ -63,6 +74,8 @@ class Generate(Struct, frozen=True, kw_only=True, tag=True):
     sampling: SamplingParams = SamplingParams()
     n: int = 1  # choices
     salt: bytes = b""  # prefix-cache namespace of the tenant
+    question_ids: list[int] = []  # what the user asks, without template; for methods that read it
+    explain: str = ""  # "kept_map": say which tokens survived; the prompt is then not looked up in the prefix cache
 
 
 class Abort(Struct, frozen=True, tag=True):
@@ -116,6 +129,7 @@ class Usage(Struct, frozen=True, kw_only=True):
     prefill_s: float
     decode_s: float
     peak_kv_tokens: int
+    kept: list[list[int]] = []  # tokens of each image that survived, if the request asked
 
 
 class Delta(Struct, frozen=True, kw_only=True, tag=True):
@@ -172,6 +186,9 @@ class MethodInfo(Struct, frozen=True, kw_only=True):
     shared: bool  # what it keeps of a picture serves every prompt about that picture
     signals_cls: list[str]  # what it taps in an encoder with a CLS row
     signals_no_cls: list[str]  # and in one without
+    fits: str = "any"  # encoders it is for: "any", "cls", "no_cls" or "tiles"
+    stage: str = "tokens"  # where it acts: "pixels" (before the tower), "encoder" (inside) or "tokens" (after)
+    first_only: bool = False  # needs the whole grid, so in a composition it comes before every other of its stage
 
 
 class Ready(Struct, frozen=True, kw_only=True, tag=True):

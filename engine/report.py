@@ -26,6 +26,7 @@ def usage(sequence: Sequence) -> Usage:
         prefill_s=answered - admitted,
         decode_s=now - answered,
         peak_kv_tokens=sequence.peak_kv_tokens,
+        kept=request.kept if request.explains else [],
     )
 
 

@@ -3,6 +3,7 @@
 All of a request's own mistakes end here, before it holds anything.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -11,13 +12,16 @@ from torch import Tensor
 
 from foveate.configs.errors import ConfigError
 from foveate.engine.cache.prefix import ImageRun, image_key, root_key
+from foveate.engine.encoder import pixels_of
 from foveate.engine.errors import BudgetError, ImageError, RequestError, TooLongError
 from foveate.engine.grid import Grid
 from foveate.engine.messages import Generate, Image, ImageUsage, SamplingParams, VisualUsage
 from foveate.engine.models.base import Model, ModelSpec
 from foveate.engine.reduce.base import Reducer
 from foveate.engine.reduce.budget import split
-from foveate.engine.reduce.build import build_reducer
+from foveate.engine.reduce.build import build, build_split
+from foveate.engine.reduce.signals import PIXELS, Signal, Tower, saliency
+from foveate.engine.reduce.split.base import Part, Split
 from foveate.engine.sequence import Picture, Request
 
 POSITION_SCHEME = "keep"  # original positions survive reduction
@@ -50,22 +54,21 @@ def resolve(generate: Generate, model: Model, room: Room) -> Request:
     n_text = len(generate.prompt_ids) - len(grids)
     left = room.n_tokens - n_text - 1  # one token to answer with
     caps = [_cap(image, grid) for image, grid in zip(generate.images, grids, strict=True)]
-    budgets = split(generate.visual, grids, caps, None)
+    way = _split(generate.visual.split)
+    weights = _weights(way, generate.images, grids)
+    budgets = split(generate.visual, grids, caps, None, weights)
     if sum(budgets) > left:
-        budgets = split(generate.visual, grids, caps, _visual_room(generate, left))
+        budgets = split(generate.visual, grids, caps, _visual_room(generate, left), weights)
     reducer = _reducer(generate) if grids else None
-    kept = [reducer.count(grid, budget) for grid, budget in zip(grids, budgets, strict=True)] if reducer else []
+    kept = [reducer.total(grid, budget) for grid, budget in zip(grids, budgets, strict=True)] if reducer else []
     _check_length(n_text, sum(kept), sum(grid.n_tokens for grid in grids), room)
 
     prompt_ids, starts = _expand(generate.prompt_ids, spec.image_token_id, kept)
     positions, image_positions, next_pos = _positions(generate.prompt_ids, model, grids, kept)
     visual = _usage(generate, grids, kept)
-    method = f"{generate.visual.method} {reducer!r}"
-    if reducer and reducer.question_aware:  # what it keeps depends on the prompt, so only an equal prompt may share it
-        method += f" {generate.prompt_ids}"
     keys = [
-        image_key(image.digest, "none" if k == grid.n_tokens else method, k)
-        for image, grid, k in zip(generate.images, grids, kept, strict=True)
+        image_key(image.digest, "none" if k == grid.n_tokens else _method_key(generate, reducer, image, grid, b), k)
+        for image, grid, b, k in zip(generate.images, grids, budgets, kept, strict=True)
     ]
     return Request(
         id=generate.id,
@@ -82,8 +85,12 @@ def resolve(generate: Generate, model: Model, room: Room) -> Request:
         positions=positions,
         next_pos=next_pos,
         reducer=reducer,
-        root_key=root_key(generate.salt, POSITION_SCHEME, str(model.dtype)),
+        root_key=_root_key(generate, str(model.dtype)),
         visual=visual,
+        signals=_signals(reducer, way, grids, spec.tower) if reducer else frozenset(),
+        split=way,
+        question_ids=generate.question_ids,
+        explains=generate.explain == "kept_map",
     )
 
 
@@ -137,9 +144,55 @@ def _visual_room(generate: Generate, left: int) -> int:
 
 def _reducer(generate: Generate) -> Reducer:
     try:
-        return build_reducer(generate.visual.method, generate.visual.params)
+        return build(generate.visual)
     except (ConfigError, TypeError) as error:
         raise BudgetError(f"vlm.visual.method: {error}", "vlm.visual.method") from error
+
+
+def _split(name: str) -> Split:
+    try:
+        return build_split(name)
+    except ConfigError as error:
+        raise BudgetError(f"vlm.visual.split: {error}", "vlm.visual.split") from error
+
+
+def _weights(way: Split, images: Sequence[Image], grids: Sequence[Grid]) -> list[int]:
+    """What each image weighs when they share one budget."""
+    cpu = torch.device("cpu")
+    wants = way.needs_pixels and len(images) > 1
+    parts = [
+        Part(n_tokens=grid.n_tokens, pixels=pixels_of(image, cpu) if wants else None)
+        for image, grid in zip(images, grids, strict=True)
+    ]
+    return way.weights(parts) if len(parts) > 1 else [part.n_tokens for part in parts]
+
+
+def _signals(reducer: Reducer, way: Split, grids: Sequence[Grid], tower: Tower) -> frozenset[Signal]:
+    """What must be recorded for a request."""
+    wanted: frozenset[Signal] = frozenset()
+    if any(len(grid.tiles) > 1 for grid in grids):
+        wanted |= {PIXELS} if way.needs_pixels else frozenset()
+        wanted |= {tower.resolve(saliency())} if way.needs_attention else frozenset()
+    try:
+        return wanted | reducer.wanted(tower)
+    except ConfigError as error:
+        raise BudgetError(f"vlm.visual.method: {error}", "vlm.visual.method") from error
+
+
+def _method_key(generate: Generate, reducer: Reducer | None, image: Image, grid: Grid, budget: int) -> str:
+    """What the kept rows of an image depend on beside its pixels and their count."""
+    key = f"{generate.visual.method} {reducer!r}"
+    if len(grid.tiles) > 1 or generate.visual.stages:  # then equal counts may come of unequal shares or steps
+        key += f" {generate.visual.split} {budget}"
+    if reducer and reducer.reads_question():  # then only a request with the same question may share them
+        key += f" {generate.question_ids} {image.caption_ids}"
+    return key
+
+
+def _root_key(generate: Generate, dtype: str) -> bytes:
+    """A request that explains shares with none, so that its pictures are always reduced and their maps known."""
+    own = b"explains " + generate.id.encode() if generate.explain else b""
+    return root_key(generate.salt + own, POSITION_SCHEME, dtype)
 
 
 def _check_length(n_text: int, n_visual: int, n_offered: int, room: Room) -> None:

@@ -40,13 +40,21 @@ class Runner:
             out, _ = paged_attention(q, keys, values, batches[group], scale=self._scale)
             return out
 
+        hidden = self._model.forward(self._rows(chunks), self._positions(chunks).to(device), attend)
+        ends = accumulate(chunk.stop - chunk.start for chunk in chunks)
+        wanted = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.samples]
+        if len(wanted) < len(hidden):  # a step of decoding ones alone wants every row
+            hidden = hidden[torch.tensor(wanted, dtype=torch.int64, device=device)]
+        return self._model.logits(hidden)
+
+    def _positions(self, chunks: Sequence[Chunk]) -> Tensor:
+        """[n_pos_axes, n] int64."""
+        if all(chunk.start >= chunk.sequence.n_prompt for chunk in chunks):  # text, equal on every axis
+            at = [i for chunk in chunks for i in chunk.sequence.output_positions(chunk.start, chunk.stop)]
+            return torch.tensor(at).expand(self._model.spec.n_pos_axes, -1)
         positions = torch.cat([chunk.sequence.positions(chunk.start, chunk.stop) for chunk in chunks], dim=1)
         assert int(positions.min()) >= 0, "every token in a batch has a position: its image was reduced"
-        hidden = self._model.forward(self._rows(chunks), positions.to(device), attend)
-        lengths = torch.tensor([chunk.stop - chunk.start for chunk in chunks])
-        ends = lengths.cumsum(0) - 1
-        wanted = ends[torch.tensor([chunk.samples for chunk in chunks])]
-        return self._model.logits(hidden[wanted.to(device)])
+        return positions
 
     def _rows(self, chunks: Sequence[Chunk]) -> Tensor:
         """[n, hidden_size]: token embeddings, and in the place of visual tokens the reduced rows."""

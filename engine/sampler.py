@@ -8,37 +8,107 @@ The draw is argmax(logit + Gumbel noise), and the noise is a function of (seed, 
 a token never depends on its batch neighbours, on preemption, or on whether the row was speculated.
 
 Log-probabilities are those of the raw logits: the model's own, before bias, penalties and temperature.
+
+What a row does not ask for costs nothing: a row without bias, mask or penalty is not copied, a greedy one is read once,
+and no vocabulary is sorted (`kernels/sampling.py`).
 """
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from foveate.engine.messages import SamplingParams, TokenLogprob
+from foveate.kernels.sampling import Law, draw, largest
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Draw:
-    """What one row needs to know."""
+    """What one row needs to know. Kept as long as the sequence lives: what it has counted is not counted again."""
 
     params: SamplingParams
     choice: int
-    token_ids: Sequence[int]  # prompt and output so far
+    token_ids: Sequence[int]  # prompt and output so far; only ever appended to
     n_prompt: int
     stop_ids: frozenset[int]  # masked until min_tokens are out
+
+    _seen: "_Seen | None" = field(init=False, default=None)  # where penalties ask for it
 
     @property
     def index(self) -> int:
         """Of the output token to be drawn."""
         return len(self.token_ids) - self.n_prompt
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether the scores are anything but the logits."""
+        p = self.params
+        penalised = p.repetition_penalty != 1.0 or p.presence_penalty or p.frequency_penalty
+        return bool(penalised or p.logit_bias or (self.stop_ids and self.index < p.min_tokens))
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
+    @property
+    def law(self) -> Law:
+        """Of the next token."""
+        p = self.params
+        name = f"{p.seed}/{self.choice}/{self.index}".encode()
+        digest = blake2b(name, digest_size=12).digest()
+        key = (int.from_bytes(digest[:4]), int.from_bytes(digest[4:8]), int.from_bytes(digest[8:]))
+        return Law(p.temperature, p.top_k, p.top_p, p.min_p, key)
+
+    def seen(self, device: torch.device) -> "_Seen":
+        """The tokens so far, counted."""
+        if self._seen is None:
+            self._seen = _Seen(device)
+        self._seen.catch_up(self.token_ids, self.n_prompt)
+        return self._seen
+
+
+class _Seen:
+    """The different tokens of a sequence in order of first appearance, and how often each is in the output."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.n = 0  # different tokens
+        self._n_read = 0
+        self._place: dict[int, int] = {}
+        self._ids = torch.zeros(256, dtype=torch.int64, device=device)
+        self._counts = torch.zeros(256, dtype=torch.float32, device=device)
+
+    @property
+    def ids(self) -> Tensor:
+        """[n] int64."""
+        return self._ids[: self.n]
+
+    @property
+    def counts(self) -> Tensor:
+        """[n] float32, of the output only."""
+        return self._counts[: self.n]
+
+    def catch_up(self, token_ids: Sequence[int], n_prompt: int) -> None:
+        """Count the tokens that came since the last call."""
+        if self._n_read < n_prompt:  # at once
+            fresh = token_ids[self._n_read : n_prompt]
+            self._append([i for i in dict.fromkeys(fresh) if i not in self._place])
+            self._n_read += len(fresh)
+        for token_id in token_ids[self._n_read :]:
+            if token_id not in self._place:
+                self._append([token_id])
+            self._counts[self._place[token_id]] += 1
+        self._n_read = len(token_ids)
+
+    def _append(self, ids: list[int]) -> None:
+        total = self.n + len(ids)
+        if total > len(self._ids):
+            pad = (0, 2 * total - len(self._ids))
+            self._ids, self._counts = (torch.nn.functional.pad(x, pad) for x in (self._ids, self._counts))
+        self._ids[self.n : total] = torch.tensor(ids, dtype=torch.int64)
+        self._place.update(zip(ids, range(self.n, total), strict=True))
+        self.n = total
+
+
+class Drawn(NamedTuple):
     token_id: int
     logprob: TokenLogprob | None  # if asked for
 
@@ -56,21 +126,29 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[Drawn | None]:
     assert logits.shape[0] == len(draws), "one draw per row"
     if not draws:
         return []
-    finite = torch.isfinite(logits).all(-1).tolist()
-    scores = logits.clone()
-    for row, draw in zip(scores, draws, strict=True):
-        _adjust(row, draw)
-    chosen = scores.argmax(-1)
-    hot = [i for i, draw in enumerate(draws) if draw.params.temperature > 0 and finite[i]]
+    rows = list(logits.unbind())
+    chosen, finite = largest(rows)
+    adjusted = [i for i, row in enumerate(draws) if finite[i] and row.adjusts]
+    for i in adjusted:
+        rows[i] = _adjust(rows[i].clone(), draws[i])
+    hot = [i for i, row in enumerate(draws) if finite[i] and row.params.temperature > 0]
+    cold = [i for i in adjusted if draws[i].params.temperature == 0]
+    if cold:
+        _put(chosen, cold, largest([rows[i] for i in cold])[0])
     if hot:
-        chosen[hot] = _draw(scores[hot], [draws[i] for i in hot])
+        _put(chosen, hot, draw([rows[i] for i in hot], [draws[i].law for i in hot]))
     return [
-        Drawn(token_id, _logprob(logits[i], token_id, draw.params.logprobs)) if finite[i] else None
-        for i, (token_id, draw) in enumerate(zip(chosen.tolist(), draws, strict=True))
+        Drawn(token_id, _logprob(logits[i], token_id, row.params.logprobs)) if finite[i] else None
+        for i, (token_id, row) in enumerate(zip(chosen, draws, strict=True))
     ]
 
 
-def _adjust(row: Tensor, draw: Draw) -> None:
+def _put(into: list[int], places: Sequence[int], values: Sequence[int]) -> None:
+    for place, value in zip(places, values, strict=True):
+        into[place] = value
+
+
+def _adjust(row: Tensor, draw: Draw) -> Tensor:
     """Apply bias, mask and penalties to [vocab_size] scores in place."""
     params = draw.params
     if params.logit_bias:
@@ -79,80 +157,20 @@ def _adjust(row: Tensor, draw: Draw) -> None:
     if draw.index < params.min_tokens and draw.stop_ids:
         row[torch.tensor(sorted(draw.stop_ids), device=row.device)] = -torch.inf
     if params.repetition_penalty != 1.0:  # of prompt and output alike, as in Keskar et al., 2019, arXiv:1909.05858
-        ids = torch.tensor(sorted(set(draw.token_ids)), device=row.device)
+        ids = draw.seen(row.device).ids
         seen = row[ids]
         row[ids] = torch.where(seen > 0, seen / params.repetition_penalty, seen * params.repetition_penalty)
     if params.presence_penalty or params.frequency_penalty:  # of the output only, as OpenAI defines them
-        counts = Counter(draw.token_ids[draw.n_prompt :])
-        ids = torch.tensor(list(counts), device=row.device, dtype=torch.int64)
-        times = torch.tensor(list(counts.values()), device=row.device, dtype=row.dtype)
-        row[ids] -= params.presence_penalty + params.frequency_penalty * times
-
-
-def _draw(scores: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """[h, vocab_size] scores of rows with a temperature -> [h] int64 tokens."""
-    temperature = torch.tensor([[d.params.temperature] for d in draws], dtype=torch.float64, device=scores.device)
-    scores = scores.double() / temperature
-    narrow = [i for i, d in enumerate(draws) if d.params.top_p < 1 or d.params.top_k > 0 or d.params.min_p > 0]
-    if narrow:
-        scores[narrow] = truncate(scores[narrow], [draws[i].params for i in narrow])
-    return (scores + gumbel(draws, scores.shape[1], scores.device)).argmax(-1)
-
-
-def truncate(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """Set what min-p, top-k and top-p cut off to -inf; at least the most likely token stays, ties to the lowest id.
-
-    Args:
-        scores: [h, vocab_size] float64, after temperature.
-    """
-
-    def column(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=scores.device)[:, None]
-
-    ordered, ids = scores.sort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(scores.shape[1], device=scores.device)
-    keep = ordered >= ordered[:, :1] + column([p.min_p for p in params]).log()
-    keep &= rank < column([p.top_k or scores.shape[1] for p in params])
-    probs = ordered.masked_fill(~keep, -torch.inf).softmax(-1)
-    before = probs.cumsum(-1) - probs  # mass of the tokens ahead; 1 may be reached early by rounding
-    keep &= before < column([p.top_p if p.top_p < 1 else torch.inf for p in params])
-    keep[:, 0] = True
-    return scores.masked_fill(~torch.zeros_like(keep).scatter_(-1, ids, keep), -torch.inf)
-
-
-_MASK = 0xFFFFFFFF
-
-
-def _mix(x: Tensor) -> Tensor:
-    """A bijection of 32-bit words that spreads every bit. Held in int64, with factors below 2^31: nothing overflows."""
-    x = ((x ^ (x >> 16)) * 0x21F0AAAD) & _MASK
-    x = ((x ^ (x >> 15)) * 0x735A2D97) & _MASK
-    return x ^ (x >> 15)
-
-
-def gumbel(draws: Sequence[Draw], n: int, device: torch.device) -> Tensor:
-    """[h, n] float64 standard Gumbel noise, row r a function of (seed, choice, index) of `draws[r]` alone.
-
-    Counter-based: token t's word is a keyed hash of t, so nothing is drawn in sequence. 32 random bits per word.
-    """
-    keys = []
-    for draw in draws:
-        name = f"{draw.params.seed}/{draw.choice}/{draw.index}".encode()
-        digest = blake2b(name, digest_size=12).digest()
-        keys.append([int.from_bytes(digest[i : i + 4]) for i in (0, 4, 8)])
-    key = torch.tensor(keys, device=device)  # [h, 3] int64
-    token = torch.arange(n, device=device)
-    word = _mix((token + key[:, 0:1]) & _MASK)
-    word = _mix(word ^ key[:, 1:2])
-    word = _mix((word + key[:, 2:3]) & _MASK)
-    uniform = (word.double() + 0.5) / 2**32  # in (0, 1), never an end
-    return -(-uniform.log()).log()
+        seen_tokens = draw.seen(row.device)
+        times = seen_tokens.counts
+        row[seen_tokens.ids] -= params.presence_penalty * (times > 0) + params.frequency_penalty * times
+    return row
 
 
 def _logprob(logits: Tensor, token_id: int, n_top: int | None) -> TokenLogprob | None:
     if n_top is None:
         return None
-    logprobs = logits.log_softmax(-1)
-    values, ids = logprobs.topk(min(n_top, logprobs.shape[0]))
-    top = list(zip(ids.tolist(), values.tolist(), strict=True))
-    return TokenLogprob(token_id, float(logprobs[token_id]), top)
+    total = logits.logsumexp(-1)
+    values, ids = logits.topk(min(n_top, logits.shape[0]))
+    top = list(zip(ids.tolist(), (values - total).tolist(), strict=True))
+    return TokenLogprob(token_id, float(logits[token_id] - total), top)

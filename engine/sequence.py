@@ -12,7 +12,10 @@ from torch import Tensor
 from foveate.engine.cache.prefix import ImageRun
 from foveate.engine.grid import Grid
 from foveate.engine.messages import Image, SamplingParams, VisualUsage
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import AREA, Reducer
+from foveate.engine.reduce.signals import Signal
+from foveate.engine.reduce.split.base import Split
+from foveate.engine.sampler import Draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,12 @@ class Request:
     reducer: Reducer | None  # None without images
     root_key: bytes  # parent of the first block's key
     visual: VisualUsage
+    signals: frozenset[Signal] = frozenset()  # what the reducer reads, resolved
+    split: Split = AREA  # how a tiled picture's budget is shared among its tiles
+    question_ids: list[int] = field(default_factory=list)  # what the user asks, for a reducer that reads it
+    explains: bool = False  # whether the answer says which tokens survived
 
+    kept: list[list[int]] = field(init=False)  # tokens of each picture that survived, if it explains
     rows: list[Tensor | None] = field(init=False)  # [kept, hidden_size] per picture, while some choice needs them
     sequences: list["Sequence"] = field(default_factory=list)
     arrived: float = 0.0  # monotonic seconds, when added
@@ -54,6 +62,7 @@ class Request:
 
     def __post_init__(self) -> None:
         self.rows = [None] * len(self.pictures)
+        self.kept = [[] for _ in self.pictures]
         assert len(self.prompt_ids) == self.positions.shape[1], "every prompt token has a position"
 
     def is_reduced(self, i: int) -> bool:
@@ -65,6 +74,8 @@ class Request:
         run = self.runs[i]
         assert rows.shape[0] == anchor.shape[0] == run.stop - run.start, "a reducer keeps what it announced"
         self.rows[i] = rows
+        if self.explains:
+            self.kept[i] = anchor.tolist()
         self.positions[:, run.start : run.stop] = self.pictures[i].positions[:, anchor.cpu()]
 
     def drop_rows(self) -> None:
@@ -83,6 +94,7 @@ class Sequence:
     arrival: int  # order of arrival over all sequences
 
     token_ids: list[int] = field(init=False)  # prompt and output
+    draw: Draw = field(init=False)  # of its next token
     n_computed: int = 0  # tokens whose keys and values are in the cache; the block tables set it on opening
     tables: dict[int, list[int]] = field(default_factory=dict)  # layer group -> blocks, while running
     block_keys: list[bytes] = field(default_factory=list)  # of full blocks; the block tables extend it
@@ -94,7 +106,9 @@ class Sequence:
     finish: str | None = None  # "stop", "length", "abort" or "error"
 
     def __post_init__(self) -> None:
-        self.token_ids = list(self.request.prompt_ids)
+        request = self.request
+        self.token_ids = list(request.prompt_ids)
+        self.draw = Draw(request.sampling, self.choice, self.token_ids, self.n_prompt, request.stop_ids)
 
     @property
     def n_prompt(self) -> int:
@@ -127,11 +141,16 @@ class Sequence:
         first = next((s for s in self.request.sequences if s.n_output or not s.is_finished), self)
         return first is not self and not first.n_output
 
+    def output_positions(self, start: int, stop: int) -> range:
+        """Positions, the same on every axis, of tokens [start, stop) of the answer."""
+        shift = self.request.next_pos - self.n_prompt
+        return range(start + shift, stop + shift)
+
     def positions(self, start: int, stop: int) -> Tensor:
         """[n_pos_axes, stop - start] int64 positions of tokens [start, stop); text runs on from `next_pos`."""
         prompt = self.request.positions[:, start:stop]
         first, last = max(start, self.n_prompt), max(stop, self.n_prompt)
         if first == last:
             return prompt
-        output = self.request.next_pos + torch.arange(first - self.n_prompt, last - self.n_prompt)
+        output = torch.tensor(self.output_positions(first, last))
         return torch.cat([prompt, output.expand(prompt.shape[0], -1)], dim=1)

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import orjson
 from tokenizers import Tokenizer
 
 from foveate.engine.messages import (
@@ -23,6 +24,7 @@ from foveate.server.text import TextStream
 from foveate.server.transport import Track
 
 Event = Accepted | Delta | Failed
+HOLE = "\x00hole\x00"  # stands for the text in an event that is made once; no model's name or id holds it
 
 
 class Engine(Protocol):
@@ -208,3 +210,10 @@ class Head:
     created: int
     model: str
     headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def cut(event: bytes) -> tuple[bytes, bytes]:
+    """What is before and after the JSON string `HOLE` in an encoded event."""
+    before, hole, after = event.partition(orjson.dumps(HOLE))
+    assert hole, "the event has a hole"
+    return before, after

@@ -8,19 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from msgspec import structs
 from starlette.datastructures import Headers
 
 from foveate.configs.config import BudgetConfig
-from foveate.engine.messages import FieldInfo, MethodInfo, VisualBudget
+from foveate.engine.messages import MethodInfo, VisualBudget
 from foveate.server.checks import printable
 from foveate.server.errors import invalid_vlm
 from foveate.server.protocol import MAX_COUNT, ImagePart, VlmFields
+from foveate.server.stages import Method, read_method
 from foveate.server.structured import Bare, Item, parse
 
 MAX_HEADER_CHARS = 1024
 TOKENS, PER_IMAGE = "VLM-Visual-Tokens", "VLM-Visual-Tokens-Per-Image"
 RATIO, FLOOR, METHOD, STRICT = "VLM-Visual-Ratio", "VLM-Visual-Floor", "VLM-Visual-Method", "VLM-Strict"
-_KNOWN = {name.lower() for name in (TOKENS, PER_IMAGE, RATIO, FLOOR, METHOD, STRICT)}
+SPLIT, EXPLAIN = "VLM-Visual-Split", "VLM-Explain"
+_KNOWN = {name.lower() for name in (TOKENS, PER_IMAGE, RATIO, FLOOR, METHOD, STRICT, SPLIT, EXPLAIN)}
 Word = Literal["auto", "full"]
 
 
@@ -33,6 +36,7 @@ class Level:
     ratio: float | None = None
     floor: int | None = None
     method: str | None = None
+    split: str | None = None
 
     @property
     def states_amount(self) -> bool:
@@ -52,6 +56,8 @@ class Resolved:
     visual: VisualBudget
     caps: list[ImageCap]
     warnings: list[str]  # for the VLM-Warning header
+    reads_question: bool = False  # whether the method wants to know what is asked
+    explain: str = ""  # "kept_map": the answer says which tokens survived
 
 
 def resolve(
@@ -75,24 +81,35 @@ def resolve(
     merged = _merge(above, below)
     own = [_own_cap(image, config) for image in images]
     visual = _amounts(merged, own, config)
-    name, params = _method(above.method, below.method, config.method, methods)
+    method = _method(above.method, below.method, config.method, methods)
     if strict and config.max_tokens:
         _check_clamp(above, below, config.max_tokens)
     visual = _clamp(visual, config.max_tokens)
     visual, caps = _distribute(visual, own)
-    return Resolved(visual=_with_method(visual, name, params), caps=caps, warnings=warnings)
-
-
-def _with_method(visual: VisualBudget, name: str, params: dict[str, Bare]) -> VisualBudget:
-    return VisualBudget(
-        tokens=visual.tokens,
-        fit=visual.fit,
-        per_image=visual.per_image,
-        ratio=visual.ratio,
-        floor=visual.floor,
-        method=name,
-        params=params,
+    return Resolved(
+        visual=structs.replace(
+            visual,
+            method=method.name,
+            params=method.params,
+            stages=method.stages,
+            split=above.split or below.split or "area",
+        ),
+        caps=caps,
+        warnings=warnings,
+        reads_question=method.question_aware,
+        explain=_explain(headers, body),
     )
+
+
+def _explain(headers: Headers, body: VlmFields | None) -> str:
+    if body is not None and body.explain is not None:
+        return body.explain
+    item = _header(headers, EXPLAIN)
+    if item is None or item.value is False:
+        return ""
+    if item.value != "kept_map":
+        raise invalid_vlm(EXPLAIN, "expected kept_map or ?0")
+    return "kept_map"
 
 
 def _strict(headers: Headers, body: VlmFields | None) -> bool:
@@ -116,6 +133,7 @@ def _body_level(body: VlmFields | None) -> Level:
         ratio=fields.ratio,
         floor=fields.floor,
         method=fields.method,
+        split=fields.split,
     )
 
 
@@ -127,7 +145,17 @@ def _header_level(headers: Headers) -> Level:
         ratio=_ratio(headers),
         floor=_count(headers, FLOOR),
         method=method,
+        split=_split(headers),
     )
+
+
+def _split(headers: Headers) -> str | None:
+    item = _header(headers, SPLIT)
+    if item is None:
+        return None
+    if not isinstance(item.value, str):
+        raise invalid_vlm(SPLIT, "expected a word such as area or uniform")
+    return item.value
 
 
 def _header_text(headers: Headers, name: str) -> str | None:
@@ -248,13 +276,7 @@ def _check_clamp(above: Level, below: Level, most: int) -> None:
 def _clamp(visual: VisualBudget, most: int) -> VisualBudget:
     if not most:
         return visual
-    return VisualBudget(
-        tokens=min(visual.tokens or most, most),
-        fit=visual.fit,
-        per_image=visual.per_image,
-        ratio=visual.ratio,
-        floor=min(visual.floor, most),
-    )
+    return structs.replace(visual, tokens=min(visual.tokens or most, most), floor=min(visual.floor, most))
 
 
 def _distribute(visual: VisualBudget, own: Sequence[ImageCap | None]) -> tuple[VisualBudget, list[ImageCap]]:
@@ -266,32 +288,9 @@ def _distribute(visual: VisualBudget, own: Sequence[ImageCap | None]) -> tuple[V
     return total, [others if cap is None else cap for cap in own]
 
 
-def _method(
-    body: str | None, header: str | None, default: str, methods: Sequence[MethodInfo]
-) -> tuple[str, dict[str, Bare]]:
+def _method(body: str | None, header: str | None, default: str, methods: Sequence[MethodInfo]) -> Method:
     where, text = ("vlm.visual.method", body) if body is not None else (METHOD, header)
-    if text is None:
-        return default, {}
-    try:
-        item = parse(text)
-    except ValueError as error:
-        raise invalid_vlm(where, str(error)) from None
-    info = next((method for method in methods if method.name == item.value), None)
-    if info is None:
-        known = ", ".join(method.name for method in methods)
-        raise invalid_vlm(where, f"no method {printable(str(item.value))!r}; there are {known}")
-    fields = {field.name: field for field in info.fields}
-    return info.name, {key: _setting(where, info.name, fields.get(key), key, v) for key, v in item.params.items()}
-
-
-def _setting(where: str, method: str, field: FieldInfo | None, key: str, value: Bare) -> Bare:
-    if field is None:
-        raise invalid_vlm(where, f"{method} has no setting {printable(key)!r}; GET /v1/vlm/methods lists them")
-    match field.type, value:
-        case ("bool", bool()) | ("str", str()):
-            return value
-        case ("int", int()) | ("float", int() | float()) if not isinstance(value, bool):
-            return float(value) if field.type == "float" else value
-    if isinstance(value, str) and f'"{value}"' in field.type.split(" | "):
-        return value
-    raise invalid_vlm(where, f"{method};{printable(key)}: expected {field.type}")
+    if text is not None:
+        return read_method(where, text, methods)
+    info = next((method for method in methods if method.name == default), None)
+    return Method(default, question_aware=info is not None and info.question_aware)

@@ -3,14 +3,17 @@
 import asyncio
 from collections.abc import AsyncGenerator
 
+import orjson
 from fastapi import Request, Response
+from msgspec.structs import replace
 
 from foveate.engine.messages import Generate, ModelInfo, TokenLogprob
 from foveate.server import checks
-from foveate.server.answer import Answer, Head, Plan
+from foveate.server.answer import HOLE, Answer, Head, Plan, cut
 from foveate.server.budget import Resolved, resolve
 from foveate.server.context import Context, new_id, now, sampling_params
 from foveate.server.protocol import ChatRequest, ImagePart, TextPart
+from foveate.server.question import caption_ids, question_ids
 from foveate.server.replies import (
     ChatChoice,
     ChatChunk,
@@ -90,14 +93,22 @@ async def _generate(
         context.media.load(part.image_url.url, f"{path}.image_url.url", cap)
         for (path, part), cap in zip(images, resolved.caps, strict=True)
     )
+    loaded = list(await asyncio.gather(*loads))
+    question: list[int] = []
+    if resolved.reads_question:
+        question = question_ids(context.prompter.tokenizer, body.messages)
+        captions = caption_ids(context.prompter.tokenizer, body.messages)
+        loaded = [replace(image, caption_ids=text) for image, text in zip(loaded, captions, strict=True)]
     return Generate(
         id=new_id("chatcmpl"),
         prompt_ids=ids,
-        images=list(await asyncio.gather(*loads)),
+        images=loaded,
         visual=resolved.visual,
         sampling=sampling,
         n=body.n or 1,
         salt=salt,
+        question_ids=question,
+        explain=resolved.explain,
     )
 
 
@@ -127,11 +138,20 @@ async def _collect(context: Context, body: ChatRequest, answer: Answer, head: He
 
 
 class _Chunks:
-    """Builds the chunks of one stream; with include_usage every chunk but the last has `usage: null`."""
+    """Builds the chunks of one stream; with include_usage every chunk but the last has `usage: null`.
 
-    def __init__(self, head: Head, with_usage: bool) -> None:
+    Most chunks differ in their text alone: those are cut from a chunk made once per choice.
+    """
+
+    def __init__(self, head: Head, with_usage: bool, n_choices: int) -> None:
         self._head = head
         self._with_usage = with_usage
+        self._around = [cut(self.event(index, ChatDelta(content=HOLE))) for index in range(n_choices)]
+
+    def text(self, index: int, text: str) -> bytes:
+        """The chunk with nothing but text."""
+        before, after = self._around[index]
+        return before + orjson.dumps(text) + after
 
     def event(
         self, index: int, delta: ChatDelta, finish: FinishReason | None = None, logprobs: ChatLogprobs | None = None
@@ -154,13 +174,15 @@ async def _stream(
     context: Context, body: ChatRequest, answer: Answer, head: Head, track: Track
 ) -> AsyncGenerator[bytes, None]:
     with_usage = bool(body.stream_options and body.stream_options.include_usage)
-    chunks = _Chunks(head, with_usage)
+    chunks = _Chunks(head, with_usage, len(answer.choices))
     for index in range(len(answer.choices)):
         yield chunks.event(index, ChatDelta(role="assistant", content=""))
     async for piece in answer.pieces():
         logprobs = context.texts.chat(piece.logprobs) if body.logprobs and piece.logprobs else None
-        if piece.text or logprobs is not None:
+        if logprobs is not None:
             yield chunks.event(piece.choice, ChatDelta(content=piece.text), None, logprobs)
+        elif piece.text:
+            yield chunks.text(piece.choice, piece.text)
         if piece.finish is not None:
             yield chunks.event(piece.choice, ChatDelta(), piece.finish)
     count(context.metrics, report([answer]))

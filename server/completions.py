@@ -3,11 +3,12 @@
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
+import orjson
 from fastapi import Request, Response
 
 from foveate.engine.messages import Generate, ModelInfo, TokenLogprob
 from foveate.server import checks
-from foveate.server.answer import Answer, Head, Plan, close_all, merge, start_all
+from foveate.server.answer import HOLE, Answer, Head, Plan, close_all, cut, merge, start_all
 from foveate.server.budget import resolve
 from foveate.server.chat import LONG_TEXT, answer_headers
 from foveate.server.context import Context, new_id, now, sampling_params
@@ -110,25 +111,36 @@ def _with_usage(reply: TextReply, usage: UsageReport | None) -> TextReply:
     return reply.model_copy(update={"usage": usage})
 
 
+def _event(head: Head, choice: TextChoice, include_usage: bool) -> bytes:
+    chunk = _reply(head, [choice])
+    return (_with_usage(chunk, None) if include_usage else chunk).to_event()
+
+
 async def _stream(
     context: Context, body: CompletionRequest, answers: Sequence[Answer], head: Head, track: Track
 ) -> AsyncGenerator[bytes, None]:
     options = body.stream_options
     include_usage = bool(options and options.include_usage)
     n = len(answers[0].choices)
+    around = [
+        cut(_event(head, TextChoice(index=i, text=HOLE, logprobs=None, finish_reason=None), include_usage))
+        for i in range(n * len(answers))
+    ]
     pieces = merge(answers)
     try:
         async for number, piece in pieces:
+            index = number * n + piece.choice
+            if body.logprobs is None and piece.finish is None:  # most chunks: they differ in their text alone
+                before, after = around[index]
+                yield before + orjson.dumps(piece.text) + after
+                continue
             choice = answers[number].choices[piece.choice]
             logprobs: TextLogprobs | None = None
             if body.logprobs is not None and piece.logprobs:
                 logprobs = context.texts.completion(piece.logprobs, choice.offset)
             choice.offset += len(piece.text)
-            text = TextChoice(
-                index=number * n + piece.choice, text=piece.text, logprobs=logprobs, finish_reason=piece.finish
-            )
-            chunk = _reply(head, [text])
-            yield (_with_usage(chunk, None) if include_usage else chunk).to_event()
+            text = TextChoice(index=index, text=piece.text, logprobs=logprobs, finish_reason=piece.finish)
+            yield _event(head, text, include_usage)
         usage = report(answers)
         count(context.metrics, usage)
         track.finish("success", answers[0].choices[0].finish or "stop")

@@ -43,6 +43,9 @@ def models_router(context: Context) -> APIRouter:
                 source=method.source,
                 question_aware=method.question_aware,
                 shared=method.shared,
+                fits=method.fits,
+                stage=method.stage,
+                first_only=method.first_only,
                 fields=[MethodField(name=f.name, type=f.type, default=f.default) for f in method.fields],
             )
             for method in context.engine.methods

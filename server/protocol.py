@@ -31,12 +31,14 @@ class VisualFields(Strict):
     per_image: Count | None = None
     ratio: Ratio | None = None
     floor: Count | None = None
-    method: Annotated[str, Field(max_length=1024, description="name or name;key=value;...")] | None = None
+    method: Annotated[str, Field(max_length=1024, description="name;key=value, or several joined by +")] | None = None
+    split: Annotated[str, Field(max_length=64, description="how images, or tiles, share the budget")] | None = None
 
 
 class VlmFields(Strict):
     visual: VisualFields | None = None
     strict: bool | None = None
+    explain: Literal["kept_map"] | None = None
 
 
 class ImageVlmFields(Strict):

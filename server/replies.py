@@ -39,6 +39,7 @@ class ImageReport(Reply):
     grid: list[int]  # rows, columns
     offered: int
     kept: int
+    kept_map: list[int] | None = None  # run lengths in reading order: dropped, kept, dropped, ...
 
 
 class VisualReport(Reply):
@@ -193,6 +194,9 @@ class Method(Reply):
     source: str
     question_aware: bool
     shared: bool
+    fits: str
+    stage: str
+    first_only: bool
     fields: list[MethodField]
 
 

@@ -19,6 +19,7 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._ids: list[int] = []  # of the last piece, then those not yet text
         self._n_done = 0  # of _ids are text already
+        self._done = ""  # the text of those
 
     def push(self, token_id: int) -> str:
         """Text that this token completes; empty within a character or for a special token."""
@@ -28,19 +29,21 @@ class Detokenizer:
         if not text or (text.endswith(_REPLACEMENT) and pending < _MAX_PENDING):
             return ""
         self._ids = self._ids[self._n_done :]
-        self._n_done = len(self._ids)
+        self._n_done, self._done = len(self._ids), self._decode(self._ids)
         return text
 
     def flush(self) -> str:
         """What is still held at the end, without a character that was cut in the middle."""
         text = self._new_text().rstrip(_REPLACEMENT)
-        self._n_done = len(self._ids)
+        self._n_done, self._done = len(self._ids), self._decode(self._ids)
         return text
 
     def _new_text(self) -> str:
-        before: str = self._tokenizer.decode(self._ids[: self._n_done], skip_special_tokens=True)
-        after: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        return after[len(before) :]
+        return self._decode(self._ids)[len(self._done) :]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
 
 
 class StopStrings:

@@ -33,19 +33,40 @@ def _cached(answers: Sequence[Answer]) -> int:
     return sum(min(usage.cached_tokens for usage in _usages(answer)) for answer in answers)
 
 
-def _visual(visual: VisualUsage) -> VisualReport:
+def kept_map(kept: Sequence[int], offered: int) -> list[int]:
+    """Run lengths over the tokens of an image in reading order: dropped, kept, dropped, ...; they add up to `offered`.
+
+    The first run is 0 where the first token survived.
+    """
+    survived = set(kept)
+    runs, now = [0], False
+    for token in range(offered):
+        if (token in survived) is not now:
+            runs.append(0)
+            now = not now
+        runs[-1] += 1
+    return runs
+
+
+def _visual(visual: VisualUsage, kept: Sequence[Sequence[int]]) -> VisualReport:
+    """With the map of each image, if there are any."""
     images = [
         ImageReport(grid=[image.rows, image.cols], offered=image.offered, kept=image.kept) for image in visual.per_image
     ]
+    if kept:
+        images = [
+            image.model_copy(update={"kept_map": kept_map(tokens, image.offered)})
+            for image, tokens in zip(images, kept, strict=True)
+        ]
     return VisualReport(offered=visual.offered, kept=visual.kept, method=visual.method, per_image=images)
 
 
 def report(answers: Sequence[Answer]) -> UsageReport:
     """The usage of a finished request; text completions have one answer per prompt, chats have one."""
-    visual = _visual(answers[0].accepted.visual)
     n_prompt = sum(answer.accepted.prompt_tokens for answer in answers)
     n_output = sum(choice.n_tokens for answer in answers for choice in answer.choices)
     usages = [usage for answer in answers for usage in _usages(answer)]
+    visual = _visual(answers[0].accepted.visual, usages[0].kept)
     vlm = VlmReport(
         visual=visual,
         time_ms=TimeReport(

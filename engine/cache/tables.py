@@ -58,7 +58,10 @@ class BlockTables:
     def grow(self, sequence: Sequence) -> bool:
         """Make room for all tokens of an open sequence; False, with nothing changed, if blocks run out."""
         table = sequence.tables[self._group]
-        fresh = self.pool.allocate(self.n_blocks(sequence.n_tokens) - len(table))
+        missing = self.n_blocks(sequence.n_tokens) - len(table)
+        if missing <= 0:  # most steps of decoding
+            return True
+        fresh = self.pool.allocate(missing)
         if fresh is None:
             return False
         table += fresh
@@ -67,9 +70,11 @@ class BlockTables:
     def register(self, sequence: Sequence, since: int) -> None:
         """Let others find the blocks that became full since `since` tokens were computed, the answer's too."""
         if self._sharing:
-            n_full = sequence.n_computed // self.block_tokens
+            first, n_full = since // self.block_tokens, sequence.n_computed // self.block_tokens
+            if first == n_full:
+                return
             keys = self._keys(sequence, n_full)
-            for i in range(since // self.block_tokens, n_full):
+            for i in range(first, n_full):
                 self.pool.register(sequence.tables[self._group][i], keys[i])
 
     def close(self, sequence: Sequence, *, forget: bool = False) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from foveate.engine.grid import Grid
-from foveate.engine.reduce.base import Signal, VisualInputs
+from foveate.engine.reduce.inputs import VisualInputs
+from foveate.engine.reduce.signals import Signal, Tower
 
 # (layer, q [n, n_heads, d], k [n, n_kv_heads, d], v [n, n_kv_heads, d]) -> [n, n_heads, d].
 # Keys arrive already rotated; the callee stores k and v in the paged cache and attends over it.
@@ -30,7 +31,7 @@ class ModelSpec:
     image_token_id: int
     eos_ids: tuple[int, ...]  # from generation_config.json, else config.json
     n_pos_axes: int  # 1: RoPE, 3: M-RoPE
-    has_cls: bool  # whether the tower has a CLS row at all
+    tower: Tower  # what reducers may ask of the vision tower
 
 
 class Model(nn.Module, ABC):
@@ -55,7 +56,8 @@ class Model(nn.Module, ABC):
 
         Args:
             images: uint8 [height, width, 3] each, of prepared sizes; rescaled and normalised here.
-            signals: what to tap besides `proj`. No [heads, N, N] buffer is ever built.
+            signals: what to tap besides `proj`, resolved by `spec.tower`; none of a request. No [heads, N, N] buffer
+                is ever built.
         """
 
     @abstractmethod

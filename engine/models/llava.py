@@ -19,7 +19,8 @@ from foveate.engine.models.parts.pixels import normalise
 from foveate.engine.models.parts.taps import Taps
 from foveate.engine.models.parts.vit import Vit, VitConfig
 from foveate.engine.preprocess import ImageProcessor
-from foveate.engine.reduce.base import Signal, VisualInputs
+from foveate.engine.reduce.inputs import VisualInputs
+from foveate.engine.reduce.signals import CELLS, ENC, Signal
 from foveate.engine.section import Section
 
 _DECODERS = {"llama": read_llama, "qwen2": read_qwen2}
@@ -40,7 +41,7 @@ class Llava(Family):
         hidden_size = self.language_model.config.hidden_size
         self.multi_modal_projector = _Projector(config, tower.hidden_size, hidden_size)
         image_token_id = config.integer("image_token_index", config.integer("image_token_id", 32000))
-        self.spec = self._spec("llava", source, image_token_id, tower.has_cls)
+        self.spec = self._spec("llava", source, image_token_id, tower.tower)
 
     def rename(self, name: str) -> str | None:
         name = name.removeprefix("model.")
@@ -68,16 +69,17 @@ class Llava(Family):
     def _inputs(self, i: int, rows: Tensor, taps: Taps) -> VisualInputs:
         start, end = taps.bounds[i] + self.n_skipped, taps.bounds[i + 1]
         kept = rows[self.n_skipped :]
-        enc = "enc" in taps.wanted
+        enc, cells = ENC in taps.wanted, CELLS in taps.wanted
+        own = kept.clone() if enc or cells else None  # a view would keep the whole batch alive in the feature cache
         return VisualInputs(
             grid=self.grid(0, 0),
             proj=self.multi_modal_projector(kept),
-            enc=kept.clone() if enc else None,  # a view would keep the whole batch alive in the feature cache
+            enc=own if enc else None,
             cls=rows[0].clone() if enc and taps.has_cls else None,
-            cls_attention=None if taps.cls_attention is None else taps.cls_attention[start:end].clone(),
-            received=None if taps.received is None else taps.received[start:end].clone(),
-            keys=None if taps.keys is None else taps.keys[start:end].clone(),
-            project=self.multi_modal_projector if enc else None,
+            cells=own if cells else None,
+            project=self.multi_modal_projector if enc or cells else None,
+            tower=self.spec.tower,
+            taps={s: _of_picture(s, t, start, end, self.n_skipped) for s, t in taps.found.items()},
         )
 
     def lay_out(self, segments: Sequence[int | Grid]) -> tuple[list[Tensor], int]:
@@ -90,6 +92,13 @@ class Llava(Family):
 
 
 FAMILY = Llava
+
+
+def _of_picture(signal: Signal, values: Tensor, start: int, end: int, n_skipped: int) -> Tensor:
+    """One picture's part of a packed signal; `qk` keeps the CLS row before it, and has one patch per token."""
+    if signal.kind == "qk":
+        return values[start - n_skipped : end, None].permute(2, 0, 1, 3, 4).contiguous()
+    return values[start:end].clone()
 
 
 class _Projector(nn.Module):

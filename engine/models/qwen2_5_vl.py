@@ -37,22 +37,23 @@ class Qwen25VLTower(QwenTower):
         width, out_size = config.positive("hidden_size", 3584), config.positive("out_hidden_size", 3584)
         common = QwenTowerConfig.read(config, width, out_size)
         inner = config.positive("intermediate_size", 3420)
-        if (act := activation(config, "hidden_act", "silu")) != "silu":
-            raise ModelError(f"{config.where}: hidden_act {act!r} is not supported, only silu")
+        if activation(config, "hidden_act", "silu") != "silu":
+            raise ModelError(
+                f"{config.where}: hidden_act {config.text('hidden_act', '')!r} is not supported, only silu"
+            )
         super().__init__(common, device, mlp=lambda: _Mlp(width, inner), norm=lambda: RMSNorm(width, _NORM_EPS))
-        self.full_blocks = frozenset(config.integers("fullatt_block_indexes", (7, 15, 23, 31)))
+        self._full = frozenset(config.integers("fullatt_block_indexes", (7, 15, 23, 31)))
         window = config.positive("window_size", 112)
         self.window = window // common.merge // common.patch_size  # cells along an edge
         if self.window < 1:
             raise ModelError(f"{config.where}: window_size {window} is less than one cell of merged patches")
 
     @property
-    def tapped(self) -> int:
-        """The last block with full attention: a window's received attention says nothing about the picture."""
-        return max((i for i in self.full_blocks if i < self.config.depth), default=self.config.depth - 1)
+    def full_blocks(self) -> tuple[int, ...]:
+        return tuple(sorted(i for i in self._full if i < self.config.depth))
 
     def segments(self, block: int, plan: Plan) -> list[int]:
-        return plan.pictures if block in self.full_blocks else plan.windows
+        return plan.pictures if block in self._full else plan.windows
 
     def plan(self, grids: Sequence[Grid]) -> Plan:
         order, sizes, first = [], [], 0

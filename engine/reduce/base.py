@@ -3,97 +3,26 @@
 A method is one file with one frozen dataclass, bound to the module's name `METHOD`; its fields are its settings. It
 receives tensors of one image and its own fields, never the runner, the scheduler or a config. Most methods implement
 `select` alone; one that mixes rows implements `transform`, and `count` where it cannot meet every budget exactly.
+CONTRIBUTING.md says how to write one.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
+from foveate.configs.errors import ConfigError
 from foveate.engine.grid import Grid
+from foveate.engine.reduce.inputs import VisualInputs
+from foveate.engine.reduce.signals import Signal, Tower
+from foveate.engine.reduce.split.area import Area
+from foveate.engine.reduce.split.base import Split, share, tile_parts
+from foveate.engine.reduce.transform import TokenTransform, concatenate
 
-Signal = Literal["cls_attention", "received", "keys", "enc"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class VisualInputs:
-    """What the vision tower says about one image, M = grid.n_tokens rows in raster order.
-
-    Encoders that merge patches (Qwen-VL) give each signal per merged token: the mean over its patches. A signal is
-    None unless it was asked for (`Reducer.signals`) or the encoder has none.
-    """
-
-    grid: Grid
-    proj: Tensor  # [M, D] rows as the language model would read them
-    enc: Tensor | None = None  # [M, C] rows before the projector, at the select layer; None for merging encoders
-    cls: Tensor | None = None  # [C] the CLS row at the select layer, with `enc`
-    cls_attention: Tensor | None = None  # [M] float32, softmax attention of CLS to each patch, mean over heads
-    received: Tensor | None = None  # [M] float32, attention received: mean over all queries and heads
-    keys: Tensor | None = None  # [M, d] float32, key projection averaged over heads
-    project: Callable[[Tensor], Tensor] | None = None  # enc rows [n, C] -> [n, D], with `enc`
-    seed: int = 0  # from the image digest: the same picture gives the same draw
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenTransform:
-    """`out = W @ rows` with sparse W in CSR, plus what positions and accounting need.
-
-    Pure selection: one index of weight 1 per row (`weights` None). Rows come in reading order of their anchors. All
-    tensors are on the CPU, where the scheduler lays out positions; `apply` carries them to the rows.
-    """
-
-    n_in: int
-    indptr: Tensor  # [n_out + 1] int64
-    indices: Tensor  # [nnz] int64, < n_in
-    anchor: Tensor  # [n_out] int64, the source row that lends its position, strictly increasing
-    size: Tensor  # [n_out] int64, how many source rows the row stands for
-    weights: Tensor | None = None  # [nnz] float32
-    space: Literal["proj", "enc"] = "proj"  # the rows W acts on
-
-    @property
-    def n_out(self) -> int:
-        return self.anchor.shape[0]
-
-    @property
-    def is_identity(self) -> bool:
-        return self.weights is None and self.n_out == self.n_in
-
-    @classmethod
-    def identity(cls, n: int) -> "TokenTransform":
-        return cls.selection(torch.arange(n), n)
-
-    @classmethod
-    def selection(cls, kept: Tensor, n_in: int) -> "TokenTransform":
-        """Keep rows `kept` ([k] int64, strictly increasing, any device) of `n_in` as they are."""
-        kept = kept.cpu()
-        k = kept.shape[0]
-        return cls(
-            n_in=n_in,
-            indptr=torch.arange(k + 1),
-            indices=kept,
-            anchor=kept,
-            size=torch.ones(k, dtype=torch.int64),
-        )
-
-    def apply(self, inputs: VisualInputs) -> Tensor:
-        """Return [n_out, D] rows for the language model in the dtype of `proj`; identity returns `proj` itself."""
-        if self.is_identity:
-            return inputs.proj
-        if self.space == "proj":
-            return self._mix(inputs.proj)
-        assert inputs.enc is not None and inputs.project is not None, "an enc-space transform needs encoder rows"
-        return inputs.project(self._mix(inputs.enc))
-
-    def _mix(self, rows: Tensor) -> Tensor:
-        picked = rows[self.indices.to(rows.device)]
-        if self.weights is None:
-            return picked
-        terms = picked.float() * self.weights.to(rows.device)[:, None]
-        owner = torch.repeat_interleave(torch.arange(self.n_out), self.indptr.diff()).to(rows.device)
-        out = terms.new_zeros(self.n_out, rows.shape[1]).index_add_(0, owner, terms)
-        return out.to(rows.dtype)
+Stage = Literal["pixels", "encoder", "tokens"]  # before the tower, inside it, after it
+STAGES: tuple[Stage, ...] = ("pixels", "encoder", "tokens")
+Fits = Literal["any", "cls", "no_cls", "tiles"]  # tiles: also of use without, but made for tiled pictures
+AREA = Area()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,35 +30,89 @@ class Reducer:
     """Base of the family. Deterministic: scores in float32, ties to the lower index, randomness from `inputs.seed`."""
 
     source: ClassVar[str] = ""  # the paper, for GET /v1/vlm/methods
-    question_aware: ClassVar[bool] = False  # a question-aware result is never shared between prompts
+    question_aware: ClassVar[bool] = False  # reads the question or a caption: its result is never shared across them
+    fits: ClassVar[Fits] = "any"  # encoders it is for; others get a 400
+    stage: ClassVar[Stage] = "tokens"
+    whole_grid: ClassVar[bool] = False  # needs every cell of the picture, so it can only be the first of a composition
+    tile_aware: ClassVar[bool] = False  # takes a tiled picture whole; others get one tile at a time
 
-    def signals(self, has_cls: bool) -> frozenset[Signal]:
-        """What must be tapped while the encoder runs, asked for before it does."""
+    def needs(self, tower: Tower) -> frozenset[Signal]:
+        """What must be tapped while the encoder runs, asked for before it does; layers as the fields say."""
         return frozenset()
 
+    def wanted(self, tower: Tower) -> frozenset[Signal]:
+        """`needs`, resolved. Raises ConfigError: the tower cannot give it, or is not one the method is for."""
+        if self.fits in ("cls", "no_cls") and tower.has_cls != (self.fits == "cls"):
+            has = "has a" if tower.has_cls else "has no"
+            raise ConfigError(f"this vision tower {has} CLS row, which the method is not for")
+        return frozenset(tower.resolve(signal) for signal in self.needs(tower))
+
     def count(self, grid: Grid, budget: int) -> int:
-        """Tokens kept under `budget`: pure arithmetic, since the scheduler admits by it before anything is encoded."""
+        """Tokens kept of one tile under `budget`: pure arithmetic, never fewer for a larger budget.
+
+        The scheduler admits by it before anything is encoded. An adaptive method is no exception: where its own rule
+        keeps fewer it fills up with the next best, where it keeps more it drops the worst.
+        """
         return min(budget, grid.n_tokens)
 
+    def total(self, grid: Grid, budget: int) -> int:
+        """Tokens kept of the whole picture: tile by tile where it is tiled, unless the method takes it whole.
+
+        All of them with its newlines, if it has any; fewer without, since a row that is not whole ends nowhere.
+        """
+        if budget >= grid.n_tokens:
+            return grid.n_tokens
+        grid = grid.bare
+        if len(grid.tiles) == 1 or self.tile_aware or self._meets_every_budget:
+            return self.count(grid, budget)
+        shares = share(AREA, tile_parts(grid), grid, budget)
+        return sum(self.count(t.grid, n) for t, n in zip(grid.tiles, shares, strict=True) if n)
+
+    def reads_question(self) -> bool:
+        """Whether the result depends on the question, and so is not shared between requests that ask another."""
+        return self.question_aware
+
+    @property
+    def _meets_every_budget(self) -> bool:
+        return type(self).count is Reducer.count
+
     def select(self, inputs: VisualInputs, k: int) -> Tensor:
-        """Return [k] int64 rows to keep, strictly increasing; 0 < k < M."""
+        """Return [k] int64 rows to keep, strictly increasing; 0 < k < inputs.n."""
         raise AssertionError(f"{type(self).__name__} implements neither select nor transform")
 
     def transform(self, inputs: VisualInputs, k: int) -> TokenTransform:
-        """Return a transform of k rows, k = `count(inputs.grid, budget)` < M."""
-        return TokenTransform.selection(self.select(inputs, k), inputs.grid.n_tokens)
+        """Return a transform of k rows, k = `count(inputs.grid, budget)` < inputs.n."""
+        return TokenTransform.selection(self.select(inputs, k), inputs.n)
 
-    def reduce(self, inputs: VisualInputs, budget: int) -> TokenTransform:
-        """Return a transform of exactly `count(inputs.grid, budget)` rows; keep-all is the identity, bit for bit.
+    def reduce(self, inputs: VisualInputs, budget: int, split: Split = AREA) -> TokenTransform:
+        """Return a transform of exactly `total(inputs.grid, budget)` rows; keep-all is the identity, bit for bit.
+
+        Args:
+            split: shares the budget among the tiles of a tiled picture; where the method cannot meet every budget,
+                it is by area whatever is asked for, because the count must be known before anything is encoded.
 
         Raises:
             ImageError: a signal the method ranks by is not finite.
         """
-        n = inputs.grid.n_tokens
         assert budget > 0, "every image keeps at least one token"
-        k = self.count(inputs.grid, budget)
-        if k == n:
-            return TokenTransform.identity(n)
+        if inputs.places is not None:  # rows that an earlier stage left: no grid to count by
+            assert not self.whole_grid, "a method that needs the whole grid comes first"
+            return self._exactly(inputs, min(budget, inputs.n))
+        k = self.total(inputs.grid, budget)
+        if k >= inputs.n or len(inputs.grid.tiles) == 1 or self.tile_aware:
+            return self._exactly(inputs, min(k, inputs.n))
+        by = split if self._meets_every_budget else AREA
+        shares = share(by, inputs.parts(by), inputs.grid, budget)
+        parts = [
+            (tile.cells(), self._exactly(inputs.of_tile(tile), self.count(tile.grid, n)))
+            for tile, n in zip(inputs.grid.tiles, shares, strict=True)
+            if n
+        ]
+        return concatenate(parts, inputs.n)
+
+    def _exactly(self, inputs: VisualInputs, k: int) -> TokenTransform:
+        if k == inputs.n:
+            return TokenTransform.identity(k)
         transform = self.transform(inputs, k)
         assert transform.n_out == k, "a reducer keeps exactly what it announced: the scheduler admitted by it"
         return transform

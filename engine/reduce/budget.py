@@ -8,19 +8,26 @@ from foveate.engine.grid import Grid
 from foveate.engine.messages import VisualBudget
 
 
-def split(visual: VisualBudget, grids: Sequence[Grid], caps: Sequence[int | None], room: int | None) -> list[int]:
+def split(
+    visual: VisualBudget,
+    grids: Sequence[Grid],
+    caps: Sequence[int | None],
+    room: int | None,
+    weights: Sequence[int] | None = None,
+) -> list[int]:
     """Visual tokens of each image.
 
     The total is the least of `visual.tokens`, the sum of the images' caps (`visual.per_image`, the image's own, what
     it offers) and ratio * offered to the nearest token, halves up; but not below `visual.floor`, itself clamped to
     what is offered. If that exceeds `room`, it is cut down to `room`. Images then share the total in proportion to
-    what they offer, each between 1 and its cap, by largest remainder, ties to the earlier image. Largest remainder is
+    `weights`, each between 1 and its cap, by largest remainder, ties to the earlier image. Largest remainder is
     not quite monotone: one more token in total may cost one image one token (the Alabama paradox), never more.
 
     Args:
         grids: what each image offers.
         caps: cap of each image alone, None for none.
         room: visual tokens that still fit the context, may be negative; None for no limit.
+        weights: of the images, by a way of sharing (`engine/reduce/split`); None: what they offer.
 
     Raises:
         BudgetError: the budget contradicts itself, or leaves an image without any token.
@@ -36,7 +43,7 @@ def split(visual: VisualBudget, grids: Sequence[Grid], caps: Sequence[int | None
         if not visual.fit or visual.method == "none" or room < max(floor, len(grids)):
             raise TooLongError(_too_long(visual, total, room, floor, len(grids)), "messages")
         total = room
-    return apportion(offered, limits, total)
+    return apportion(weights or offered, limits, total)
 
 
 def _total(visual: VisualBudget, offered: int, limit: int, n_images: int) -> int:

@@ -10,8 +10,12 @@ from collections.abc import Mapping
 import foveate.engine.reduce as family
 from foveate.configs.errors import ConfigError
 from foveate.engine.find import find, names
-from foveate.engine.messages import FieldInfo, MethodInfo
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.messages import FieldInfo, MethodInfo, VisualBudget
+from foveate.engine.reduce import split as split_family
+from foveate.engine.reduce.base import STAGES, Reducer
+from foveate.engine.reduce.chain import Chain
+from foveate.engine.reduce.signals import Tower
+from foveate.engine.reduce.split.base import Split
 
 Value = bool | int | float | str
 
@@ -67,6 +71,39 @@ def build_reducer(name: str, params: Mapping[str, Value]) -> Reducer:
         raise ConfigError(f"reduce.{name}.{error}") from None
 
 
+def build(visual: VisualBudget) -> Reducer:
+    """Return the reducer or the composition a request asks for.
+
+    Raises:
+        ConfigError: as `build_reducer`; or a composition's stages are out of order, or a share is not in (0, 1].
+    """
+    if not visual.stages:
+        return build_reducer(visual.method, visual.params)
+    stages = tuple(build_reducer(stage.method, stage.params) for stage in visual.stages)
+    for before, after, said in zip(stages, stages[1:], visual.stages[1:], strict=False):
+        if STAGES.index(after.stage) < STAGES.index(before.stage) or (after.whole_grid and after.stage == before.stage):
+            raise ConfigError(
+                f"reduce.{visual.method}: {said.method} needs what the stage before it no longer leaves; put it first"
+            )
+    for said in visual.stages:
+        if said.keep is not None and not 0.0 < said.keep <= 1.0:
+            raise ConfigError(f"reduce.{said.method}.keep: {said.keep} is not in (0, 1]")
+    if visual.stages[-1].keep is not None:
+        raise ConfigError(f"reduce.{visual.stages[-1].method}.keep: the last stage keeps what the budget allows")
+    return Chain(stages=stages, keeps=tuple(stage.keep for stage in visual.stages))
+
+
+def build_split(name: str) -> Split:
+    """Return a way to share one budget. Raises ConfigError: there is no such way; the message lists those there are."""
+    found: Split = find(split_family, name)()
+    return found
+
+
+def splits() -> list[str]:
+    """Every way to share one budget, by name."""
+    return names(split_family)
+
+
 def _nearest(word: str, legal: list[str]) -> str:
     found = difflib.get_close_matches(word, legal, n=1)
     return f", did you mean {found[0]!r}" if found else ""
@@ -87,6 +124,16 @@ def _method_info(name: str, method: type[Reducer]) -> MethodInfo:
         fields=_fields(method),
         question_aware=method.question_aware,
         shared=not method.question_aware,
-        signals_cls=sorted(method().signals(has_cls=True)),
-        signals_no_cls=sorted(method().signals(has_cls=False)),
+        signals_cls=_signals(method, Tower(has_cls=True, depth=23)),
+        signals_no_cls=_signals(method, Tower(has_cls=False, depth=32, merges=True)),
+        fits=method.fits,
+        stage=method.stage,
+        first_only=method.whole_grid,
     )
+
+
+def _signals(method: type[Reducer], tower: Tower) -> list[str]:
+    """As the method asks, by default settings, of a tower as deep as LLaVA-1.5's and one as Qwen2-VL's."""
+    if (method.fits == "cls" and not tower.has_cls) or (method.fits == "no_cls" and tower.has_cls):
+        return []
+    return sorted(str(signal) for signal in method().wanted(tower))

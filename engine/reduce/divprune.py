@@ -12,8 +12,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from foveate.engine.reduce.base import Reducer, VisualInputs
-from foveate.engine.reduce.primitives import farthest, finite
+from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.inputs import VisualInputs
+from foveate.engine.reduce.primitives import finite
+from foveate.engine.reduce.primitives_greedy import farthest
 
 
 @dataclass(frozen=True, kw_only=True)

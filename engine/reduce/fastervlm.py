@@ -10,8 +10,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from foveate.engine.reduce.base import Reducer, Signal, VisualInputs
+from foveate.engine.reduce import signals
+from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.inputs import VisualInputs
 from foveate.engine.reduce.primitives import saliency, top
+from foveate.engine.reduce.signals import Signal, Tower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +23,8 @@ class FasterVLM(Reducer):
 
     source: ClassVar[str] = "arXiv:2412.01818"
 
-    def signals(self, has_cls: bool) -> frozenset[Signal]:
-        return frozenset({"cls_attention" if has_cls else "received"})
+    def needs(self, tower: Tower) -> frozenset[Signal]:
+        return frozenset({signals.saliency()})
 
     def select(self, inputs: VisualInputs, k: int) -> Tensor:
         return top(saliency(inputs), k)

@@ -4,6 +4,7 @@ A budget below what the images offer contradicts it and is refused before it get
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from foveate.engine.grid import Grid
 from foveate.engine.reduce.base import Reducer
@@ -12,6 +13,9 @@ from foveate.engine.reduce.base import Reducer
 @dataclass(frozen=True, kw_only=True)
 class Keep(Reducer):
     """Opts out of reduction."""
+
+    whole_grid: ClassVar[bool] = True
+    tile_aware: ClassVar[bool] = True
 
     def count(self, grid: Grid, budget: int) -> int:
         return grid.n_tokens

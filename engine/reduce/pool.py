@@ -6,25 +6,23 @@ Keeps h * w tokens, which may be fewer than the budget. A pooled row takes the p
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from foveate.engine.grid import Grid
-from foveate.engine.reduce.base import Reducer, TokenTransform, VisualInputs
+from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.inputs import VisualInputs
 from foveate.engine.reduce.primitives import lattice, lattice_cells
-
-
-def _blocks(n: int, m: int) -> tuple[Tensor, Tensor]:
-    """Pair each of m blocks of an axis of n cells with its cells: two int64 vectors, by block, then by cell."""
-    block, cell = torch.arange(m)[:, None], torch.arange(n)
-    pairs = torch.nonzero((cell >= block * n // m) & (cell * m < (block + 1) * n))
-    return pairs[:, 0], pairs[:, 1]
+from foveate.engine.reduce.primitives_math import pool_blocks
+from foveate.engine.reduce.transform import TokenTransform, starts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pool(Reducer):
     """Needs nothing from the encoder."""
+
+    whole_grid: ClassVar[bool] = True
 
     def count(self, grid: Grid, budget: int) -> int:
         return lattice(grid, min(budget, grid.n_tokens)).n_tokens
@@ -32,14 +30,14 @@ class Pool(Reducer):
     def transform(self, inputs: VisualInputs, k: int) -> TokenTransform:
         grid = inputs.grid
         coarse = lattice(grid, k)
-        block_y, y = _blocks(grid.rows, coarse.rows)
-        block_x, x = _blocks(grid.cols, coarse.cols)
+        block_y, y = pool_blocks(grid.rows, coarse.rows)
+        block_x, x = pool_blocks(grid.cols, coarse.cols)
         block = (block_y[:, None] * coarse.cols + block_x).flatten()
         by_block = torch.sort(block, stable=True).indices  # cells of one block stay in reading order
         size = torch.bincount(block, minlength=k)
         return TokenTransform(
             n_in=grid.n_tokens,
-            indptr=torch.cat([torch.zeros(1, dtype=torch.int64), size.cumsum(0)]),
+            indptr=starts(size),
             indices=(y[:, None] * grid.cols + x).flatten()[by_block],
             weights=(1.0 / size).repeat_interleave(size),
             anchor=lattice_cells(grid, coarse),

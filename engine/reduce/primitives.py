@@ -1,18 +1,15 @@
-"""What several reducers share: stable top-k, farthest points, and lattices on the token grid.
+"""What many reducers share: checks, stable top-k, cosine, and lattices on the token grid. See also primitives_*.py.
 
 All of it is deterministic: ties go to the lower index, and what can be integer arithmetic is.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from foveate.engine.errors import ImageError
 from foveate.engine.grid import Grid
-from foveate.engine.reduce.base import VisualInputs
-
-_TAKEN = -1.0  # below every distance
+from foveate.engine.reduce.inputs import VisualInputs
+from foveate.engine.reduce.signals import Layer
 
 
 def finite(what: str, values: Tensor) -> Tensor:
@@ -27,11 +24,12 @@ def finite(what: str, values: Tensor) -> Tensor:
     return values
 
 
-def saliency(inputs: VisualInputs) -> Tensor:
-    """[M] float32: how much the encoder attends to each token; CLS attention, else attention received."""
-    scores = inputs.received if inputs.cls_attention is None else inputs.cls_attention
-    assert scores is not None, "a saliency method asks for cls_attention or received before the encoder runs"
-    return finite("attention weights", scores)
+def saliency(inputs: VisualInputs, layer: Layer = -1) -> Tensor:
+    """[n] float32: how much the encoder attends to each token at a layer; CLS attention, else attention received (P10).
+
+    Asked for as `signals.saliency(layer)`.
+    """
+    return finite("attention weights", inputs.saliency(layer))
 
 
 def top(scores: Tensor, k: int) -> Tensor:
@@ -39,26 +37,25 @@ def top(scores: Tensor, k: int) -> Tensor:
     return torch.sort(scores, descending=True, stable=True).indices[:k].sort().values
 
 
-def farthest(nearest: Tensor, distance_from: Callable[[Tensor], Tensor], taken: Tensor, k: int) -> Tensor:
-    """Greedy max-min: k times the item farthest from the taken ones (Gonzalez, 1985).
+def norm01(scores: Tensor) -> Tensor:
+    """(s - min) / (max - min + 1e-6)."""
+    low, high = scores.min(), scores.max()
+    return (scores - low) / (high - low + 1e-6)
 
-    Args:
-        nearest: [n] distance of each item to its nearest taken item; not changed. No distance may be below -0.5.
-        distance_from: item [1] int64 -> [n] distances to it.
-        taken: int64 items that are taken already and never returned.
-        k: how many more; at most n minus the taken.
 
-    Returns:
-        [k] int64 in the order of picking, so the first j of them are the answer for j.
+def unit(rows: Tensor) -> Tensor:
+    """[n, D] -> float32 [n, D] of length 1, so that products are cosines; a row shorter than 1e-6 is divided by that.
+
+    Raises:
+        ImageError: a number is not finite.
     """
-    nearest = nearest.index_fill(0, taken, _TAKEN)
-    picks = []
-    for _ in range(k):
-        pick = nearest.argmax(0, keepdim=True)  # first of equal ones; stays on the device
-        picks.append(pick)
-        # Masked, not left at distance 0: on a blank wall the others are at 0 too, and rounding may put them below.
-        nearest = torch.minimum(nearest, distance_from(pick)).index_fill(0, pick, _TAKEN)
-    return torch.cat(picks) if picks else taken.new_empty(0)
+    return torch.nn.functional.normalize(finite("features", rows), dim=-1, eps=1e-6)
+
+
+def complement(taken: Tensor, n: int) -> Tensor:
+    """[n - len(taken)] int64, increasing: the rows of 0..n-1 that are not taken, on the device of `taken`."""
+    left = torch.ones(n, dtype=torch.bool, device=taken.device).index_fill(0, taken, False)
+    return left.nonzero()[:, 0]
 
 
 def lattice(grid: Grid, k: int) -> Grid:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foveate.engine.reduce.base import Reducer, VisualInputs
+from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.inputs import VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class Random(Reducer):
         # Hashed, not added: picture 1 with seed 2 and picture 2 with seed 1 are different draws.
         digest = hashlib.sha256(f"{inputs.seed}/{self.seed}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        return torch.randperm(inputs.grid.n_tokens, generator=generator)[:k].sort().values
+        return torch.randperm(inputs.n, generator=generator)[:k].sort().values
 
 
 METHOD = Random

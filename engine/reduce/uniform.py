@@ -5,17 +5,22 @@ kept so far. Depends on the grid and k alone.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from foveate.engine.reduce.base import Reducer, VisualInputs
-from foveate.engine.reduce.primitives import centres, farthest, lattice, lattice_cells
+from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.inputs import VisualInputs
+from foveate.engine.reduce.primitives import centres, lattice, lattice_cells
+from foveate.engine.reduce.primitives_greedy import farthest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform(Reducer):
     """Needs nothing from the encoder."""
+
+    whole_grid: ClassVar[bool] = True
 
     def select(self, inputs: VisualInputs, k: int) -> Tensor:
         grid = inputs.grid

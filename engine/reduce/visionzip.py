@@ -18,8 +18,12 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.reduce.base import Reducer, Signal, TokenTransform, VisualInputs
-from foveate.engine.reduce.primitives import finite, saliency, top
+from foveate.engine.reduce import signals
+from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.inputs import VisualInputs
+from foveate.engine.reduce.primitives import complement, finite, saliency, top
+from foveate.engine.reduce.signals import ENC, Signal, Tower
+from foveate.engine.reduce.transform import TokenTransform, starts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +39,14 @@ class VisionZip(Reducer):
         if not 0.0 <= self.contextual_ratio < 1.0:
             raise ConfigError(f"contextual_ratio: {self.contextual_ratio} is not in [0, 1)")
 
-    def signals(self, has_cls: bool) -> frozenset[Signal]:
-        return frozenset({"cls_attention" if has_cls else "received", "keys", "enc"})
+    def needs(self, tower: Tower) -> frozenset[Signal]:
+        return frozenset({signals.saliency(), signals.keys(), ENC})
 
     def transform(self, inputs: VisualInputs, k: int) -> TokenTransform:
         n_contextual = min(round(k * self.contextual_ratio), k - 1)
         dominant = top(saliency(inputs), k - n_contextual)
         if n_contextual == 0:
-            return TokenTransform.selection(dominant, inputs.grid.n_tokens)
+            return TokenTransform.selection(dominant, inputs.n)
         anchor, owner = self._clusters(inputs, dominant.cpu(), n_contextual)
         size = torch.bincount(owner, minlength=k)
         indices = torch.sort(owner, stable=True).indices
@@ -52,21 +56,20 @@ class VisionZip(Reducer):
             members = (size - 1).clamp(min=1)[owner[indices]]
             weights = torch.where(is_anchor, 1.0, 1.0 / members)
         return TokenTransform(
-            n_in=inputs.grid.n_tokens,
-            indptr=torch.cat([torch.zeros(1, dtype=torch.int64), size.cumsum(0)]),
+            n_in=inputs.n,
+            indptr=starts(size),
             indices=indices,
             weights=weights,
             anchor=anchor,
             size=size,
-            space="proj" if inputs.enc is None else "enc",
+            space=inputs.space,
         )
 
     def _clusters(self, inputs: VisualInputs, dominant: Tensor, n_contextual: int) -> tuple[Tensor, Tensor]:
         """Return the anchors [k], increasing, and for each of the M tokens the output row it goes into."""
-        n = inputs.grid.n_tokens
-        assert inputs.keys is not None, "visionzip asks for keys before the encoder runs"
-        keys = torch.nn.functional.normalize(finite("attention keys", inputs.keys), dim=-1)
-        left = torch.ones(n, dtype=torch.bool).index_fill(0, dominant, False).nonzero()[:, 0]
+        n = inputs.n
+        keys = torch.nn.functional.normalize(finite("attention keys", inputs.keys()), dim=-1)
+        left = complement(dominant, n)
         targets = left[:: len(left) // n_contextual][:n_contextual]
         nearest = (keys[left.to(keys.device)] @ keys[targets.to(keys.device)].T).argmax(1).cpu()
         anchor = torch.cat([dominant, targets]).sort().values

@@ -20,7 +20,7 @@ constexpr std::int64_t kTileKeys = 1024;       // of one item of `tile`, where t
 constexpr std::int64_t kSplitTileRows = 512;   // "few": other items keep the threads busy beyond
 constexpr std::int64_t kTileRows = 96;         // of one item, at least; the more rows, the less is repacked
 constexpr std::int64_t kTileValues = 24576;    // of one item's queries, at most, to stay in the second cache
-constexpr std::int64_t kStreamHeads = 32;       // of one item of `stream`, at most: it has room for 64 groups of rows
+constexpr std::int64_t kStreamHeads = 32;      // of one item of `stream`, at most: it has room for 64 groups of rows
 constexpr std::int64_t kStreamRowBytes = 2048; // of a token are read together where there is enough to share out
 
 std::int64_t div_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }

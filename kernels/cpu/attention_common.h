@@ -11,9 +11,9 @@
 namespace foveate {
 namespace {
 
-constexpr std::int64_t kKeys = 64;    // scored at a time
-constexpr float kLowest = -1e30f;     // a maximum over nothing: finite, so that its distance to itself is 0
-constexpr float kLog2e = 1.44269504f; // scores are kept in binary logarithms
+constexpr std::int64_t kKeys = 64;     // scored at a time
+constexpr float kLowest = -1e30f;      // a maximum over nothing: finite, so that its distance to itself is 0
+constexpr float kLog2e = 1.44269504f;  // scores are kept in binary logarithms
 
 FOVEATE_INLINE std::int64_t round_up(std::int64_t n, std::int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -224,7 +224,8 @@ void merge_parts(const AttentionJob& job, const AttentionSpan& span, const Atten
       const float* from = first + part * all * width;
       const float weight = std::exp2(from[width - 1] - max);
       sum += weight * from[width - 2];
-      for (std::int64_t j = 0; j < padded; j += W) store<W>(values + j, load<W>(values + j) + weight * load<W>(from + j));
+      for (std::int64_t j = 0; j < padded; j += W)
+        store<W>(values + j, load<W>(values + j) + weight * load<W>(from + j));
     }
     finish<W>(job, span, merge.kv + i / merge.n_rows, merge.first_row + i % merge.n_rows, values, sum, max);
   }

@@ -74,7 +74,8 @@ FOVEATE_INLINE void score_keys(const float* q, std::int64_t d, std::int64_t padd
   }
 }
 
-// out[R, N vectors] = out * alpha[R] + weights[n, P]^T values, at column i of the values; the last vector may be a part.
+// out[R, N vectors] = out * alpha[R] + weights[n, P]^T values, from value `at` of a token on, or with width < W only so
+// many of one vector.
 template <int W, class T, int R, int P, int N>
 FOVEATE_INLINE void add_columns(const float* weights, const StreamTile<T>& tile, std::int64_t at, std::int64_t width,
                                 const float* alpha, float* out, std::int64_t padded) {

@@ -15,10 +15,17 @@ from foveate.engine.errors import ModelError
 from foveate.engine.grid import Grid
 from foveate.engine.models.loader import families, load_model
 from foveate.engine.models.parts import decoder as d
+from foveate.engine.reduce.signals import CELLS, ENC, Signal
 from foveate.engine.section import Section
 
 torch.set_num_threads(1)
-ALL = frozenset({"cls_attention", "received", "keys", "enc"})
+
+
+def _all(model):
+    """Everything a tower gives, of its first and last layer."""
+    kinds = ("recv", "keys", "keys_cat", "values", "qk", "hidden", "saliency")
+    kinds += ("cls_row", "cls_cat") if model.spec.tower.has_cls else ()
+    return frozenset({model.spec.tower.resolve(Signal(k, i)) for k in kinds for i in (0, -1)} | {ENC, CELLS})
 
 
 def _edit(path, change):
@@ -141,10 +148,12 @@ def test_llava_signals(tiny_models, tmp_path, vision):
     tiny_models.save_llava(tmp_path, vision=vision, select=-2)
     model, oracle = load_model(tmp_path, torch.float32, "cpu"), tiny_models.load_reference(tmp_path, "eager")
     images, raw = _pixels(tiny_models, [(30, 30), (30, 30)])
-    got = model.encode(raw, ALL)
+    got = model.encode(raw, _all(model))
     values = tiny_models.reference_inputs(tmp_path, [90, 90], images)["pixel_values"]
     tower = oracle.model.vision_tower
-    keys = []
+    keys, values_, queries = [], [], []
+    tower.encoder.layers[1].self_attn.v_proj.register_forward_hook(lambda m, i, out: values_.append(out))
+    tower.encoder.layers[1].self_attn.q_proj.register_forward_hook(lambda m, i, out: queries.append(out))
     tower.encoder.layers[1].self_attn.k_proj.register_forward_hook(lambda m, i, out: keys.append(out))
     with torch.no_grad():
         seen = tower(values, output_attentions=True, output_hidden_states=True)
@@ -152,16 +161,28 @@ def test_llava_signals(tiny_models, tmp_path, vision):
     for i, one in enumerate(got):
         weights = seen.attentions[1][i].mean(0)
         assert one.grid == Grid(4, 4)
-        assert torch.allclose(one.received, weights.mean(0)[skipped:], atol=1e-6)
-        assert torch.allclose(one.keys, keys[0][i].view(-1, 3, 8).mean(1)[skipped:], atol=1e-5)
+        assert torch.allclose(one.recv(), weights.mean(0)[skipped:], atol=1e-6)
+        assert torch.allclose(one.recv(0), seen.attentions[0][i].mean((0, 1))[skipped:], atol=1e-6)
+        assert torch.allclose(one.full(-1), weights[skipped:, skipped:], atol=1e-6)
+        assert torch.allclose(
+            one.rows(0, torch.tensor([3])), seen.attentions[0][i].mean(0)[3 + skipped, skipped:][None]
+        )
+        assert torch.allclose(one.keys(), keys[0][i].view(-1, 3, 8).mean(1)[skipped:], atol=1e-5)
+        assert torch.allclose(one.keys_cat(), keys[0][i][skipped:], atol=1e-5)
+        assert torch.allclose(one.values().flatten(1), values_[0][i][skipped:], atol=1e-5)
+        assert torch.allclose(one.hidden(0), seen.hidden_states[1][i, skipped:], atol=1e-5)
+        assert torch.allclose(one.hidden(-1), one.enc) and torch.equal(one.cells, one.enc)
         assert torch.allclose(one.enc, seen.hidden_states[-2][i, skipped:], atol=1e-5)
         assert torch.allclose(one.project(one.enc), one.proj, atol=1e-6)
         if vision == "clip":
-            assert torch.allclose(one.cls_attention, weights[0, 1:], atol=1e-6)
+            assert torch.allclose(one.cls_row(), weights[0, 1:], atol=1e-6)
+            assert torch.equal(one.saliency(), one.cls_row())
+            wide = (queries[0][i, 0] @ keys[0][i].T / 24**0.5).softmax(-1)
+            assert torch.allclose(one.cls_cat(), wide[1:], atol=1e-6)
             assert torch.allclose(one.cls, seen.hidden_states[-2][i, 0], atol=1e-5)
         else:
-            assert one.cls_attention is None and one.cls is None
-    assert model.spec.has_cls == (vision == "clip")
+            assert torch.equal(one.saliency(), one.recv()) and one.cls is None
+    assert model.spec.tower.has_cls == (vision == "clip")
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
@@ -169,9 +190,10 @@ def test_qwen_signals(tiny_models, tmp_path, family):
     tiny_models.save_qwen(tmp_path, family=family)
     model, oracle = load_model(tmp_path, torch.float32, "cpu"), tiny_models.load_reference(tmp_path, "eager")
     images, raw = _pixels(tiny_models, [(32, 56), (40, 40)])
-    got = model.encode(raw, ALL)
+    layer = 2 if family == "qwen2_vl" else 1  # the last with full attention
+    got = model.encode(raw, _all(model) | {Signal("keys", layer), Signal("values", layer)})
     seen = {}
-    attn = oracle.model.visual.blocks[2 if family == "qwen2_vl" else 1].attn
+    attn = oracle.model.visual.blocks[layer].attn
     attn.register_forward_hook(
         lambda module, args, kwargs, out: seen.update(rows=args[0], angles=kwargs["position_embeddings"]),
         with_kwargs=True,
@@ -181,25 +203,28 @@ def test_qwen_signals(tiny_models, tmp_path, family):
         seen.clear()
         with torch.no_grad():
             oracle.model.visual(inputs["pixel_values"], inputs["image_grid_thw"])
-            q, k, _ = attn.qkv(seen["rows"]).view(-1, 3, 3, 8).unbind(1)
+            q, k, v = attn.qkv(seen["rows"]).view(-1, 3, 3, 8).unbind(1)
         keys = k.mean(1).view(-1, 4, 8).mean(1)
         q, k = apply_rotary_pos_emb_vision(q, k, *seen["angles"])
         weights = (torch.einsum("mhd,nhd->hmn", q, k) * 8**-0.5).softmax(-1).mean((0, 1)).view(-1, 4).mean(1)
         order = torch.arange(one.grid.n_tokens)
         if family == "qwen2_5_vl":
             order, _ = get_vision_window_index(inputs["image_grid_thw"], 2, 24, 4)
-        assert torch.allclose(one.received[order], weights, atol=1e-6)
-        assert torch.allclose(one.keys[order], keys, atol=1e-5)
-        assert one.enc is None and one.cls is None and one.cls_attention is None
+        assert torch.allclose(one.recv()[order], weights, atol=1e-6)
+        assert torch.allclose(one.full(-1).mean(0), one.recv(), atol=1e-6)
+        assert torch.allclose(one.keys(layer)[order], keys, atol=1e-5)
+        assert torch.allclose(one.values(layer)[order], v.view(-1, 4, 3, 8).mean(1), atol=1e-5)
+        assert torch.allclose(one.project(one.cells), one.proj, atol=1e-6)
+        assert one.enc is None and one.cls is None
 
 
 def test_only_what_is_asked_for(tiny_models, tmp_path):
     tiny_models.save_llava(tmp_path)
     model = load_model(tmp_path, torch.float32, "cpu")
     _, raw = _pixels(tiny_models, [(30, 30)])
-    (one,) = model.encode(raw, frozenset({"keys"}))
-    assert one.keys is not None
-    assert all(x is None for x in (one.received, one.enc, one.cls, one.cls_attention, one.project))
+    (one,) = model.encode(raw, frozenset({Signal("keys", 1)}))
+    assert set(one.taps) == {Signal("keys", 1)}
+    assert all(x is None for x in (one.enc, one.cls, one.cells, one.project))
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
@@ -208,11 +233,12 @@ def test_batch_of_pictures_is_each_alone(tiny_models, tmp_path, family):
     model = load_model(tmp_path, torch.float32, "cpu")
     _, raw = _pixels(tiny_models, [(32, 56), (16, 16), (40, 40)])
     assert [model.n_patches(*x.shape[:2]) for x in raw] == [112, 16, 100]
-    for pixels, one in zip(raw, model.encode(raw, ALL), strict=True):
-        (alone,) = model.encode([pixels], ALL)
+    for pixels, one in zip(raw, model.encode(raw, _all(model)), strict=True):
+        (alone,) = model.encode([pixels], _all(model))
         assert alone.grid == one.grid == model.grid(*pixels.shape[:2])
-        for name in ("proj", "received", "keys"):
-            assert torch.allclose(getattr(one, name), getattr(alone, name), atol=1e-5)
+        assert torch.allclose(one.proj, alone.proj, atol=1e-5) and torch.allclose(one.cells, alone.cells, atol=1e-5)
+        for signal, values in one.taps.items():
+            assert torch.allclose(values, alone.taps[signal], atol=1e-5)
 
 
 def test_mrope_layout_is_get_rope_index(tiny_models, tmp_path):

@@ -10,6 +10,7 @@ from foveate.engine.models.base import Attend, Model, ModelSpec
 from foveate.engine.models.parts.decoder import Decoder, DecoderConfig
 from foveate.engine.models.parts.matrix import Linear, multiply
 from foveate.engine.preprocess import ImageProcessor
+from foveate.engine.reduce.signals import Tower
 from foveate.engine.section import Section
 
 HEAD = "lm_head.weight"
@@ -54,7 +55,7 @@ class Family(Model):
     def rename(self, name: str) -> str | None:
         """A checkpoint's tensor name, in any of its spellings, as this module calls it; None: known not to be used."""
 
-    def _spec(self, family: str, source: Source, image_token_id: int, has_cls: bool) -> ModelSpec:
+    def _spec(self, family: str, source: Source, image_token_id: int, tower: Tower) -> ModelSpec:
         decoder = self.language_model.config
         return ModelSpec(
             family=family,
@@ -68,7 +69,7 @@ class Family(Model):
             image_token_id=image_token_id,
             eos_ids=source.eos_ids or source.config.integers("eos_token_id", decoder.eos_ids),
             n_pos_axes=3 if decoder.mrope else 1,
-            has_cls=has_cls,
+            tower=tower,
         )
 
     def embed(self, token_ids: Tensor) -> Tensor:

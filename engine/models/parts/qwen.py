@@ -12,7 +12,8 @@ from foveate.engine.models.parts.decoder import read_qwen2_vl
 from foveate.engine.models.parts.family import Family, Source
 from foveate.engine.models.parts.pixels import normalise
 from foveate.engine.models.parts.qwen_tower import QwenTower
-from foveate.engine.reduce.base import Signal, VisualInputs
+from foveate.engine.reduce.inputs import VisualInputs
+from foveate.engine.reduce.signals import CELLS, Signal
 from foveate.engine.section import Section
 
 
@@ -26,7 +27,7 @@ class QwenVL(Family):
         self.visual = self.tower(source.config.section("vision_config"), source.device)
         self._check(source.config, self.language_model.config.hidden_size)
         image_token_id = source.config.integer("image_token_id", 151655)
-        self.spec = self._spec(self.family, source, image_token_id, has_cls=False)
+        self.spec = self._spec(self.family, source, image_token_id, self.visual.tower)
 
     @abstractmethod
     def tower(self, config: Section, device: torch.device) -> QwenTower:
@@ -62,8 +63,10 @@ class QwenVL(Family):
             VisualInputs(
                 grid=self.grid(image.shape[0], image.shape[1]),
                 proj=merged[start:end].clone(),  # a view would keep the whole batch alive in the feature cache
-                received=None if taps.received is None else taps.received[start:end].clone(),
-                keys=None if taps.keys is None else taps.keys[start:end].clone(),
+                tower=self.spec.tower,
+                taps={s: _of_picture(s, t[start:end]) for s, t in taps.found.items() if s != CELLS},
+                cells=taps.found[CELLS][start:end].clone() if CELLS in signals else None,
+                project=self.visual.project if CELLS in signals else None,
             )
             for image, start, end in zip(images, taps.bounds[:-1], taps.bounds[1:], strict=True)
         ]
@@ -82,3 +85,8 @@ class QwenVL(Family):
                 positions.append(torch.arange(start, start + segment).expand(3, -1))
                 start += segment
         return positions, start
+
+
+def _of_picture(signal: Signal, values: Tensor) -> Tensor:
+    """A copy; of `qk`, queries and keys apart: [2, tokens, patches, heads, d]."""
+    return values.movedim(2, 0).contiguous() if signal.kind == "qk" else values.clone()

@@ -17,8 +17,8 @@ from foveate.engine.grid import Grid
 from foveate.engine.models.parts.layers import frequencies, require
 from foveate.engine.models.parts.matrix import Linear
 from foveate.engine.models.parts.pixels import patches
-from foveate.engine.models.parts.taps import Taps
-from foveate.engine.reduce.base import Signal
+from foveate.engine.models.parts.taps import LayerTaps, Taps
+from foveate.engine.reduce.signals import CELLS, Signal, Tower
 from foveate.engine.section import Section
 from foveate.kernels.rotary import rotate
 from foveate.kernels.vision_attention import vision_attention
@@ -100,9 +100,14 @@ class QwenTower(nn.Module):
         self.merger = _Merger(config, norm())
 
     @property
-    def tapped(self) -> int:
-        """The block whose attention the reducers read."""
-        return self.config.depth - 1
+    def full_blocks(self) -> tuple[int, ...] | None:
+        """The blocks in which a picture attends to all of itself, ascending; None: all."""
+        return None
+
+    @property
+    def tower(self) -> Tower:
+        """What reducers may ask of it."""
+        return Tower(has_cls=False, depth=self.config.depth, merges=True, full_layers=self.full_blocks)
 
     def plan(self, grids: Sequence[Grid]) -> Plan:
         """Rows in raster order of cells, every picture attending within itself."""
@@ -117,7 +122,8 @@ class QwenTower(nn.Module):
         """Run normalised float32 [height, width, 3] pictures in one packed batch.
 
         Returns:
-            [n_cells, out_size] in raster order, packed, and the taps averaged over the patches of each cell.
+            [n_cells, out_size] in raster order, packed, and the taps of each cell: the mean over its patches; those of
+            CELLS stand side by side, those of `qk` apart.
         """
         grids = [self.config.grid(image.shape[0], image.shape[1]) for image in images]
         plan = self.plan(grids)
@@ -126,10 +132,18 @@ class QwenTower(nn.Module):
         turn = (angles.cos(), angles.sin())
         taps = Taps(wanted, plan.pictures, has_cls=False)
         for i, block in enumerate(self.blocks):
-            rows = block(rows, turn, self.segments(i, plan), taps if wanted and i == self.tapped else None)
+            rows = block(rows, turn, self.segments(i, plan), taps.at(i))
+            taps.record_rows(i, rows)
+        if CELLS in wanted:
+            taps.found[CELLS] = rows.clone()
         merged = self.merger(rows)
         self._merge_taps(taps, plan)
         return (merged if plan.order is None else _scatter(merged, plan.order)), taps
+
+    def project(self, cells: Tensor) -> Tensor:
+        """CELLS rows [r, cell * width] -> [r, out_size]."""
+        rows: Tensor = self.merger(cells.view(-1, self.config.width))
+        return rows
 
     def _embed(self, images: Sequence[Tensor]) -> Tensor:
         weight = self.patch_embed["proj"].weight
@@ -154,14 +168,13 @@ class QwenTower(nn.Module):
 
     def _merge_taps(self, taps: Taps, plan: Plan) -> None:
         taps.bounds = [bound // self.config.cell for bound in plan.pictures]
-        taps.received = self._per_cell(taps.received, plan)
-        taps.keys = self._per_cell(taps.keys, plan)
-
-    def _per_cell(self, values: Tensor | None, plan: Plan) -> Tensor | None:
-        if values is None:
-            return None
-        means = values.unflatten(0, (-1, self.config.cell)).mean(1)  # type: ignore[no-untyped-call]
-        return means if plan.order is None else _scatter(means, plan.order)
+        for signal, values in taps.found.items():
+            cells = values.unflatten(0, (-1, self.config.cell))  # type: ignore[no-untyped-call]
+            if signal == CELLS:
+                cells = cells.flatten(1)
+            elif signal.kind != "qk":
+                cells = cells.mean(1)
+            taps.found[signal] = cells if plan.order is None else _scatter(cells, plan.order)
 
 
 def _scatter(rows: Tensor, order: Tensor) -> Tensor:
@@ -180,14 +193,16 @@ class QwenVisionAttention(nn.Module):
         self.qkv = Linear(config.width, 3 * config.width)
         self.proj = Linear(config.width, config.width)
 
-    def forward(self, x: Tensor, turn: Turn, segments: Sequence[int], taps: Taps | None, residual: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, turn: Turn, segments: Sequence[int], taps: LayerTaps | None, residual: Tensor
+    ) -> Tensor:
         heads = self.qkv(x).view(x.shape[0], 3 * self.n_heads, -1)
-        if taps is not None:
-            taps.record_keys(heads[:, self.n_heads : 2 * self.n_heads])
         v = heads[:, 2 * self.n_heads :]
+        if taps is not None:
+            taps.record_projections(heads[:, self.n_heads : 2 * self.n_heads], v)
         q, k = torch.split(rotate(heads[:, : 2 * self.n_heads], *turn), self.n_heads, dim=1)
         if taps is not None:
-            taps.record(q, k, segments, self.scale)
+            taps.record_attention(q, k, segments, self.scale)
         out: Tensor = self.proj(vision_attention(q, k, v, segments, self.scale).flatten(1), residual=residual)
         return out
 
@@ -198,7 +213,7 @@ class _Block(nn.Module):
         self.norm1, self.norm2 = norm(), norm()
         self.attn, self.mlp = QwenVisionAttention(config), mlp()
 
-    def forward(self, rows: Tensor, turn: Turn, segments: Sequence[int], taps: Taps | None) -> Tensor:
+    def forward(self, rows: Tensor, turn: Turn, segments: Sequence[int], taps: LayerTaps | None) -> Tensor:
         rows = self.attn(self.norm1(rows), turn, segments, taps, rows)
         out: Tensor = self.mlp(self.norm2(rows), rows)
         return out

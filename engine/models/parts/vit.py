@@ -16,8 +16,8 @@ from foveate.engine.errors import ModelError
 from foveate.engine.models.parts.layers import Conv2d, LayerNorm, Table, activation, require
 from foveate.engine.models.parts.matrix import FusedLinear, Linear
 from foveate.engine.models.parts.pixels import patches
-from foveate.engine.models.parts.taps import Taps
-from foveate.engine.reduce.base import Signal
+from foveate.engine.models.parts.taps import LayerTaps, Taps
+from foveate.engine.reduce.signals import Signal, Tower
 from foveate.engine.section import Section
 from foveate.kernels.linear import Activation
 from foveate.kernels.vision_attention import vision_attention
@@ -82,6 +82,11 @@ class VitConfig:
         """Rows per picture, the CLS row included."""
         return self.side * self.side + self.has_cls
 
+    @property
+    def tower(self) -> Tower:
+        """What reducers may ask of it."""
+        return Tower(has_cls=self.has_cls, depth=self.n_run)
+
 
 class Vit(nn.Module):
     """The tower up to the selected hidden state. Parameter names are `transformers`' own."""
@@ -97,7 +102,7 @@ class Vit(nn.Module):
         """Run normalised float32 [size, size, 3] pictures in one batch.
 
         Returns:
-            [n_images, n_rows, hidden_size], the CLS row first, and what was tapped at the last layer run.
+            [n_images, n_rows, hidden_size], the CLS row first, and what was tapped on the way.
         """
         n = len(images)
         rows = self.pre_layrnorm(torch.cat([self.embeddings(image) for image in images]))
@@ -106,7 +111,8 @@ class Vit(nn.Module):
         layers = self.encoder["layers"]
         assert isinstance(layers, nn.ModuleList)
         for i, layer in enumerate(layers):
-            rows = layer(rows, bounds, taps if i == self.config.n_run - 1 else None)
+            rows = layer(rows, bounds, taps.at(i))
+            taps.record_rows(i, rows)
         return rows.view(n, self.config.n_rows, -1), taps
 
 
@@ -137,7 +143,7 @@ class _Layer(nn.Module):
         self.layer_norm2 = LayerNorm(config.hidden_size, config.norm_eps)
         self.mlp = _Mlp(config)
 
-    def forward(self, rows: Tensor, bounds: Sequence[int], taps: Taps | None) -> Tensor:
+    def forward(self, rows: Tensor, bounds: Sequence[int], taps: LayerTaps | None) -> Tensor:
         rows = self.self_attn(self.layer_norm1(rows), bounds, taps, rows)
         out: Tensor = self.mlp(self.layer_norm2(rows), rows)
         return out
@@ -151,11 +157,11 @@ class _Attention(nn.Module):
         self.qkv_proj = FusedLinear(n, {"q_proj": n, "k_proj": n, "v_proj": n}, bias=True)
         self.out_proj = Linear(n, n)
 
-    def forward(self, x: Tensor, bounds: Sequence[int], taps: Taps | None, residual: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bounds: Sequence[int], taps: LayerTaps | None, residual: Tensor) -> Tensor:
         q, k, v = self.qkv_proj(x).view(x.shape[0], 3, self.n_heads, -1).unbind(1)
         if taps is not None:
-            taps.record_keys(k)
-            taps.record(q, k, bounds, self.scale)
+            taps.record_projections(k, v)
+            taps.record_attention(q, k, bounds, self.scale)
         out: Tensor = self.out_proj(vision_attention(q, k, v, bounds, self.scale).flatten(1), residual=residual)
         return out
 

@@ -145,7 +145,7 @@ def test_bundled_models_render_as_with_transformers(name: str) -> None:
     image_id = token.get("image_token_id", token.get("image_token_index"))
     model = ModelInfo(
         family="", max_context=2000, vocab_size=len(theirs), image_token_id=image_id, n_parameters=1, dtype="",
-        device="", block_tokens=16, n_blocks=1,
+        weights="", kernels="", device="", block_tokens=16, n_blocks=1,
     )  # fmt: skip
     conversation = messages([picture(), text("What colour is the star?\n"), picture()], "Red.", "Sure?")
     said = [

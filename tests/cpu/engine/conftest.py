@@ -13,9 +13,12 @@ from foveate.engine.engine import Engine, Event
 from foveate.engine.grid import Grid
 from foveate.engine.messages import Image
 from foveate.engine.models.base import Attend, Model, ModelSpec
-from foveate.engine.reduce.base import Signal, VisualInputs
+from foveate.engine.reduce.inputs import VisualInputs
+from foveate.engine.reduce.signals import Signal, Tower
 
 IMAGE_ID, EOS_ID, CELL = 256, 257, 4
+TOWER = Tower(has_cls=False, depth=2)
+EVERYTHING = [Signal(kind, layer) for kind in ("recv", "keys") for layer in (0, 1)]
 NAN_PIXEL = 251  # a picture that starts with it has features that are not finite
 RAISING_PIXEL = 252  # and one that starts with this makes the tower raise
 
@@ -27,7 +30,8 @@ class MockModel(Model):
         super().__init__()
         self.spec = ModelSpec(
             family="mock", n_layers=2, n_heads=8, n_kv_heads=4, head_dim=128, hidden_size=32, vocab_size=260,
-            max_context=400, image_token_id=IMAGE_ID, eos_ids=(EOS_ID,), n_pos_axes=3, has_cls=False,
+            max_context=400, image_token_id=IMAGE_ID, eos_ids=(EOS_ID,), n_pos_axes=3,
+            tower=TOWER,
         )  # fmt: skip
         self.dtype, self.weights, self.n_parameters = torch.float32, "fp32", 0
         random = torch.Generator().manual_seed(7)
@@ -60,7 +64,8 @@ class MockModel(Model):
         rows = cells.reshape(grid.n_tokens, -1) @ self.pixels
         if int(image[0, 0, 0]) == NAN_PIXEL:
             rows = rows * torch.nan
-        return VisualInputs(grid=grid, proj=rows, received=rows.norm(dim=-1), keys=rows)
+        taps = {signal: rows.norm(dim=-1) if signal.kind == "recv" else rows for signal in EVERYTHING}
+        return VisualInputs(grid=grid, proj=rows, tower=TOWER, taps=taps)
 
     def lay_out(self, segments: Sequence[int | Grid]) -> tuple[list[Tensor], int]:
         positions: list[Tensor] = []

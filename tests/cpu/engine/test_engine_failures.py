@@ -15,7 +15,8 @@ from foveate.engine.errors import ModelError
 from foveate.engine.grid import Grid
 from foveate.engine.messages import Delta, Failed, Generate, Image, SamplingParams, VisualBudget
 from foveate.engine.reduce import uniform
-from foveate.engine.reduce.base import VisualInputs
+from foveate.engine.reduce.inputs import VisualInputs
+from foveate.engine.reduce.signals import Signal
 
 MakeEngine = Callable[..., Engine]
 Run = Callable[[Engine], list[Event]]
@@ -174,14 +175,14 @@ def test_warm_up_counts_as_nothing_and_fails_on_a_broken_model(make_engine: Make
 
 def test_the_feature_cache_stays_within_its_bytes() -> None:
     def features(n: int) -> Features:
-        return Features(VisualInputs(grid=Grid(1, n), proj=torch.zeros(n, 4)), frozenset({"received"}))
+        return Features(VisualInputs(grid=Grid(1, n), proj=torch.zeros(n, 4)), frozenset({Signal("recv", 1)}))
 
     cache = FeatureCache(16 * 10)
     for i, n in enumerate((4, 4, 3)):
         cache.put(bytes([i]), features(n))
         cache.check()
     assert cache.get(b"\0", frozenset()) is None, "the oldest went"
-    assert cache.get(b"\1", frozenset({"received"})) and cache.get(b"\1", frozenset({"keys"})) is None
+    assert cache.get(b"\1", frozenset({Signal("recv", 1)})) and cache.get(b"\1", frozenset({Signal("keys", 1)})) is None
     cache.put(b"\3", features(5))
     assert cache.get(b"\2", frozenset()) is None and cache.get(b"\1", frozenset()), "least recently used first"
     cache.put(b"\4", features(11))

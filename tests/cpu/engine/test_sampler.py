@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from foveate.engine.messages import SamplingParams
-from foveate.engine.sampler import Draw, gumbel, sample, truncate
+from foveate.engine.sampler import Draw, sample
+from foveate.kernels.sampling import gumbel, truncate
 
 V = 37
 
@@ -61,7 +62,7 @@ def test_truncation_keeps_exactly_the_support(seed: int) -> None:
     row = logits(seed)[0]
     if seed % 3 == 0:
         row = row.round()  # ties
-    kept = truncate(row.double()[None] / params.temperature, [params])[0]
+    kept = truncate(row.double()[None] / params.temperature, [Draw(params, 0, (1,), 1, frozenset()).law])[0]
     assert set(torch.nonzero(kept.isfinite()).flatten().tolist()) == _support(row, params)
     drawn = {tokens(row[None], [Draw(params, c, (1,), 1, frozenset())])[0] for c in range(50)}
     assert drawn <= _support(row, params)
@@ -86,7 +87,7 @@ def test_draws_follow_the_law() -> None:
 
 def test_noise_is_gumbel_and_uncorrelated_between_rows() -> None:
     draws = [draw(choice=c, ids=(1,) * (2 + i), seed=s) for s in (0, 1) for c in (0, 1) for i in (0, 1)]
-    noise = gumbel(draws, 50_000, torch.device("cpu"))
+    noise = gumbel([d.law.key for d in draws], 50_000, torch.device("cpu"))
     assert noise.isfinite().all()
     assert (noise.mean(-1) - 0.5772).abs().max() < 0.03 and (noise.std(-1) - math.pi / math.sqrt(6)).abs().max() < 0.03
     correlation = torch.corrcoef(noise) - torch.eye(8)
@@ -132,6 +133,20 @@ def test_penalties_match_brute_force() -> None:
             "logit_bias": {9: 2.5},
         }
         assert tokens(row[None], [draw(ids=ids, n_prompt=n_prompt, temperature=0.0, **params)]) == [best]
+
+
+def test_penalties_count_on_as_the_answer_grows() -> None:
+    """One `Draw` over a whole answer, which counts only what is new, gives what fresh ones give."""
+    random = torch.Generator().manual_seed(1)
+    params: dict[str, Any] = {"repetition_penalty": 1.3, "presence_penalty": 0.2, "frequency_penalty": 0.7}
+    for n_prompt in (1, 5, 300):
+        ids = torch.randint(V, (n_prompt,), generator=random).tolist()
+        kept = Draw(SamplingParams(temperature=0.0, **params), 0, ids, n_prompt, frozenset())
+        for step in range(60):
+            row = logits(step + 1000 * n_prompt)
+            fresh = Draw(kept.params, 0, list(ids), n_prompt, frozenset())
+            assert tokens(row, [kept]) == tokens(row, [fresh])
+            ids.append(int(torch.randint(V, (1,), generator=random)))
 
 
 def test_bias_forces_and_bans() -> None:

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from foveate.engine.grid import Grid
-from foveate.engine.reduce.base import VisualInputs
 from foveate.engine.reduce.build import build_reducer
+from foveate.engine.reduce.inputs import VisualInputs
 from foveate.engine.reduce.primitives import lattice
+from foveate.engine.reduce.signals import Signal, Tower
+from foveate.engine.reduce.transform import TokenTransform
 
 torch.set_num_threads(1)
 SEEDS = range(20)
+TOWER, BARE = Tower(has_cls=True, depth=3), Tower(has_cls=False, depth=3)
 
 
 def draw(seed: int) -> tuple[VisualInputs, int]:
@@ -28,8 +31,11 @@ def draw(seed: int) -> tuple[VisualInputs, int]:
         proj=enc @ matrix,
         enc=enc,
         project=lambda rows: rows @ matrix,
-        cls_attention=torch.randn(n, generator=g).softmax(0),
-        keys=torch.randn(n, 7, generator=g),
+        tower=TOWER,
+        taps={
+            Signal("cls_row", 2): torch.randn(n, generator=g).softmax(0),
+            Signal("keys", 2): torch.randn(n, 7, generator=g),
+        },
         seed=seed,
     )
     return inputs, rng.randint(1, n - 1)
@@ -37,6 +43,10 @@ def draw(seed: int) -> tuple[VisualInputs, int]:
 
 def kept(name: str, inputs: VisualInputs, k: int, **params: bool | int | float | str) -> list[int]:
     return build_reducer(name, params).reduce(inputs, k).anchor.tolist()
+
+
+def rows_of(transform: TokenTransform, inputs: VisualInputs) -> Tensor:
+    return transform.apply_to(inputs.proj, inputs.enc, inputs.project)
 
 
 def blank(grid: Grid, seed: int = 0) -> VisualInputs:
@@ -118,7 +128,7 @@ def test_pool_is_adaptive_average_pooling(seed: int) -> None:
     assert transform.n_out == shape[0] * shape[1]
     image = inputs.proj.T.reshape(1, -1, grid.rows, grid.cols)
     expected = torch.nn.functional.adaptive_avg_pool2d(image, shape).flatten(2)[0].T
-    torch.testing.assert_close(transform.apply(inputs), expected)
+    torch.testing.assert_close(rows_of(transform, inputs), expected)
     assert set(transform.indices.tolist()) == set(range(grid.n_tokens)), "no token is lost"
 
 
@@ -135,11 +145,11 @@ def test_pool_by_whole_blocks_uses_each_token_once() -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_fastervlm_is_argsort(seed: int) -> None:
     inputs, k = draw(seed)
-    assert inputs.cls_attention is not None
-    scores = inputs.cls_attention.tolist()
+    scores = inputs.cls_row().tolist()
     expected = sorted(sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k])
     assert kept("fastervlm", inputs, k) == expected
-    received = VisualInputs(grid=inputs.grid, proj=inputs.proj * 0, received=inputs.cls_attention + 3)
+    taps = {Signal("recv", 2): inputs.cls_row() + 3}
+    received = VisualInputs(grid=inputs.grid, proj=inputs.proj * 0, tower=BARE, taps=taps)
     assert kept("fastervlm", received, k) == expected
 
 
@@ -208,9 +218,8 @@ def test_divprune_takes_copies_last() -> None:
 
 def plain_visionzip(inputs: VisualInputs, k: int, compat: bool) -> tuple[list[int], Tensor, list[set[int]]]:
     """Anchors, output rows and the sources of each row, step by step from the paper's text."""
-    assert inputs.cls_attention is not None and inputs.keys is not None
     assert inputs.enc is not None and inputs.project is not None
-    scores, keys, rows = inputs.cls_attention.tolist(), inputs.keys.double(), inputs.enc.double()
+    scores, keys, rows = inputs.cls_row().tolist(), inputs.keys().double(), inputs.enc.double()
     n, n_contextual = len(scores), min(round(k * 10 / 64), k - 1)
     dominant = sorted(range(n), key=lambda i: (-scores[i], i))[: k - n_contextual]
     left = [i for i in range(n) if i not in dominant]
@@ -241,7 +250,7 @@ def test_visionzip_is_the_paper_step_by_step(seed: int, compat: bool) -> None:
     ends = transform.indptr.tolist()
     found = [set(transform.indices[a:b].tolist()) for a, b in itertools.pairwise(ends)]
     assert found == sources
-    torch.testing.assert_close(transform.apply(inputs), rows, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(rows_of(transform, inputs), rows, rtol=1e-4, atol=1e-5)
 
 
 def test_visionzip_proportions_and_provenance() -> None:
@@ -250,8 +259,11 @@ def test_visionzip_proportions_and_provenance() -> None:
     inputs = VisualInputs(
         grid=grid,
         proj=torch.randn(576, 4, generator=g),
-        received=torch.rand(576, generator=g),
-        keys=torch.randn(576, 8, generator=g),
+        tower=BARE,
+        taps={
+            Signal("recv", 2): torch.rand(576, generator=g),
+            Signal("keys", 2): torch.randn(576, 8, generator=g),
+        },
     )
     for k, n_contextual in ((64, 10), (128, 20), (192, 30)):
         transform = build_reducer("visionzip", {}).reduce(inputs, k)

@@ -1,0 +1,160 @@
+"""What a reducer is given: the features of one image and the signals it asked for."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from foveate.engine.grid import Grid, Tile
+from foveate.engine.reduce import signals as named
+from foveate.engine.reduce.signals import Layer, Signal, Tower
+from foveate.engine.reduce.split.base import Part, Split, tile_parts
+from foveate.engine.reduce.transform import Space, TokenTransform
+
+_HEADS_AT_ONCE = 1 << 22  # scores alive at once in `rows`
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualInputs:
+    """What the vision tower says about one image, and the request about it; n rows in reading order.
+
+    Of a whole picture n is `grid.n_tokens`, and newlines are not among them (`Grid.bare`); after an earlier stage,
+    `places` says which tokens are left, and every signal is theirs. Encoders that merge patches (Qwen-VL) give each
+    signal per merged token: the mean over its patches. What was not asked for (`Reducer.needs`) is not there.
+    """
+
+    grid: Grid
+    proj: Tensor  # [n, D] rows as the language model would read them
+    whole: Tensor | None = None  # [offered, D] the unreduced picture, newlines between its rows; None: `proj` is
+    tower: Tower = Tower(has_cls=False, depth=1)  # resolves the layers of the accessors below
+    taps: Mapping[Signal, Tensor] = field(default_factory=dict)  # by resolved signal; read through the accessors
+    enc: Tensor | None = None  # [n, C] rows before the projector; ENC, None for merging encoders
+    cls: Tensor | None = None  # [C] the CLS row at the select layer, with `enc`
+    cells: Tensor | None = None  # [n, P] what the projector reads; CELLS
+    project: Callable[[Tensor], Tensor] | None = None  # rows of `enc` or `cells` [r, .] -> [r, D], with either
+    question: Tensor | None = None  # [L, D] rows of the user's question, without template; L may be 0; QUESTION
+    caption: Tensor | None = None  # [L, D] rows of the text that goes with this image; L may be 0; CAPTION
+    pixels: Tensor | None = None  # uint8 [H, W, 3] of the whole image, prepared; PIXELS
+    places: Tensor | None = None  # [n] int64, strictly increasing: the token of the picture each row is; None: all
+    seed: int = 0  # from the image digest: the same picture gives the same draw
+
+    @property
+    def n(self) -> int:
+        return self.proj.shape[0]
+
+    @property
+    def space(self) -> Space:
+        """Where a method mixes that acts before the projector if it can: on `enc` where it is there, else on `proj`."""
+        return "proj" if self.enc is None else "enc"
+
+    @property
+    def cell_yx(self) -> tuple[Tensor, Tensor]:
+        """Row and column of each token on the grid: two int64 [n], on the CPU."""
+        at = torch.arange(self.n) if self.places is None else self.places.cpu()
+        return at // self.grid.cols, at % self.grid.cols
+
+    def saliency(self, layer: Layer = -1) -> Tensor:
+        return self._tap(named.saliency(layer))
+
+    def cls_row(self, layer: Layer = -1) -> Tensor:
+        return self._tap(named.cls_row(layer))
+
+    def cls_cat(self, layer: Layer = -1) -> Tensor:
+        return self._tap(named.cls_cat(layer))
+
+    def recv(self, layer: Layer = -1) -> Tensor:
+        return self._tap(named.recv(layer))
+
+    def keys(self, layer: Layer = -1) -> Tensor:
+        return self._tap(named.keys(layer))
+
+    def keys_cat(self, layer: Layer = -1) -> Tensor:
+        return self._tap(named.keys_cat(layer))
+
+    def values(self, layer: Layer = -1) -> Tensor:
+        return self._tap(named.values(layer))
+
+    def hidden(self, layer: Layer = -1) -> Tensor:
+        return self._tap(named.hidden(layer))
+
+    def rows(self, layer: Layer, queries: Tensor) -> Tensor:
+        """float32 [r, n]: attention rows of tokens `queries` ([r] int64), mean over heads; asked for as `qk(layer)`.
+
+        Not renormalised: what goes to the CLS row or to dropped tokens is left out. Streams over queries.
+        """
+        q, k = self._tap(named.qk(layer))  # [CLS and all tokens, patches of each, heads, d]
+        n_extra = k.shape[0] - self.grid.n_tokens
+        at = torch.arange(self.n, device=q.device) if self.places is None else self.places.to(q.device)
+        chosen, columns = q[n_extra + at[queries.to(q.device)]], n_extra + at
+        per_query = k.shape[0] * k.shape[1] * k.shape[1] * k.shape[2]
+        out = [_attend(some, k)[:, columns] for some in chosen.split(max(1, _HEADS_AT_ONCE // per_query))]
+        return torch.cat(out) if out else q.new_zeros(0, self.n).float()
+
+    def full(self, layer: Layer) -> Tensor:
+        """float32 [n, n]: attention of every token to every token, mean over heads; asked for as `qk(layer)`."""
+        return self.rows(layer, torch.arange(self.n))
+
+    def _tap(self, signal: Signal) -> Tensor:
+        resolved = self.tower.resolve(signal)
+        assert resolved in self.taps, f"a method reads only what it needs() names, and {signal} is not there"
+        return self.taps[resolved]
+
+    def take(self, transform: TokenTransform) -> "VisualInputs":
+        """What a next stage reads: the rows of `transform`, and the signals of their anchors."""
+        anchor = transform.anchor.to(self.proj.device)
+        in_enc = transform.is_selection or transform.space == "enc"
+
+        def mixed(rows: Tensor | None) -> Tensor | None:
+            return None if rows is None or not in_enc else transform.mix(rows)
+
+        return replace(
+            self,
+            proj=transform.apply_to(self.proj, self.enc, self.project),
+            enc=mixed(self.enc),
+            cells=mixed(self.cells),
+            taps={s: t if s.kind == "qk" else t[anchor] for s, t in self.taps.items()},
+            places=transform.anchor if self.places is None else self.places[transform.anchor],
+        )
+
+    def of_tile(self, tile: Tile) -> "VisualInputs":
+        """One tile of a tiled picture, as a picture of its own; `qk` is not given per tile."""
+        only = replace(self, taps={s: t for s, t in self.taps.items() if s.kind != "qk"})
+        rows = torch.tensor(tile.cells())
+        taken = only.take(TokenTransform.selection(rows, self.n))
+        return replace(taken, grid=tile.grid, places=None)
+
+    def parts(self, split: Split) -> list[Part]:
+        """The tiles of a tiled picture, as `split` wants to see them."""
+        parts = tile_parts(self.grid)
+        if split.needs_pixels:
+            parts = [replace(p, pixels=self._tile_pixels(t)) for p, t in zip(parts, self.grid.tiles, strict=True)]
+        if split.needs_attention and self.grid.thumbnail:
+            thumb = self.of_tile(self.grid.tiles[0])
+            mass = thumb.saliency().double().view(thumb.grid.rows, thumb.grid.cols)
+            regions = [float(mass[self.thumb_region(tile)].sum()) for tile in self.grid.tiles[1:]]
+            parts = [replace(p, attention=a) for p, a in zip(parts, [sum(regions), *regions], strict=True)]
+        return parts
+
+    def thumb_region(self, tile: Tile) -> tuple[slice, slice]:
+        """Rows and columns of the thumbnail that show what a crop shows; together the crops' cover it once."""
+        side, grid = self.grid.tiles[0], self.grid
+        y = [round(side.rows * at / grid.rows) for at in (tile.row0, tile.row0 + tile.rows)]
+        x = [round(side.cols * at / grid.cols) for at in (tile.col0, tile.col0 + tile.cols)]
+        return slice(y[0], y[1]), slice(x[0], x[1])
+
+    def _tile_pixels(self, tile: Tile) -> Tensor | None:
+        if self.pixels is None or tile.kind == "thumbnail":
+            return self.pixels
+        height, width = self.pixels.shape[:2]
+        y = [height * at // self.grid.rows for at in (tile.row0, tile.row0 + tile.rows)]
+        x = [width * at // self.grid.cols for at in (tile.col0, tile.col0 + tile.cols)]
+        return self.pixels[y[0] : y[1], x[0] : x[1]]
+
+
+def _attend(q: Tensor, k: Tensor) -> Tensor:
+    """[r, patches, heads, d] and [n, patches, heads, d] -> float32 [r, n], mean over heads and patches."""
+    scores = torch.einsum("rphd,nshd->rphns", q.float(), k.float()) * q.shape[-1] ** -0.5
+    weights = scores.flatten(-2).softmax(-1).unflatten(-1, (k.shape[0], k.shape[1]))
+    out: Tensor = weights.mean((1, 2, 4))
+    return out

@@ -1,0 +1,13 @@
+"""Uniform: the same for every part, whatever its size."""
+
+from collections.abc import Sequence
+
+from foveate.engine.reduce.split.base import Part, Split
+
+
+class Uniform(Split):
+    def weights(self, parts: Sequence[Part]) -> list[int]:
+        return [1] * len(parts)
+
+
+METHOD = Uniform

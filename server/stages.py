@@ -1,0 +1,94 @@
+"""The text of VLM-Visual-Method and vlm.visual.method: `name;key=value`, or stages of that form joined by `+`.
+
+In a composition each stage but the last may say `keep=0.5`, the share it leaves of what it is given.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from foveate.engine.messages import FieldInfo, MethodInfo, Stage
+from foveate.server.checks import printable
+from foveate.server.errors import invalid_vlm
+from foveate.server.structured import Bare, parse
+
+_STAGE = re.compile(r'(?:[^+"]|"(?:[^"\\]|\\.)*")+')
+_ORDER = ("pixels", "encoder", "tokens")
+MAX_STAGES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What a request reduces with."""
+
+    name: str  # as the answer repeats it
+    params: dict[str, Bare] = field(default_factory=dict)
+    stages: list[Stage] = field(default_factory=list)  # of a composition
+    question_aware: bool = False
+
+
+def read_method(where: str, text: str, methods: Sequence[MethodInfo]) -> Method:
+    """Raises ApiError `invalid_vlm_parameter`, with what is legal."""
+    texts = _STAGE.findall(text)
+    if "+".join(texts) != text or not texts:
+        raise invalid_vlm(where, "expected name;key=value, or several joined by +")
+    if len(texts) > MAX_STAGES:
+        raise invalid_vlm(where, f"{len(texts)} stages; there may be {MAX_STAGES}")
+    read = [_stage(where, part, methods, i == len(texts) - 1) for i, part in enumerate(texts)]
+    aware = any(info.question_aware for info, _ in read)
+    if len(read) == 1:
+        (info, stage) = read[0]
+        return Method(info.name, stage.params, [], aware)
+    for (before, _), (after, _) in pairwise(read):
+        _check_order(where, before, after)
+    stages = [stage for _, stage in read]
+    return Method("+".join(stage.method for stage in stages), {}, stages, aware)
+
+
+def _stage(where: str, text: str, methods: Sequence[MethodInfo], is_last: bool) -> tuple[MethodInfo, Stage]:
+    try:
+        item = parse(text)
+    except ValueError as error:
+        raise invalid_vlm(where, str(error)) from None
+    info = next((method for method in methods if method.name == item.value), None)
+    if info is None:
+        known = ", ".join(method.name for method in methods)
+        raise invalid_vlm(where, f"no method {printable(str(item.value))!r}; there are {known}")
+    params = dict(item.params)
+    keep = None if is_last or "keep" not in params else _keep(where, info.name, params.pop("keep"))
+    fields = {field.name: field for field in info.fields}
+    checked = {key: _setting(where, info, fields.get(key), key, value) for key, value in params.items()}
+    return info, Stage(method=info.name, params=checked, keep=keep)
+
+
+def _keep(where: str, method: str, value: Bare) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise invalid_vlm(where, f"{method};keep: expected a number above 0 and up to 1")
+    return float(value)
+
+
+def _check_order(where: str, before: MethodInfo, after: MethodInfo) -> None:
+    if _ORDER.index(after.stage) < _ORDER.index(before.stage):
+        raise invalid_vlm(where, f"{after.name} acts on {after.stage}, so it comes before {before.name}")
+    if after.first_only and after.stage == before.stage:
+        raise invalid_vlm(where, f"{after.name} needs the whole picture, so it cannot come after {before.name}")
+
+
+def _setting(where: str, method: MethodInfo, field: FieldInfo | None, key: str, value: Bare) -> Bare:
+    if field is None:
+        legal = ", ".join(f"{f.name} ({f.type})" for f in method.fields)
+        raise invalid_vlm(
+            where,
+            f"{method.name} has no setting {printable(key)!r}; "
+            + (f"its settings are {legal}" if legal else "it has none")
+            + "; GET /v1/vlm/methods lists them",
+        )
+    match field.type, value:
+        case ("bool", bool()) | ("str", str()):
+            return value
+        case ("int", int()) | ("float", int() | float()) if not isinstance(value, bool):
+            return float(value) if field.type == "float" else value
+    if isinstance(value, str) and f'"{value}"' in field.type.split(" | "):
+        return value
+    raise invalid_vlm(where, f"{method.name};{printable(key)}: expected {field.type}")

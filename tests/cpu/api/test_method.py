@@ -1,0 +1,87 @@
+"""Methods, compositions, ways of sharing and explanations on the wire."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foveate.engine.messages import FieldInfo, MethodInfo, Stage
+from foveate.server.errors import ApiError
+from foveate.server.stages import read_method
+from foveate.server.usage import kept_map
+
+
+def method(name: str, stage: str = "tokens", first: bool = False, aware: bool = False, **types: str) -> MethodInfo:
+    fields = [FieldInfo(name=key, type=kind, default=0) for key, kind in types.items()]
+    return MethodInfo(
+        name=name, summary="", source="", fields=fields, question_aware=aware, shared=not aware, signals_cls=[],
+        signals_no_cls=[], stage=stage, first_only=first,
+    )  # fmt: skip
+
+
+METHODS = [
+    method("pixelprune", "pixels"), method("evit", "encoder"), method("pool", first=True),
+    method("hiprune", alpha="float", compat="bool", rows="int", how='"mean" | "max"', note="str"),
+    method("cdpruner", aware=True),
+]  # fmt: skip
+
+
+def test_one_method_with_parameters() -> None:
+    read = read_method("w", 'hiprune;alpha=1;compat;rows=3;how=max;note="a+b"', METHODS)
+    assert (read.name, read.stages, read.question_aware) == ("hiprune", [], False)
+    assert read.params == {"alpha": 1.0, "compat": True, "rows": 3, "how": "max", "note": "a+b"}
+    assert isinstance(read.params["alpha"], float)
+
+
+def test_a_composition() -> None:
+    read = read_method("w", "pixelprune+hiprune;keep=0.5;alpha=0.2 + cdpruner", METHODS)
+    assert (read.name, read.params, read.question_aware) == ("pixelprune+hiprune+cdpruner", {}, True)
+    assert read.stages == [
+        Stage(method="pixelprune"), Stage(method="hiprune", params={"alpha": 0.2}, keep=0.5), Stage(method="cdpruner"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nosuch", "no method 'nosuch'; there are pixelprune, evit, pool, hiprune, cdpruner"),
+        ("hiprune;beta=1", r"no setting 'beta'; its settings are alpha \(float\), compat \(bool\), .*/v1/vlm/methods"),
+        ("pool;x=1", "pool has no setting 'x'; it has none"),
+        ("hiprune;alpha=yes", "hiprune;alpha: expected float"),
+        ("hiprune;rows=1.5", "hiprune;rows: expected int"),
+        ("hiprune;how=min", 'hiprune;how: expected "mean" | "max"'),
+        ("hiprune;keep=0.5", "hiprune has no setting 'keep'"),
+        ("cdpruner;keep=0+hiprune", "cdpruner;keep: expected a number above 0 and up to 1"),
+        ("cdpruner;keep=?1+hiprune", "cdpruner;keep: expected a number"),
+        ("hiprune+pool", "pool needs the whole picture, so it cannot come after hiprune"),
+        ("hiprune+evit", "evit acts on encoder, so it comes before hiprune"),
+        ("+hiprune", "joined by"), ("hiprune+", "joined by"), ("", "joined by"), ("hiprune++pool", "joined by"),
+        ("+".join(["hiprune"] * 5), "5 stages; there may be 4"),
+    ],
+)  # fmt: skip
+def test_mistakes_list_what_is_legal(text: str, message: str) -> None:
+    with pytest.raises(ApiError, match=message):
+        read_method("w", text, METHODS)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=60))
+def test_kept_maps_are_run_lengths(survives: list[bool]) -> None:
+    runs = kept_map([i for i, kept in enumerate(survives) if kept], len(survives))
+    assert sum(runs) == len(survives) and all(runs[1:])
+    assert [i % 2 == 1 for i, n in enumerate(runs) for _ in range(n)] == survives
+
+
+def test_header_and_body_say_the_same(make_api: Any, png: str, image_part: Any) -> None:
+    api = make_api()
+    api.chat([image_part(png)], headers={"VLM-Visual-Split": "uniform", "VLM-Explain": "kept_map",
+                                         "VLM-Visual-Method": "divprune+divprune"})  # fmt: skip
+    visual = {"split": "uniform", "method": "divprune+divprune"}
+    api.chat([image_part(png)], vlm={"visual": visual, "explain": "kept_map"})
+    api.chat([image_part(png)])
+    by_header, by_body, plain = api.client.requests
+    assert by_header.visual == by_body.visual and by_header.visual.split == "uniform"
+    assert len(by_header.visual.stages) == 2 and by_header.explain == by_body.explain == "kept_map"
+    assert (plain.visual.split, plain.explain, plain.visual.stages, plain.question_ids) == ("area", "", [], [])
+    for headers in ({"VLM-Explain": "why"}, {"VLM-Visual-Split": "3"}, {"VLM-Visual-Method": "divprune;x=1"}):
+        assert api.chat([image_part(png)], headers=headers).status_code == 400
