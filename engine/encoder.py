@@ -185,7 +185,8 @@ class Encoder:
 
     def _try_encode(self, images: Sequence[Image], signals: frozenset[Signal]) -> list[VisualInputs] | Exception:
         try:
-            return self._model.encode([pixels_of(image, self._model.device) for image in images], signals)
+            pixels = [pixels_of(image, self._model.device) for image in images]
+            return self._model.encode(pixels, signals, [image.original for image in images])
         except Exception as error:
             return error  # it becomes the `Failed` of the requests it concerns, and is logged there
 

@@ -34,14 +34,15 @@ class VisualBudget(Struct, frozen=True, kw_only=True):
 
 
 class Image(Struct, frozen=True, kw_only=True):
-    """One picture, already oriented, flattened to RGB and resized by `engine.preprocess`."""
+    """One picture, already oriented, flattened to RGB and resized, or cut into tiles, by `engine.preprocess`."""
 
     pixels: bytes  # uint8 [height, width, 3]
     height: int
     width: int
-    digest: bytes  # 32 bytes over pixels, shape and processor settings; made by the server, never by a client
+    digest: bytes  # 32 bytes over pixels, shapes and processor settings; made by the server, never by a client
     tokens: int | None = None  # cap of this image alone
     ratio: float | None = None  # cap of this image alone, as a share of what it offers
+    original: tuple[int, int] | None = None  # (height, width); then the pixels are its tiles, one above the other
     caption_ids: list[int] = []  # the user's text that follows it, up to the next image; for methods that read it
 
 
@@ -92,7 +93,7 @@ class Shutdown(Struct, frozen=True, tag=True):
 class ImageUsage(Struct, frozen=True, kw_only=True):
     offered: int  # visual tokens an unpruned run would read
     kept: int
-    rows: int  # grid of the offered tokens
+    rows: int  # grid of the offered tokens; with tiles, of the crops side by side
     cols: int
 
 

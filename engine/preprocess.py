@@ -1,4 +1,4 @@
-"""Pictures to the pixels the vision tower reads: resize, pad and crop, by Pillow alone.
+"""Pictures to the pixels the vision tower reads: resize, pad, crop and cut into tiles, by Pillow alone.
 
 Own code, where `transformers` has image processors, because importing those costs about five seconds of start-up
 against a readiness target of six; and because the server's worker threads run this, and the server process must not
@@ -6,15 +6,17 @@ load torch. The results are bit-identical to the PIL back ends of `transformers`
 normalising need float tensors and happen in the model, from the settings kept here.
 """
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
 from PIL import Image
 
 from foveate.configs.errors import ConfigError
+from foveate.engine.anyres import Size, stack_tiles
 from foveate.engine.errors import ImageError
+from foveate.engine.resize import crop, flatten, pad_square, smart_resize
 from foveate.engine.section import Section
 
 MAX_ASPECT = 200  # a 1 x 40,000,000 picture resized by its short edge would fill the memory
@@ -38,6 +40,8 @@ class ImageProcessor:
     rescale: float = 1 / 255
     mean: Triple
     std: Triple
+    tile_sizes: tuple[Size, ...] = ()  # to cut a picture into tiles of `size` at; empty: it is prepared whole
+    tiles_several: bool = True  # whether also where a request has several pictures, or then each is prepared whole
 
     @classmethod
     def load(cls, model_dir: Path) -> "ImageProcessor":
@@ -78,23 +82,24 @@ class ImageProcessor:
         Raises:
             ImageError: as `prepared_size`.
         """
-        image = _flatten(image)
+        image = flatten(image)
         if self.pad_square:
-            image = self._pad(image)
+            image = pad_square(image, (int(x * 255) for x in self.mean))
         height, width = self._resized(image.height, image.width)
         if (height, width) != (image.height, image.width):
             image = image.resize((width, height), resample=Image.Resampling(self.resample))
-        return image if self.crop is None else _crop(image, *self.crop)
+        return image if self.crop is None else crop(image, *self.crop)
+
+    def is_cut(self, n_images: int) -> bool:
+        """Whether each picture of a request with so many goes through `prepare_tiles`, or through `prepare`."""
+        return bool(self.tile_sizes) and (n_images == 1 or self.tiles_several)
+
+    def prepare_tiles(self, image: Image.Image) -> Image.Image:
+        """RGB squares one above the other: the whole picture, then its crops."""
+        return stack_tiles(flatten(image), self.tile_sizes, self.size[0], Image.Resampling(self.resample))
 
     def _padded(self, height: int, width: int) -> tuple[int, int]:
         return (max(height, width),) * 2 if self.pad_square else (height, width)
-
-    def _pad(self, image: Image.Image) -> Image.Image:
-        side = max(image.size)
-        red, green, blue = (int(x * 255) for x in self.mean)
-        square = Image.new("RGB", (side, side), (red, green, blue))
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        return square
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         if self.rule == "exact":
@@ -105,48 +110,10 @@ class ImageProcessor:
                 f"image of {width} x {height} pixels: longer than {MAX_ASPECT} times its short edge; crop it"
             )
         if self.rule == "smart":
-            return _smart_resize(height, width, self.factor, self.size)
+            return smart_resize(height, width, self.factor, self.size)
         edge = self.size[0]
         scaled = int(edge * long / short)
         return (edge, scaled) if height <= width else (scaled, edge)
-
-
-def _smart_resize(height: int, width: int, factor: int, pixels: tuple[int, int]) -> tuple[int, int]:
-    """Qwen2-VL's rule: multiples of `factor`, the pixel count within bounds, the aspect nearly kept."""
-    least, most = pixels
-    rows, cols = round(height / factor) * factor, round(width / factor) * factor
-    if rows * cols > most:
-        shrink = math.sqrt((height * width) / most)
-        rows = max(factor, math.floor(height / shrink / factor) * factor)
-        cols = max(factor, math.floor(width / shrink / factor) * factor)
-    elif rows * cols < least:
-        grow = math.sqrt(least / (height * width))
-        rows, cols = math.ceil(height * grow / factor) * factor, math.ceil(width * grow / factor) * factor
-    return rows, cols
-
-
-def _flatten(image: Image.Image) -> Image.Image:
-    if "A" not in image.getbands() and image.info.get("transparency") is None:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, image).convert("RGB")
-
-
-def _crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    """The centre `height` x `width`; where the picture is smaller it is surrounded by black, off-centre by the half
-    pixel that `transformers` gives it."""
-    if (image.height, image.width) == (height, width):
-        return image
-    rows, cols = max(height, image.height), max(width, image.width)
-    down, right = -(-(rows - image.height) // 2), -(-(cols - image.width) // 2)
-    top, left = (image.height - height) // 2 + down, (image.width - width) // 2 + right
-    if (rows, cols) != (image.height, image.width):
-        canvas = Image.new("RGB", (cols, rows))
-        canvas.paste(image, (right, down))
-        image = canvas
-    top, left = max(0, top), max(0, left)
-    return image.crop((left, top, left + width, top + height))
 
 
 def _section(model_dir: Path) -> Section:
@@ -245,9 +212,46 @@ def _read_qwen(raw: Section) -> ImageProcessor:
     )
 
 
+def _read_llava_next(raw: Section) -> ImageProcessor:
+    sizes = tuple((336 * rows, 336 * cols) for rows, cols in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3)))
+    return _read_tiled(raw, {"shortest_edge": 224}, {"height": 224, "width": 224}, sizes)
+
+
+def _read_llava_onevision(raw: Section) -> ImageProcessor:
+    sizes = tuple((384 * rows, 384 * cols) for rows, cols in product(range(1, 7), repeat=2))
+    read = _read_tiled(raw, {"height": 384, "width": 384}, None, sizes)
+    return replace(read, pad_square=True, tiles_several=False)
+
+
+def _read_tiled(
+    raw: Section, size: dict[str, int], crop: dict[str, int] | None, sizes: tuple[Size, ...]
+) -> ImageProcessor:
+    """A processor that makes tiles, over its type's defaults; `crop` None: it crops only where it is told to."""
+    colours = _Colours.read(raw, _CLIP_MEAN, _CLIP_STD)
+    _, tile = _target(raw, _edges(raw, "size", size))
+    if raw.flag("do_center_crop", crop is not None):
+        _, cropped = _target(raw, _edges(raw, "crop_size", crop or size))
+        if cropped != tile:
+            raise ConfigError(f"{raw.where}: crop_size {cropped} is not the tiles' size {tile}")
+    sizes = raw.pairs("image_grid_pinpoints", sizes)
+    if tile[0] != tile[1] or any(edge % tile[0] for pair in sizes for edge in pair):
+        raise ConfigError(f"{raw.where}: image_grid_pinpoints {sizes} do not divide into square tiles of {tile}")
+    return ImageProcessor(
+        rule="exact",
+        size=tile,
+        resample=_filter(raw),
+        rescale=colours.rescale,
+        mean=colours.mean,
+        std=colours.std,
+        tile_sizes=sizes,
+    )
+
+
 _READERS = {
     "CLIPImageProcessor": _read_clip,
     "LlavaImageProcessor": _read_clip,
+    "LlavaNextImageProcessor": _read_llava_next,
+    "LlavaOnevisionImageProcessor": _read_llava_onevision,
     "SiglipImageProcessor": _read_siglip,
     "Qwen2VLImageProcessor": _read_qwen,
 }

@@ -50,7 +50,7 @@ def resolve(generate: Generate, model: Model, room: Room) -> Request:
     _check(generate, spec)
     for image in generate.images:
         _check_image(image)
-    grids = [model.grid(image.height, image.width) for image in generate.images]
+    grids = [model.grid(image.height, image.width, image.original) for image in generate.images]
     n_text = len(generate.prompt_ids) - len(grids)
     left = room.n_tokens - n_text - 1  # one token to answer with
     caps = [_cap(image, grid) for image, grid in zip(generate.images, grids, strict=True)]

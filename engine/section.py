@@ -99,6 +99,17 @@ class Section:
             raise self._wrong(key, "a list of whole numbers")
         return tuple(int(x) for x in numbers)
 
+    def pairs(self, key: str, default: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        """A list of lists of two positive whole numbers each."""
+        value = self._values.get(key)
+        if value is None:
+            return default
+        pairs = [tuple(x) for x in value if isinstance(x, list)] if isinstance(value, list) else []
+        pairs = [x for x in pairs if len(x) == 2 and all(isinstance(n, int) and n > 0 for n in x)]
+        if not isinstance(value, list) or not pairs or len(pairs) != len(value):
+            raise self._wrong(key, "a list of pairs of positive whole numbers")
+        return tuple((x[0], x[1]) for x in pairs)
+
     def section(self, key: str) -> "Section":
         """The object under `key`, empty if there is none."""
         value = self._values.get(key)

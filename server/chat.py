@@ -90,7 +90,7 @@ async def _generate(
     else:
         ids = context.prompter.chat(body.messages, model)
     loads = (
-        context.media.load(part.image_url.url, f"{path}.image_url.url", cap)
+        context.media.load(part.image_url.url, f"{path}.image_url.url", cap, len(images))
         for (path, part), cap in zip(images, resolved.caps, strict=True)
     )
     loaded = list(await asyncio.gather(*loads))

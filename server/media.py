@@ -40,7 +40,11 @@ class Processor(Protocol):
     @property
     def identity(self) -> str: ...
 
+    def is_cut(self, n_images: int) -> bool: ...
+
     def prepare(self, image: Pillow.Image) -> Pillow.Image: ...
+
+    def prepare_tiles(self, image: Pillow.Image) -> Pillow.Image: ...
 
 
 class Fetch(Protocol):
@@ -66,11 +70,12 @@ class Media:
         # Pillow's own guard, a global: more pixels warn and twice as many raise, inside `open`.
         Pillow.MAX_IMAGE_PIXELS = limits.image_pixels
 
-    async def load(self, url: str, param: str, cap: ImageCap) -> Image:
+    async def load(self, url: str, param: str, cap: ImageCap, n_images: int) -> Image:
         """Fetch or unpack, decode, prepare and digest one picture.
 
         Args:
             param: where the URL stands in the request, for error messages.
+            n_images: pictures in the request; some models cut up only one that is alone.
 
         Raises:
             ApiError: the URL or the picture cannot be used.
@@ -78,7 +83,7 @@ class Media:
         data: bytes | str = url
         if not url[:5].lower() == "data:":
             data = await self._fetched(url, param)
-        return await self.run(self._load, data, param, cap)
+        return await self.run(self._load, data, param, cap, n_images)
 
     async def run(self, function: Callable[[Unpack[Args]], R], *args: *Args) -> R:
         """Run something slow in the pool."""
@@ -94,16 +99,18 @@ class Media:
             raise bad_image(param, "http(s) URLs are switched off; send a data URL, or set server.image_urls=true")
         return await self._fetch(url, param)
 
-    def _load(self, data: bytes | str, param: str, cap: ImageCap) -> Image:
+    def _load(self, data: bytes | str, param: str, cap: ImageCap, n_images: int) -> Image:
         encoded = self._unpack(data, param) if isinstance(data, str) else data
         picture = self._decode(encoded, param)
+        cut = self._processor.is_cut(n_images)
         try:
-            prepared = self._processor.prepare(picture)
+            prepared = self._processor.prepare_tiles(picture) if cut else self._processor.prepare(picture)
         except RequestError as error:
             raise ApiError(f"{param}: {error}", param, error.code) from None
         pixels = prepared.tobytes()
         assert prepared.mode == "RGB" and len(pixels) == 3 * prepared.width * prepared.height, "prepared to RGB"
-        header = f"{prepared.width} {prepared.height} {prepared.mode} {self._processor.identity}\0"
+        original = (picture.height, picture.width) if cut else None
+        header = f"{prepared.width} {prepared.height} {prepared.mode} {original} {self._processor.identity}\0"
         return Image(
             pixels=pixels,
             height=prepared.height,
@@ -111,6 +118,7 @@ class Media:
             digest=hashlib.sha256(header.encode() + pixels).digest(),
             tokens=cap.tokens,
             ratio=cap.ratio,
+            original=original,
         )
 
     def _unpack(self, url: str, param: str) -> bytes:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from foveate.engine.anyres import Size
 from foveate.engine.grid import Grid
 from foveate.engine.reduce.inputs import VisualInputs
 from foveate.engine.reduce.signals import Signal, Tower
@@ -20,7 +21,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 class ModelSpec:
     """What the engine must know to plan for a model, none of it a tensor."""
 
-    family: str  # "llava", "qwen2_vl", "qwen2_5_vl"
+    family: str  # the file's name: "llava", "qwen2_vl"
     n_layers: int  # of the decoder
     n_heads: int
     n_kv_heads: int
@@ -43,21 +44,32 @@ class Model(nn.Module, ABC):
     n_parameters: int
 
     @abstractmethod
-    def grid(self, height: int, width: int) -> Grid:
-        """Visual tokens of an image whose *prepared* size is height x width pixels. Pure arithmetic."""
+    def grid(self, height: int, width: int, original: Size | None = None) -> Grid:
+        """Visual tokens of an image, newlines included. Pure arithmetic.
+
+        Args:
+            height, width: its *prepared* size in pixels; of tiles, one above the other, together.
+            original: (height, width) before it was cut into tiles; None if it was not.
+
+        Raises:
+            ImageError: no such picture comes from the image processor, or none of it would be seen.
+        """
 
     @abstractmethod
     def n_patches(self, height: int, width: int) -> int:
         """Rows the tower reads for that image: the unit of the encode budget."""
 
     @abstractmethod
-    def encode(self, images: Sequence[Tensor], signals: frozenset[Signal]) -> list[VisualInputs]:
+    def encode(
+        self, images: Sequence[Tensor], signals: frozenset[Signal], originals: Sequence[Size | None] | None = None
+    ) -> list[VisualInputs]:
         """Run the tower and projector on several images in one packed batch.
 
         Args:
             images: uint8 [height, width, 3] each, of prepared sizes; rescaled and normalised here.
             signals: what to tap besides `proj`, resolved by `spec.tower`; none of a request. No [heads, N, N] buffer
                 is ever built.
+            originals: of each image, as for `grid`; None: none was cut into tiles.
         """
 
     @abstractmethod

@@ -1,6 +1,6 @@
-"""LLaVA-1.5: a CLIP or SigLIP tower, a two-layer projector, a Llama or Qwen2 decoder; positions are plain counting.
+"""LLaVA-1.5: a CLIP or SigLIP tower, a two-layer projector, a Llama, Mistral or Qwen2 decoder; positions count.
 
-Not here: LLaVA-NeXT's tiles (model_type llava_next) and projectors over several hidden states.
+Not here: projectors over several hidden states.
 """
 
 import re
@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from foveate.engine.errors import ModelError
+from foveate.engine.anyres import Size
+from foveate.engine.errors import ImageError, ModelError
 from foveate.engine.grid import Grid
-from foveate.engine.models.parts.decoder import DecoderConfig, read_llama, read_qwen2
+from foveate.engine.models.parts.decoder import DecoderConfig, read_llama, read_mistral, read_qwen2
 from foveate.engine.models.parts.family import Family, Source
 from foveate.engine.models.parts.layers import activation
 from foveate.engine.models.parts.matrix import Linear
@@ -23,7 +24,7 @@ from foveate.engine.reduce.inputs import VisualInputs
 from foveate.engine.reduce.signals import CELLS, ENC, Signal
 from foveate.engine.section import Section
 
-_DECODERS = {"llama": read_llama, "qwen2": read_qwen2}
+_DECODERS = {"llama": read_llama, "mistral": read_mistral, "qwen2": read_qwen2}
 _LAYER = re.compile(r"vision_tower\.encoder\.layers\.(\d+)\.")
 _UNUSED = ("vision_tower.post_layernorm.", "vision_tower.head.")
 
@@ -31,17 +32,24 @@ _UNUSED = ("vision_tower.post_layernorm.", "vision_tower.head.")
 class Llava(Family):
     """Visual tokens are the patches of one square picture, `full` strategy on CLIP: its CLS row before them."""
 
+    # What the class of `transformers` takes where the config says nothing.
+    family = "llava"
+    decoder = "llama"
+    select_layer = -2
+    strategy = "default"
+    image_token = 32000
+
     def __init__(self, source: Source) -> None:
         config = source.config
-        super().__init__(source, _read_decoder(config.section("text_config")))
-        tower = VitConfig.read(config.section("vision_config"), _select_layer(config))
+        super().__init__(source, _read_decoder(config.section("text_config"), self.decoder))
+        tower = VitConfig.read(config.section("vision_config"), _select_layer(config, self.select_layer))
         _check_size(config, tower, source.processor)
-        self.n_skipped = _n_skipped(config)
+        self.n_skipped = _n_skipped(config, self.strategy)
         self.vision_tower = Vit(tower)
         hidden_size = self.language_model.config.hidden_size
         self.multi_modal_projector = _Projector(config, tower.hidden_size, hidden_size)
-        image_token_id = config.integer("image_token_index", config.integer("image_token_id", 32000))
-        self.spec = self._spec("llava", source, image_token_id, tower.tower)
+        image_token_id = config.integer("image_token_index", config.integer("image_token_id", self.image_token))
+        self.spec = self._spec(self.family, source, image_token_id, tower.tower)
 
     def rename(self, name: str) -> str | None:
         name = name.removeprefix("model.")
@@ -54,32 +62,47 @@ class Llava(Family):
         past_selected = layer is not None and config.n_run <= int(layer[1]) < config.n_layers
         return None if past_selected or name.startswith(_UNUSED) else name
 
-    def grid(self, height: int, width: int) -> Grid:
+    def grid(self, height: int, width: int, original: Size | None = None) -> Grid:
         config = self.vision_tower.config
+        if original is not None or (height, width) != (config.image_size, config.image_size):
+            raise ImageError(f"a picture of {height} x {width} pixels, tiles or not, is not what the tower reads")
         n = config.n_rows - self.n_skipped
         return Grid(config.side, config.side) if n == config.side**2 else Grid(1, n)
 
     def n_patches(self, height: int, width: int) -> int:
         return self.vision_tower.config.n_rows
 
-    def encode(self, images: Sequence[Tensor], signals: frozenset[Signal]) -> list[VisualInputs]:
+    def encode(
+        self, images: Sequence[Tensor], signals: frozenset[Signal], originals: Sequence[Size | None] | None = None
+    ) -> list[VisualInputs]:
         hidden, taps = self.vision_tower([normalise(image, self.processor) for image in images], signals)
-        return [self._inputs(i, rows, taps) for i, rows in enumerate(hidden)]
+        config = self.vision_tower.config
+        grid, cells = self.grid(config.image_size, config.image_size), torch.arange(self.n_skipped, config.n_rows)
+        return [self._inputs(grid, start, start + cells, hidden, taps) for start in taps.bounds[:-1]]
 
-    def _inputs(self, i: int, rows: Tensor, taps: Taps) -> VisualInputs:
-        start, end = taps.bounds[i] + self.n_skipped, taps.bounds[i + 1]
-        kept = rows[self.n_skipped :]
-        enc, cells = ENC in taps.wanted, CELLS in taps.wanted
-        own = kept.clone() if enc or cells else None  # a view would keep the whole batch alive in the feature cache
+    def _inputs(self, grid: Grid, first: int, cells: Tensor, hidden: Tensor, taps: Taps) -> VisualInputs:
+        """One picture of a batch.
+
+        Args:
+            grid: its cells.
+            first: its first row among the tower's rows; the CLS row, if there is one.
+            cells: int64 [grid.n_tokens], the tower's row of each of its cells.
+            hidden: [n_squares, n_rows, hidden_size] of the tower.
+        """
+        rows, cells, n = hidden.flatten(0, 1), cells.to(hidden.device), self.vision_tower.config.n_rows
+        own, enc, needed = rows[cells], ENC in taps.wanted, CELLS in taps.wanted
+        found = {s: t[cells] for s, t in taps.found.items() if s.kind != "qk"}
+        if len(grid.tiles) == 1:  # tiles do not attend to each other
+            found |= {s: _apart(t[first : first + n]) for s, t in taps.found.items() if s.kind == "qk"}
         return VisualInputs(
-            grid=self.grid(0, 0),
-            proj=self.multi_modal_projector(kept),
+            grid=grid,
+            proj=self.multi_modal_projector(own),
             enc=own if enc else None,
-            cls=rows[0].clone() if enc and taps.has_cls else None,
-            cells=own if cells else None,
-            project=self.multi_modal_projector if enc or cells else None,
+            cls=rows[first].clone() if enc and taps.has_cls else None,  # a view would keep the whole batch alive
+            cells=own if needed else None,
+            project=self.multi_modal_projector if enc or needed else None,
             tower=self.spec.tower,
-            taps={s: _of_picture(s, t, start, end, self.n_skipped) for s, t in taps.found.items()},
+            taps=found,
         )
 
     def lay_out(self, segments: Sequence[int | Grid]) -> tuple[list[Tensor], int]:
@@ -94,11 +117,9 @@ class Llava(Family):
 FAMILY = Llava
 
 
-def _of_picture(signal: Signal, values: Tensor, start: int, end: int, n_skipped: int) -> Tensor:
-    """One picture's part of a packed signal; `qk` keeps the CLS row before it, and has one patch per token."""
-    if signal.kind == "qk":
-        return values[start - n_skipped : end, None].permute(2, 0, 1, 3, 4).contiguous()
-    return values[start:end].clone()
+def _apart(qk: Tensor) -> Tensor:
+    """[rows, 2, heads, d], the CLS row among them, to queries and keys [2, rows, patches, heads, d] of one patch."""
+    return qk[:, None].permute(2, 0, 1, 3, 4).contiguous()
 
 
 class _Projector(nn.Module):
@@ -114,22 +135,22 @@ class _Projector(nn.Module):
         return out
 
 
-def _read_decoder(text: Section) -> DecoderConfig:
-    kind = text.text("model_type", "llama")
+def _read_decoder(text: Section, default: str) -> DecoderConfig:
+    kind = text.text("model_type", default)
     if kind not in _DECODERS:
         raise ModelError(f"{text.where}: model_type {kind!r} is not supported; there are {', '.join(_DECODERS)}")
     return _DECODERS[kind](text)
 
 
-def _select_layer(config: Section) -> int:
-    layers = config.integers("vision_feature_layer", (-2,))
+def _select_layer(config: Section, default: int) -> int:
+    layers = config.integers("vision_feature_layer", (default,))
     if len(layers) != 1:
         raise ModelError(f"{config.where}: vision_feature_layer {list(layers)}: only one layer is supported")
     return layers[0]
 
 
-def _n_skipped(config: Section) -> int:
-    strategy = config.text("vision_feature_select_strategy", "default")
+def _n_skipped(config: Section, default: str) -> int:
+    strategy = config.text("vision_feature_select_strategy", default)
     if strategy not in ("default", "full"):
         raise ModelError(f"{config.where}: vision_feature_select_strategy {strategy!r} is not 'default' or 'full'")
     return int(strategy == "default")  # drops row 0: CLIP's CLS row; on SigLIP, oddly, the first patch

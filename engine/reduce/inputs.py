@@ -144,12 +144,12 @@ class VisualInputs:
         return slice(y[0], y[1]), slice(x[0], x[1])
 
     def _tile_pixels(self, tile: Tile) -> Tensor | None:
-        if self.pixels is None or tile.kind == "thumbnail":
-            return self.pixels
-        height, width = self.pixels.shape[:2]
-        y = [height * at // self.grid.rows for at in (tile.row0, tile.row0 + tile.rows)]
-        x = [width * at // self.grid.cols for at in (tile.col0, tile.col0 + tile.cols)]
-        return self.pixels[y[0] : y[1], x[0] : x[1]]
+        """A tile's own square of the stack that a tiled picture is prepared as: the thumbnail, then the crops."""
+        if self.pixels is None:
+            return None
+        side, n_cols = self.pixels.shape[1], len(self.grid.col_cuts) - 1
+        at = side * (0 if tile.kind == "thumbnail" else 1 + tile.tile_row * n_cols + tile.tile_col)
+        return self.pixels[at : at + side]
 
 
 def _attend(q: Tensor, k: Tensor) -> Tensor:

@@ -75,13 +75,15 @@ def _published_llava(config: dict[str, Any]) -> dict[str, Any]:
         "layer_types",
     ):
         text.pop(key, None)
+    for key in ("use_sliding_window", "max_window_layers") if text["model_type"] == "qwen2" else ():
+        text.pop(key, None)
     if text["num_key_value_heads"] == text["num_attention_heads"] and text["model_type"] == "llama":
         text.pop("num_key_value_heads")
     for key in ("hidden_act", "layer_norm_eps", "num_channels"):
         vision.pop(key)
     config |= {"text_config": text, "vision_config": vision}
     for key in ("multimodal_projector_bias", "projector_hidden_act", "image_seq_length"):
-        config.pop(key)
+        config.pop(key, None)
     return config
 
 
@@ -116,7 +118,7 @@ _LLAVA_NAMES = {
     "module": [
         (r"^language_model\.lm_head", "lm_head"),
         (r"^language_model\.model\.", "model.language_model."),
-        (r"^(vision_tower|multi_modal_projector)", r"model.\1"),
+        (r"^(vision_tower|multi_modal_projector|image_newline)", r"model.\1"),
     ],
 }
 _QWEN_NAMES = {
@@ -136,6 +138,19 @@ _ROPES = {
         "original_max_position_embeddings": 32,
     },
 }
+
+
+def _tiled_counts(processor: Any, inputs: dict[str, Any]) -> list[int]:
+    """Visual tokens of each picture in tiles of 4 x 4 cells, as the processors of `transformers` count them."""
+    import transformers as t
+
+    old = isinstance(processor, t.LlavaNextImageProcessorPil)
+    counter = object.__new__(t.LlavaNextProcessor if old else t.LlavaOnevisionProcessor)  # it wants no tokenizer here
+    counter.image_processor, counter.image_token = processor, "."
+    counter.vision_feature_select_strategy = "default" if old else "full"
+    counter.patch_size, counter.num_additional_image_tokens = 7, 1
+    counter.num_image_tokens, counter.vision_aspect_ratio = 16, "anyres_max_2"
+    return [len(counter.replace_image_token(inputs, i)) for i in range(len(inputs["image_sizes"]))]
 
 
 class TinyModels:
@@ -209,6 +224,64 @@ class TinyModels:
         (directory / "preprocessor_config.json").write_text(json.dumps(processor))
 
     @staticmethod
+    def save_tiled(
+        directory: Path,
+        *,
+        family: str = "llava_next",
+        decoder: str = "llama",
+        n_kv_heads: int = 2,
+        tied: bool = False,
+        seed: int = 0,
+        naming: str = "saved",
+        shards: int = 1,
+    ) -> None:
+        """A LLaVA-NeXT on CLIP or a LLaVA-OneVision on SigLIP, with decoder and tower as `save_llava` makes them.
+
+        A picture is cut into up to 1 x 3, 2 x 2 or 3 x 1 tiles, for OneVision 3 x 3, of which it reads about 2.
+        """
+        import transformers as t
+
+        old = family == "llava_next"
+        tower = t.CLIPVisionConfig if old else t.SiglipVisionConfig
+        text = {"llama": t.LlamaConfig, "mistral": t.MistralConfig, "qwen2": t.Qwen2Config}[decoder]
+        sizes = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)] if old else [(i, j) for i in (1, 2, 3) for j in (1, 2, 3)]
+        pinpoints = [[LLAVA_SIDE * i, LLAVA_SIDE * j] for i, j in sizes]
+        config = (t.LlavaNextConfig if old else t.LlavaOnevisionConfig)(
+            vision_config=tower(
+                hidden_size=24,
+                intermediate_size=40,
+                num_hidden_layers=3,
+                num_attention_heads=3,
+                image_size=LLAVA_SIDE,
+                patch_size=7,
+                **({} if old else {"vision_use_head": False}),
+            ),
+            text_config=text(
+                **_TEXT,
+                num_key_value_heads=n_kv_heads,
+                rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+                **({"sliding_window": None} if decoder == "mistral" else {}),
+            ),
+            image_token_index=IMAGE_TOKEN,
+            image_grid_pinpoints=pinpoints,
+            tie_word_embeddings=tied,
+            **({} if old else {"vision_aspect_ratio": "anyres_max_2", "video_token_index": IMAGE_TOKEN + 1}),
+        )
+        torch.manual_seed(seed)
+        model = (t.LlavaNextForConditionalGeneration if old else t.LlavaOnevisionForConditionalGeneration)(config)
+        _randomise(model, seed)
+        model.save_pretrained(directory)
+        _rewrite(directory, _LLAVA_NAMES[naming], shards)
+        if naming == "published":
+            _publish(directory, _published_llava)
+        size = {"height": LLAVA_SIDE, "width": LLAVA_SIDE}
+        kind = f"{'LlavaNext' if old else 'LlavaOnevision'}ImageProcessor"
+        processor = {"image_processor_type": kind, "size": size, "image_grid_pinpoints": pinpoints}
+        if old:
+            processor["crop_size"] = size
+        (directory / "preprocessor_config.json").write_text(json.dumps(processor))
+
+    @staticmethod
     def save_qwen(
         directory: Path,
         *,
@@ -270,16 +343,16 @@ class TinyModels:
         directory: Path, prompt_ids: Sequence[int], pictures: Sequence[Image.Image]
     ) -> dict[str, Tensor]:
         """Inputs of `transformers` for a prompt with one placeholder per picture, through its own PIL processors."""
-        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-        from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+        import transformers as t
 
-        kinds = {"CLIP": CLIPImageProcessorPil, "Sigl": SiglipImageProcessorPil, "Qwen": Qwen2VLImageProcessorPil}
         settings = json.loads((directory / "preprocessor_config.json").read_text())
-        processor = kinds[settings.pop("image_processor_type")[:4]](**settings)
-        inputs = dict(processor(list(pictures), return_tensors="pt")) if pictures else {}
+        processor = getattr(t, f"{settings.pop('image_processor_type')}Pil")(**settings)
+        images = [list(pictures)] if isinstance(processor, t.LlavaOnevisionImageProcessorPil) else list(pictures)
+        inputs = dict(processor(images, return_tensors="pt")) if pictures else {}
         if "image_grid_thw" in inputs:
             counts = [int(grid.prod()) // 4 for grid in inputs["image_grid_thw"]]
+        elif "image_sizes" in inputs:
+            counts = _tiled_counts(processor, inputs)
         elif pictures:
             config = json.loads((directory / "config.json").read_text())
             skipped = config["vision_feature_select_strategy"] == "default"

@@ -23,12 +23,17 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def image(model: Model, picture: Pictures.Image) -> Image:
-    """What the server sends for a picture."""
-    ready = model.processor.prepare(picture)
-    pixels = ready.tobytes()
-    digest = sha256(f"{ready.size}".encode() + pixels).digest()
-    return Image(pixels=pixels, height=ready.height, width=ready.width, digest=digest)
+def sent(model: Model, pictures: list[Pictures.Image]) -> list[Image]:
+    """What the server sends for the pictures of one request."""
+    cut = model.processor.is_cut(len(pictures))
+    images = []
+    for picture in pictures:
+        ready = model.processor.prepare_tiles(picture) if cut else model.processor.prepare(picture)
+        original = (picture.height, picture.width) if cut else None
+        pixels = ready.tobytes()
+        digest = sha256(f"{ready.size} {original}".encode() + pixels).digest()
+        images.append(Image(pixels=pixels, height=ready.height, width=ready.width, digest=digest, original=original))
+    return images
 
 
 def answer(engine: Engine, requests: list[Generate]) -> dict[str, list[TokenLogprob]]:
@@ -52,6 +57,11 @@ CASES = [
     ("llava", dict(vision="clip", decoder="llama", n_kv_heads=1, tied=False), [(45, 61)]),
     ("llava", dict(vision="siglip", decoder="qwen2", n_kv_heads=2, tied=True), [(64, 30), (20, 33)]),
     ("llava", dict(vision="clip", decoder="llama", n_kv_heads=4, tied=True, naming="published"), []),
+    ("tiled", dict(family="llava_next", decoder="mistral", n_kv_heads=1, tied=True), [(45, 61)]),
+    ("tiled", dict(family="llava_next", decoder="qwen2", n_kv_heads=2), [(80, 33), (40, 71)]),
+    ("tiled", dict(family="llava_next", decoder="llama", n_kv_heads=4, naming="published"), []),
+    ("tiled", dict(family="llava_onevision", decoder="qwen2", n_kv_heads=2), [(97, 80)]),  # scaled down
+    ("tiled", dict(family="llava_onevision", decoder="qwen2", n_kv_heads=1, tied=True), [(60, 24), (30, 90)]),
     ("qwen", dict(family="qwen2_vl", n_kv_heads=1, tied=True), [(24, 40), (56, 33)]),
     ("qwen", dict(family="qwen2_vl", n_kv_heads=4, tied=False, naming="published"), []),
     ("qwen", dict(family="qwen2_5_vl", n_kv_heads=2, tied=False), [(60, 24), (30, 90)]),
@@ -62,7 +72,7 @@ CASES = [
 @pytest.mark.parametrize("seed, case", list(enumerate(CASES)))
 def test_the_engine_agrees_with_transformers(tiny_models, tmp_path, seed, case):
     kind, options, sizes = case
-    (tiny_models.save_llava if kind == "llava" else tiny_models.save_qwen)(tmp_path, seed=seed, **options)
+    getattr(tiny_models, f"save_{kind}")(tmp_path, seed=seed, **options)
     pictures = [tiny_models.picture(h, w, seed + i) for i, (h, w) in enumerate(sizes)]
     prompt = tiny_models.prompt(19, len(sizes), seed)
     expected = tiny_models.reference_greedy(tmp_path, prompt, pictures, N_TOKENS)
@@ -84,7 +94,7 @@ def test_the_engine_agrees_with_transformers(tiny_models, tmp_path, seed, case):
         logprobs=tiny_models.vocab,
         logit_bias={tiny_models.image_token: -1e4},
     )
-    images = [image(model, picture) for picture in pictures]
+    images = sent(model, pictures)
     strangers = [
         Generate(id=f"stranger {i}", prompt_ids=tiny_models.prompt(5 + 9 * i, 0, 50 + i), sampling=sampling)
         for i in range(3)

@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "configs": {"configs"},
 }
 # Read by the server as well, which starts in a second because it imports none of these.
-LIGHT = ("engine/__init__.py", "engine/messages.py", "engine/preprocess.py", "engine/grid.py", "engine/errors.py")
+LIGHT = tuple(f"engine/{name}.py" for name in ("__init__", "messages", "preprocess", "anyres", "grid", "errors"))
 HEAVY = {"torch", "numpy", "transformers"}
 RUNS_DATA = {"eval", "exec", "compile", "__import__"}
 

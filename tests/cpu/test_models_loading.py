@@ -47,7 +47,7 @@ def _edit_config(path, **values):
 
 
 def test_families_are_the_files():
-    assert families() == ["llava", "qwen2_5_vl", "qwen2_vl"]
+    assert families() == ["llava", "llava_next", "llava_onevision", "qwen2_5_vl", "qwen2_vl"]
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_tied_head_saved_again(tiny_models, tmp_path):
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"model_type": "bert"}, "model_type 'bert' is not supported; there are llava, qwen2_5_vl, qwen2_vl"),
-        ({"text_config__model_type": "mistral"}, "mistral"),
+        ({"model_type": "bert"}, "model_type 'bert' is not supported; there are llava, llava_next, llava_onevision, "),
+        ({"text_config__model_type": "gemma"}, "gemma"),
         ({"text_config__hidden_act": "relu"}, "relu"),
         ({"text_config__use_sliding_window": True}, "use_sliding_window"),
         ({"text_config__num_key_value_heads": 3}, "num_key_value_heads 3"),
@@ -120,6 +120,7 @@ def test_missing_files_are_named(tiny_models, tmp_path):
     "read, kind",
     [
         (d.read_llama, "llama"),
+        (d.read_mistral, "mistral"),
         (d.read_qwen2, "qwen2"),
         (d.read_qwen2_vl, "qwen2_vl_text"),
         (d.read_qwen2_vl, "qwen2_5_vl_text"),
@@ -127,7 +128,8 @@ def test_missing_files_are_named(tiny_models, tmp_path):
 )
 def test_defaults_are_those_of_transformers(read, kind):
     """An empty text config means the same to both."""
-    theirs, ours = AutoConfig.for_model(kind), read(Section({}, "config", ModelError))
+    values = {"sliding_window": None} if kind == "mistral" else {}  # a window is the one default we do not do
+    theirs, ours = AutoConfig.for_model(kind), read(Section(values, "config", ModelError))
     assert (ours.vocab_size, ours.hidden_size) == (theirs.vocab_size, theirs.hidden_size)
     assert (ours.intermediate_size, ours.n_layers) == (theirs.intermediate_size, theirs.num_hidden_layers)
     assert (ours.n_heads, ours.n_kv_heads) == (theirs.num_attention_heads, theirs.num_key_value_heads)

@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from foveate.engine.anyres import Size
 from foveate.engine.grid import Grid
 from foveate.engine.models.base import Attend, Model
 from foveate.engine.models.loader import load_model
@@ -27,16 +29,27 @@ def dense_attend(scale: float) -> Attend:
     return attend
 
 
-def run(model: Model, prompt: list[int], pixels: list[Tensor]) -> Tensor:
+def prepared(model: Model, pictures: list[Image.Image]) -> tuple[list[Tensor], list[Size | None]]:
+    """What the server sends for the pictures of a prompt: pixels, and the sizes of those it cuts into tiles."""
+    cut = model.processor.is_cut(len(pictures))
+    ready = [model.processor.prepare_tiles(p) if cut else model.processor.prepare(p) for p in pictures]
+    pixels = [torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).view(p.height, p.width, 3) for p in ready]
+    return pixels, [(p.height, p.width) if cut else None for p in pictures]
+
+
+def run(model: Model, prompt: list[int], pictures: list[Image.Image]) -> Tensor:
     """[n, vocab] logits of a prompt with one placeholder per picture."""
-    seen = iter(model.encode(pixels, frozenset())) if pixels else iter(())
+    pixels, originals = prepared(model, pictures)
+    grids = iter([model.grid(*p.shape[:2], original) for p, original in zip(pixels, originals, strict=True)])
+    seen = iter(model.encode(pixels, frozenset(), originals)) if pixels else iter(())
     segments: list[int | Grid] = []
     rows = []
     for token in prompt:
         if token == model.spec.image_token_id:
-            image = next(seen)
-            segments.append(image.grid)
-            rows.append(image.proj)
+            image, grid = next(seen), next(grids)
+            assert image.grid == grid.bare and image.proj.shape[0] == grid.bare.n_tokens
+            segments.append(grid)
+            rows.append(image.proj if image.whole is None else image.whole)
         else:
             segments.append(1)
             rows.append(model.embed(torch.tensor([token])))
@@ -49,9 +62,7 @@ def check(tiny: SimpleNamespace, path: Path, sizes: list[tuple[int, int]], seed:
     model = load_model(path, torch.float32, "cpu")
     pictures = [tiny.picture(h, w, seed + i) for i, (h, w) in enumerate(sizes)]
     prompt = tiny.prompt(9, len(sizes), seed)
-    ready = [model.processor.prepare(p) for p in pictures]
-    pixels = [torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).view(p.height, p.width, 3) for p in ready]
-    ours, theirs = run(model, prompt, pixels), tiny.reference_logits(path, prompt, pictures)
+    ours, theirs = run(model, prompt, pictures), tiny.reference_logits(path, prompt, pictures)
     assert ours.shape == theirs.shape and ours.dtype == torch.float32
     assert theirs.std() > 0.1, "the oracle itself says something"
     assert (ours - theirs).abs().max() / theirs.abs().max() < 1e-4
@@ -72,6 +83,27 @@ LLAVA = [
 def test_llava(tiny_models, tmp_path, seed, options):
     tiny_models.save_llava(tmp_path, seed=seed, **options)
     check(tiny_models, tmp_path, [[(45, 61)], [], [(20, 33), (64, 30)]][seed % 3], seed)
+
+
+TILED = [  # pictures that fill their tiles, leave rows or columns of padding, and of one pixel across
+    ("llava_next", dict(decoder="llama", n_kv_heads=1, naming="saved"), [(45, 61)]),
+    ("llava_next", dict(decoder="mistral", n_kv_heads=2, tied=True, naming="published"), [(80, 33), (40, 200)]),
+    ("llava_next", dict(decoder="qwen2", n_kv_heads=4, naming="module", shards=2), [(60, 60), (7, 9), (90, 31)]),
+    ("llava_next", dict(decoder="llama"), []),
+    ("llava_onevision", dict(n_kv_heads=1, decoder="qwen2", naming="published", shards=2), [(97, 80)]),  # scaled down
+    ("llava_onevision", dict(n_kv_heads=2, decoder="qwen2", tied=True, naming="saved"), [(45, 61), (30, 90)]),
+    ("llava_onevision", dict(n_kv_heads=4, decoder="qwen2", naming="module"), [(30, 30)]),
+    ("llava_onevision", dict(n_kv_heads=2, decoder="llama"), [(30, 71)]),
+    ("llava_onevision", dict(n_kv_heads=2, decoder="qwen2", naming="published"), [(200, 91)]),
+    ("llava_onevision", dict(n_kv_heads=2, decoder="qwen2"), []),
+]
+
+
+@pytest.mark.parametrize("seed", range(len(TILED)))
+def test_tiles(tiny_models, tmp_path, seed):
+    family, options, sizes = TILED[seed]
+    tiny_models.save_tiled(tmp_path, family=family, seed=seed, **options)
+    check(tiny_models, tmp_path, sizes, seed)
 
 
 QWEN = [
@@ -103,9 +135,7 @@ def test_bfloat16_is_no_farther_from_float32_than_transformers_own(tiny_models, 
     with torch.no_grad():
         theirs = tiny_models.load_reference(tmp_path).bfloat16()(**inputs).logits[0].float()
     model = load_model(tmp_path, torch.bfloat16, "cpu")
-    ready = model.processor.prepare(picture)
-    pixels = torch.frombuffer(bytearray(ready.tobytes()), dtype=torch.uint8).view(ready.height, ready.width, 3)
-    ours = run(model, prompt, [pixels])
+    ours = run(model, prompt, [picture])
     assert ours.dtype == torch.float32 and model.dtype == torch.bfloat16
 
     def error(logits: Tensor) -> float:

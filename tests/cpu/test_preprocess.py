@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -31,6 +33,17 @@ CASES = [
     (Qwen2VLImageProcessorPil, {}),
     (Qwen2VLImageProcessorPil, {"min_pixels": 100 * 100, "max_pixels": 200 * 200}),
     (Qwen2VLImageProcessorPil, {"size": {"shortest_edge": 1024, "longest_edge": 9000}, "patch_size": 8}),
+]
+SMALL = {"size": 28, "crop_size": 28, "image_grid_pinpoints": [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]}
+PUBLISHED = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}, "do_pad": True}
+TILED = [  # and how many pictures a request has
+    (LlavaNextImageProcessorPil, SMALL, 1),
+    (LlavaNextImageProcessorPil, SMALL | {"resample": 2, "do_normalize": False}, 3),
+    (LlavaNextImageProcessorPil, SMALL | {"crop_size": None, "do_center_crop": False}, 1),
+    (LlavaNextImageProcessorPil, PUBLISHED, 1),
+    (LlavaOnevisionImageProcessorPil, {}, 1),
+    (LlavaOnevisionImageProcessorPil, {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}, 2),
+    (LlavaOnevisionImageProcessorPil, {"size": {"height": 20, "width": 20}, "image_grid_pinpoints": [[20, 40]]}, 1),
 ]
 
 
@@ -65,7 +78,27 @@ def test_values_equal_transformers(tiny_models, tmp_path, kind, settings):
         assert (values - expected).abs().max() < 2e-6
 
 
-@pytest.mark.parametrize("kind", [CLIPImageProcessorPil, SiglipImageProcessorPil, Qwen2VLImageProcessorPil])
+@pytest.mark.parametrize("kind, settings, n_images", TILED)
+def test_tiles_equal_transformers(tiny_models, tmp_path, kind, settings, n_images):
+    ours, theirs = load(tmp_path, kind, settings), kind(**settings)
+    cut = kind is LlavaNextImageProcessorPil or n_images == 1
+    assert ours.is_cut(n_images) == cut
+    several = n_images > 1 and kind is LlavaOnevisionImageProcessorPil
+    for seed, (height, width) in enumerate(SIZES[:: 1 if ours.size[0] < 100 else 3]):
+        picture = tiny_models.picture(height, width, seed)
+        ready = ours.prepare_tiles(picture) if cut else ours.prepare(picture)
+        seen = theirs([[picture] * n_images] if several else [picture], return_tensors="pt")
+        expected = seen["pixel_values"][0][: 1 if several else None]
+        assert tuple(seen["image_sizes"][0]) == (height, width)
+        values = normalise(pixels_of(ready), ours).view(-1, *ours.size, 3).permute(0, 3, 1, 2)
+        assert values.shape == expected.shape
+        assert (values - expected).abs().max() < 2e-6
+
+
+TYPES = [CLIPImageProcessorPil, SiglipImageProcessorPil, Qwen2VLImageProcessorPil, LlavaOnevisionImageProcessorPil]
+
+
+@pytest.mark.parametrize("kind", TYPES)
 def test_what_transformers_saves(tmp_path, kind):
     """Its own file round-trips, and so does the same inside processor_config.json."""
     kind().save_pretrained(tmp_path)
@@ -92,8 +125,9 @@ def test_modes_and_transparency(tmp_path, mode):
 
 
 def test_identity_tells_settings_apart(tmp_path):
-    seen = {load(tmp_path, kind, settings).identity for kind, settings in CASES}
-    assert len(seen) == len(CASES)
+    cases = [*CASES, *((kind, settings) for kind, settings, _ in TILED if "crop_size" not in settings)]
+    seen = {load(tmp_path, kind, settings).identity for kind, settings in cases}
+    assert len(seen) == len(cases)
 
 
 @pytest.mark.parametrize("kind, settings", [CASES[0], CASES[8]])
@@ -113,6 +147,12 @@ def test_extreme_aspect_is_refused(tmp_path, kind, settings):
         ({"image_processor_type": "CLIPImageProcessor", "size": {"longest_edge": 3}}, "longest_edge"),
         ({"image_processor_type": "SiglipImageProcessor", "size": 30}, "size.height"),
         ({"image_processor_type": "SiglipImageProcessor", "resample": 9}, "resample 9"),
+        ({"image_processor_type": "LlavaNextImageProcessor"}, "do not divide into square tiles"),
+        ({"image_processor_type": "LlavaNextImageProcessor", "size": 336}, "crop_size"),
+        ({"image_processor_type": "LlavaOnevisionImageProcessor", "image_grid_pinpoints": [[384]]}, "pairs"),
+        ({"image_processor_type": "LlavaOnevisionImageProcessor", "image_grid_pinpoints": []}, "pairs"),
+        ({"image_processor_type": "LlavaOnevisionImageProcessor", "image_grid_pinpoints": "none"}, "pairs"),
+        ({"image_processor_type": "LlavaOnevisionImageProcessor", "size": {"height": 384, "width": 192}}, "square"),
         ({"image_processor_type": "SiglipImageProcessor", "image_mean": [1, 2]}, "image_mean"),
         ({"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 9, "max_pixels": 4}, "at least 9"),
         ({"image_processor_type": "Qwen2VLImageProcessor", "patch_size": "x"}, "patch_size"),

@@ -1,4 +1,4 @@
-"""The Llama / Qwen2 decoder: pre-norm, grouped-query attention, RoPE or M-RoPE, SwiGLU."""
+"""The Llama / Mistral / Qwen2 decoder: pre-norm, grouped-query attention, RoPE or M-RoPE, SwiGLU."""
 
 from dataclasses import dataclass, replace
 
@@ -68,6 +68,7 @@ class DecoderConfig:
 
 
 LLAMA = DecoderConfig(eos_ids=(2,))
+MISTRAL = DecoderConfig(intermediate_size=14336, n_kv_heads=8, max_context=131072, eos_ids=(2,))
 QWEN2 = DecoderConfig(vocab_size=151936, intermediate_size=22016, n_kv_heads=32, max_context=32768, qkv_bias=True)
 QWEN2_VL = DecoderConfig(
     vocab_size=152064,
@@ -89,6 +90,15 @@ def read_llama(config: Section) -> DecoderConfig:
     attention_bias = config.flag("attention_bias", False)
     read = DecoderConfig.read(config, LLAMA)
     return replace(read, qkv_bias=attention_bias, out_bias=attention_bias, mlp_bias=config.flag("mlp_bias", False))
+
+
+def read_mistral(config: Section) -> DecoderConfig:
+    """A `mistral` text config whose window, if it has one, is no narrower than its context."""
+    read = DecoderConfig.read(config, MISTRAL)
+    window = read.max_context if config.is_null("sliding_window") else config.positive("sliding_window", 4096)
+    if window < read.max_context:
+        raise ModelError(f"{config.where}: sliding_window {window} is not supported; attention reaches everything")
+    return read
 
 
 def read_qwen2(config: Section) -> DecoderConfig:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from foveate.engine.anyres import Size
 from foveate.engine.errors import ModelError
 from foveate.engine.grid import Grid
 from foveate.engine.models.parts.decoder import read_qwen2_vl
@@ -51,13 +52,16 @@ class QwenVL(Family):
         rest = name.removeprefix("model.")
         return rest if rest.startswith(("visual.", "language_model.")) else f"language_model.{rest}"
 
-    def grid(self, height: int, width: int) -> Grid:
+    def grid(self, height: int, width: int, original: Size | None = None) -> Grid:
+        assert original is None, "these towers read pictures whole"
         return self.visual.config.grid(height, width)
 
     def n_patches(self, height: int, width: int) -> int:
         return self.grid(height, width).n_tokens * self.visual.config.cell
 
-    def encode(self, images: Sequence[Tensor], signals: frozenset[Signal]) -> list[VisualInputs]:
+    def encode(
+        self, images: Sequence[Tensor], signals: frozenset[Signal], originals: Sequence[Size | None] | None = None
+    ) -> list[VisualInputs]:
         merged, taps = self.visual([normalise(image, self.processor) for image in images], signals)
         return [
             VisualInputs(

@@ -23,6 +23,12 @@ SIZE = (20, 10)
 class AsItIs:
     identity = "as it is"
 
+    def is_cut(self, n_images: int) -> bool:
+        return False
+
+    def prepare_tiles(self, image: Pillow.Image) -> Pillow.Image:
+        raise AssertionError("pictures are read whole")
+
     def prepare(self, image: Pillow.Image) -> Pillow.Image:
         assert image.mode == "RGB"
         return image
@@ -31,7 +37,7 @@ class AsItIs:
 @pytest.fixture
 def load() -> Any:
     media = Media(AsItIs(), LimitsConfig(image_pixels=10_000, image_mb=1), 1, None)
-    yield lambda url: media._load(url, "p", ImageCap(tokens=3))
+    yield lambda url: media._load(url, "p", ImageCap(tokens=3), 1)
     media.close()
 
 
@@ -112,8 +118,8 @@ def test_the_digest_covers_shape_and_processor(to_url: Callable[..., str]) -> No
         media = Media(processor, LimitsConfig(), 1, None)
         for size in ((4, 8), (8, 4)):
             url = to_url(Pillow.new("RGB", size, (9, 9, 9)))
-            digests.add(media._load(url, "p", ImageCap()).digest)
-            assert media._load(url, "p", ImageCap(tokens=1)).digest in digests
+            digests.add(media._load(url, "p", ImageCap(), 1).digest)
+            assert media._load(url, "p", ImageCap(tokens=1), 1).digest in digests
         media.close()
     assert len(digests) == 4 and all(len(digest) == 32 for digest in digests)
 

@@ -46,13 +46,18 @@ class MockModel(Model):
         self.n_forwards, self.n_rows, self.raise_on_token = 0, 0, -1
         self.encoded: list[int] = []  # pictures per call of the tower
 
-    def grid(self, height: int, width: int) -> Grid:
+    def grid(self, height: int, width: int, original: tuple[int, int] | None = None) -> Grid:
         return Grid(height // CELL, width // CELL)
 
     def n_patches(self, height: int, width: int) -> int:
         return self.grid(height, width).n_tokens
 
-    def encode(self, images: Sequence[Tensor], signals: frozenset[Signal]) -> list[VisualInputs]:
+    def encode(
+        self,
+        images: Sequence[Tensor],
+        signals: frozenset[Signal],
+        originals: Sequence[tuple[int, int] | None] | None = None,
+    ) -> list[VisualInputs]:
         if any(int(image[0, 0, 0]) == RAISING_PIXEL for image in images):
             raise RuntimeError("the tower broke")
         self.encoded.append(len(images))

@@ -1,0 +1,55 @@
+"""LLaVA-OneVision: LLaVA-NeXT's tiles on SigLIP, more of them, their cells scaled down where they are too many.
+
+Several pictures in one request are read whole, each padded to a square, with one newline after each, as the model was
+trained (`ImageProcessor.tiles_several`). Not here: videos. Source: Li et al., 2024, arXiv:2408.03326.
+"""
+
+import re
+from dataclasses import replace
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from foveate.engine.anyres import Tiling
+from foveate.engine.errors import ModelError
+from foveate.engine.models.llava_next import LlavaNext
+from foveate.engine.reduce.inputs import VisualInputs
+from foveate.engine.section import Section
+
+
+class LlavaOnevision(LlavaNext):
+    """Where cells are scaled down there are no rows before the projector, and signals are scaled like the rows."""
+
+    family = "llava_onevision"
+    decoder = "qwen2"
+    select_layer = -1
+    strategy = "full"
+    image_token = 151646
+    sizes = tuple((384 * rows, 384 * cols) for rows, cols in product(range(1, 7), repeat=2))
+
+    def _most_tiles(self, config: Section) -> int | None:
+        rule = config.text("vision_aspect_ratio", "anyres_max_9")
+        found = re.fullmatch(r"anyres_max_([1-9]\d*)", rule)
+        if found is None:
+            raise ModelError(
+                f"{config.where}: vision_aspect_ratio {rule!r} is not supported, only 'anyres_max_<tiles>'"
+            )
+        return int(found[1])
+
+    def _scaled(self, inputs: VisualInputs, tiling: Tiling) -> VisualInputs:
+        taps = {signal: _scale(values, tiling) for signal, values in inputs.taps.items()}
+        return replace(inputs, proj=_scale(inputs.proj, tiling), taps=taps, enc=None, cells=None, project=None)
+
+
+FAMILY = LlavaOnevision
+
+
+def _scale(values: Tensor, tiling: Tiling) -> Tensor:
+    """[n_cells, ...] of the thumbnail and the crops; the crops scaled down bilinearly."""
+    n_thumbnail = tiling.side**2
+    crops = values[n_thumbnail:].reshape(1, tiling.rows, tiling.cols, -1).permute(0, 3, 1, 2)
+    scaled = interpolate(crops, (tiling.out_rows, tiling.out_cols), mode="bilinear")
+    flat = scaled.permute(0, 2, 3, 1).reshape(-1, *values.shape[1:])
+    return torch.cat([values[:n_thumbnail], flat])
