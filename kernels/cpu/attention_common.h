@@ -33,19 +33,6 @@ FOVEATE_INLINE vf<W> exp2(vf<W> x) {
   return x < -126.0f ? vf<W>{} : p * power;
 }
 
-// A whole vector. This converts bfloat16 in one instruction where the generic conversion takes five.
-template <int W>
-FOVEATE_INLINE vf<W> load_full(const float* p) {
-  return load<W>(p);
-}
-template <int W>
-FOVEATE_INLINE vf<W> load_full(const bf16* p) {
-  if constexpr (W == 16)
-    return (vf<W>)((vi<W>)_mm512_maskz_cvtepu16_epi32(0xFFFF, _mm256_loadu_si256((const __m256i*)p)) << 16);
-  else
-    return (vf<W>)((vi<W>)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)) << 16);
-}
-
 // The first n < W values at p, then zeros; nothing behind them is read.
 template <int W>
 FOVEATE_INLINE vf<W> load_part(const float* p, std::int64_t n) {

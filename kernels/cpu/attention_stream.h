@@ -36,7 +36,7 @@ FOVEATE_INLINE void add_scores(const float* q, std::int64_t padded, const T* con
                                std::int64_t width, vf<W> (&sums)[K][R]) {
   vf<W> value[K];
 #pragma GCC unroll 16
-  for (int k = 0; k < K; ++k) value[k] = Part ? load_part<W>(rows[k] + i, width) : load_full<W>(rows[k] + i);
+  for (int k = 0; k < K; ++k) value[k] = Part ? load_part<W>(rows[k] + i, width) : load<W>(rows[k] + i);
 #pragma GCC unroll 8
   for (int row = 0; row < R; ++row) {
     const vf<W> mine = load<W>(q + row * padded + i);
@@ -88,7 +88,7 @@ FOVEATE_INLINE void add_columns(const float* weights, const StreamTile<T>& tile,
     vf<W> value[N];
 #pragma GCC unroll 8
     for (int i = 0; i < N; ++i)
-      value[i] = width < W ? load_part<W>(tile.values[key] + at, width) : load_full<W>(tile.values[key] + at + i * W);
+      value[i] = width < W ? load_part<W>(tile.values[key] + at, width) : load<W>(tile.values[key] + at + i * W);
 #pragma GCC unroll 8
     for (int row = 0; row < R; ++row) {
       const vf<W> weight = set1<W>(weights[key * P + row]);

@@ -63,7 +63,7 @@ void pack_keys(const T* const* rows, std::int64_t n, TileBlock<W>& block) {
         if (key + j >= n)
           square[j] = vf<W>{};
         else
-          square[j] = width == W ? load_full<W>(rows[key + j] + i) : load_part<W>(rows[key + j] + i, width);
+          square[j] = width == W ? load<W>(rows[key + j] + i) : load_part<W>(rows[key + j] + i, width);
       }
       transpose<W>(square);
       if (width == W)
@@ -81,7 +81,7 @@ void pack_values(const T* const* rows, std::int64_t n, TileBlock<W>& block) {
     const std::int64_t width = std::min<std::int64_t>(W, block.d - i);
     float* to = block.values + panel * kKeys + i - panel;
     for (std::int64_t key = 0; key < n; ++key)
-      store<W>(to + key * stride, width == W ? load_full<W>(rows[key] + i) : load_part<W>(rows[key] + i, width));
+      store<W>(to + key * stride, width == W ? load<W>(rows[key] + i) : load_part<W>(rows[key] + i, width));
   }
 }
 

@@ -37,9 +37,11 @@ FOVEATE_INLINE vf<W> load(const float* p) {
 
 template <int W>
 FOVEATE_INLINE vf<W> load(const bf16* p) {
-  typename Simd<W>::H half;
-  std::memcpy(&half, p, sizeof half);
-  return (vf<W>)(__builtin_convertvector(half, vi<W>) << 16);
+  // One instruction, where the generic conversion takes five.
+  if constexpr (W == 16)
+    return (vf<W>)((vi<W>)_mm512_maskz_cvtepu16_epi32(0xFFFF, _mm256_loadu_si256((const __m256i*)p)) << 16);
+  else
+    return (vf<W>)((vi<W>)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)) << 16);
 }
 
 template <int W>
