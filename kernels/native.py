@@ -1,4 +1,4 @@
-"""The compiled CPU kernels: which instruction sets they may use here, and torch's threads to run on.
+"""The compiled CPU kernels: which instruction sets they may use here, and on how many threads.
 
 `FOVEATE_KERNELS` forces a level at or below the machine's: reference (plain torch), avx2, avx512, avx512_bf16, amx.
 """
@@ -12,7 +12,6 @@ from functools import cache
 from types import ModuleType
 
 LEVELS = ("reference", "avx2", "avx512", "avx512_bf16", "amx")  # ascending; the index is the C++ enum
-_ENTRIES = ("GOMP_parallel", "omp_get_max_threads", "omp_get_thread_num", "omp_get_num_threads")
 
 
 @cache
@@ -74,26 +73,23 @@ def _allowed(name: str) -> str:
 
 @cache
 def _module() -> ModuleType | None:
-    """The compiled module, on torch's threads; None where it was not built (no C++ compiler, not x86-64)."""
+    """The compiled module, with as many threads as torch has; None where it was not built (no C++ compiler, not x86-64)."""
     try:
         built = importlib.import_module("foveate.kernels._cpu")
     except ImportError:
         return None
-    if entries := _openmp():
-        built.use_openmp(*entries)
+    if address := _max_threads():
+        built.use_openmp(address)
     return built
 
 
-def _openmp() -> list[int] | None:
-    """Addresses of the entry points of the OpenMP runtime that torch has loaded; None where it has none we know."""
+def _max_threads() -> int:
+    """Address of omp_get_max_threads in the OpenMP runtime that torch has loaded; 0 where it has none we know."""
     import torch  # its libraries are loaded after this
 
     if "OpenMP" not in torch.__config__.parallel_info():
-        return None
+        return 0
     with open("/proc/self/maps") as maps:
         paths = {line.split()[-1] for line in maps if "libgomp" in line or "libiomp5" in line}
     ours = [path for path in sorted(paths) if "torch" in path] or sorted(paths)
-    if not ours:
-        return None
-    library = ctypes.CDLL(ours[0])
-    return [ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in _ENTRIES]
+    return (ctypes.cast(ctypes.CDLL(ours[0]).omp_get_max_threads, ctypes.c_void_p).value or 0) if ours else 0

@@ -71,7 +71,7 @@ class EngineProcess:
                 stdin=PIPE,
                 stdout=DEVNULL,
                 stderr=PIPE,
-                env={**os.environ, "PYTHONSAFEPATH": "1"},
+                env={"OMP_WAIT_POLICY": "passive", **os.environ, "PYTHONSAFEPATH": "1"},  # see design.md, section 5
                 start_new_session=True,
             )
         except OSError:

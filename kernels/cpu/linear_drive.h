@@ -123,14 +123,14 @@ class Drive {
     run_ = ceil_div(run_, Form::kPanels * gate_) * Form::kPanels * gate_;
     pack();
     Queue queue(blocks_ * ceil_div(panels_, run_));
-    auto work_off = [&](int, int) {
+    auto work_off = [&] {
       for (std::int64_t item = queue.take(), next; item >= 0; item = next) {
         next = queue.take();
         visit(item_of(item), next < 0 ? nullptr : weights(item_of(next).first, 0));
       }
       Form::release();
     };
-    threads > 1 ? parallel(threads, work_off) : work_off(0, 1);
+    parallel(threads, work_off);
   }
 
   void pack() {

@@ -14,13 +14,6 @@ Level level = kNone;
 
 namespace {
 
-using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-using Count = int (*)();
-Parallel gomp_parallel_ = nullptr;
-Count max_threads_ = nullptr;
-Count thread_num_ = nullptr;
-Count num_threads_ = nullptr;
-
 sigjmp_buf trapped;
 void on_trap(int) { siglongjmp(trapped, 1); }
 
@@ -78,21 +71,5 @@ Level probe() {
   if (!has_amx || !allowed_amx() || !runs(try_amx)) return kAvx512Bf16;
   return kAmx;
 }
-
-void use_openmp(std::uintptr_t gomp_parallel, std::uintptr_t max_threads, std::uintptr_t thread_num,
-                std::uintptr_t num_threads) {
-  gomp_parallel_ = reinterpret_cast<Parallel>(gomp_parallel);
-  max_threads_ = reinterpret_cast<Count>(max_threads);
-  thread_num_ = reinterpret_cast<Count>(thread_num);
-  num_threads_ = reinterpret_cast<Count>(num_threads);
-}
-
-int max_threads() { return max_threads_ ? max_threads_() : 1; }
-
-namespace detail {
-void fork_join(void (*body)(void*), void* data, int n_threads) { gomp_parallel_(body, data, n_threads, 0); }
-int thread_num() { return thread_num_(); }
-int num_threads() { return num_threads_(); }
-}  // namespace detail
 
 }  // namespace foveate

@@ -1,4 +1,4 @@
-// What every CPU kernel stands on: the instruction sets it may use, and torch's own threads.
+// What every CPU kernel stands on: the instruction sets it may use, and threads.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -16,27 +16,23 @@ Level probe();
 // The level kernels run at; at most what `probe` found. Set once by Python, or by a test that forces a lower one.
 extern Level level;
 
-// torch's OpenMP runtime, by the addresses of its entry points: a second pool would spin against it. Before this is
+// Where torch keeps its number of threads: the address of its OpenMP runtime's omp_get_max_threads. Before this is
 // called, and where torch has no OpenMP, everything runs on the calling thread.
-void use_openmp(std::uintptr_t gomp_parallel, std::uintptr_t max_threads, std::uintptr_t thread_num,
-                std::uintptr_t num_threads);
+void use_openmp(std::uintptr_t max_threads);
 
-// Threads a parallel region would have: what torch.set_num_threads said.
+// Threads that may share a job: what torch.set_num_threads said.
 int max_threads();
 
-namespace detail {
-void fork_join(void (*body)(void*), void* data, int n_threads);
-int thread_num();
-int num_threads();
-}  // namespace detail
+// Runs `body` on the calling thread and on up to `n` - 1 workers, those that come while it runs there; returns when all
+// that came are done. So `body` takes its share from a queue, and a job never waits for a worker that the system has
+// not scheduled: on a busy machine that wait is a time slice of several milliseconds, for every product of every layer.
+void share(int n, void (*body)(void*), void* data);
 
-// Runs body(thread, n_threads) on `n` threads and returns when all are done.
 template <class Body>
 void parallel(int n, Body&& body) {
-  if (n <= 1) return body(0, 1);
   using Plain = std::remove_reference_t<Body>;
-  auto call = [](void* data) { (*static_cast<Plain*>(data))(detail::thread_num(), detail::num_threads()); };
-  detail::fork_join(call, const_cast<std::remove_const_t<Plain>*>(&body), n);
+  if (n <= 1) return body();
+  share(n, [](void* data) { (*static_cast<Plain*>(data))(); }, const_cast<std::remove_const_t<Plain>*>(&body));
 }
 
 // Hands out the items 0..n-1 of one region to whoever is free.
@@ -55,7 +51,7 @@ class Queue {
 };
 
 // Calls body(item) for every item in 0..n-1, shared among the threads as they become free. Small jobs stay on the
-// calling thread: waking another costs a few microseconds. `work` is the job's cost in multiply-adds, about.
+// calling thread: another would come too late. `work` is the job's cost in multiply-adds, about.
 template <class Body>
 void for_each(std::int64_t n, double work, Body&& body) {
   const int threads = work < 20e3 || n < 2 ? 1 : max_threads();
@@ -64,7 +60,7 @@ void for_each(std::int64_t n, double work, Body&& body) {
     return;
   }
   Queue queue(n);
-  parallel(threads, [&](int, int) {
+  parallel(threads, [&] {
     for (std::int64_t i; (i = queue.take()) >= 0;) body(i);
   });
 }
