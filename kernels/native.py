@@ -73,7 +73,7 @@ def _allowed(name: str) -> str:
 
 @cache
 def _module() -> ModuleType | None:
-    """The compiled module, with as many threads as torch has; None where it was not built (no C++ compiler, not x86-64)."""
+    """The compiled module, told where torch keeps its number of threads; None where it was not built."""
     try:
         built = importlib.import_module("foveate.kernels._cpu")
     except ImportError:

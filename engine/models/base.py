@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from foveate.engine.anyres import Size
 from foveate.engine.grid import Grid
+from foveate.engine.reduce.cut import TowerCut
 from foveate.engine.reduce.inputs import VisualInputs
 from foveate.engine.reduce.signals import Signal, Tower
 
@@ -42,6 +43,7 @@ class Model(nn.Module, ABC):
     dtype: torch.dtype  # of the KV cache; of activations too, unless the CPU's kernels keep those in float32
     weights: str  # how the decoder's matrices are held: "fp32", "bf16", "int8", "int4"
     n_parameters: int
+    can_cut: bool = False  # whether `encode_cut` is there, for pictures of one tile without newlines
 
     @abstractmethod
     def grid(self, height: int, width: int, original: Size | None = None) -> Grid:
@@ -71,6 +73,14 @@ class Model(nn.Module, ABC):
                 is ever built.
             originals: of each image, as for `grid`; None: none was cut into tiles.
         """
+
+    def encode_cut(self, image: Tensor, signals: frozenset[Signal], cut: TowerCut) -> VisualInputs:
+        """Run the tower and projector on one image, uint8 [height, width, 3], and leave out what `cut` says.
+
+        Returns:
+            the cells that are left, told by `places`, and the signals that were tapped.
+        """
+        raise AssertionError("a model that can cut its tower says how")
 
     @abstractmethod
     def lay_out(self, segments: Sequence[int | Grid]) -> tuple[list[Tensor], int]:

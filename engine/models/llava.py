@@ -20,6 +20,7 @@ from foveate.engine.models.parts.pixels import normalise
 from foveate.engine.models.parts.taps import Taps
 from foveate.engine.models.parts.vit import Vit, VitConfig
 from foveate.engine.preprocess import ImageProcessor
+from foveate.engine.reduce.cut import TowerCut
 from foveate.engine.reduce.inputs import VisualInputs
 from foveate.engine.reduce.signals import CELLS, ENC, Signal
 from foveate.engine.section import Section
@@ -46,6 +47,7 @@ class Llava(Family):
         _check_size(config, tower, source.processor)
         self.n_skipped = _n_skipped(config, self.strategy)
         self.vision_tower = Vit(tower)
+        self.can_cut = tower.n_rows - self.n_skipped == tower.side**2  # a cell is a patch
         hidden_size = self.language_model.config.hidden_size
         self.multi_modal_projector = _Projector(config, tower.hidden_size, hidden_size)
         image_token_id = config.integer("image_token_index", config.integer("image_token_id", self.image_token))
@@ -79,6 +81,11 @@ class Llava(Family):
         config = self.vision_tower.config
         grid, cells = self.grid(config.image_size, config.image_size), torch.arange(self.n_skipped, config.n_rows)
         return [self._inputs(grid, start, start + cells, hidden, taps) for start in taps.bounds[:-1]]
+
+    def encode_cut(self, image: Tensor, signals: frozenset[Signal], cut: TowerCut) -> VisualInputs:
+        rows, cutting = self.vision_tower.run_cut(normalise(image, self.processor), signals, cut)
+        grid, cells = self.grid(image.shape[0], image.shape[1]), torch.arange(self.n_skipped, len(rows))
+        return cutting.placed(self._inputs(grid, 0, cells, rows[None], cutting.taps))
 
     def _inputs(self, grid: Grid, first: int, cells: Tensor, hidden: Tensor, taps: Taps) -> VisualInputs:
         """One picture of a batch.

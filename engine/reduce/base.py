@@ -34,6 +34,7 @@ class Reducer:
     fits: ClassVar[Fits] = "any"  # encoders it is for; others get a 400
     stage: ClassVar[Stage] = "tokens"
     whole_grid: ClassVar[bool] = False  # needs every cell of the picture, so it can only be the first of a composition
+    restores: ClassVar[bool] = False  # inside the tower, with a stage after it, it leaves all rows in the end
     tile_aware: ClassVar[bool] = False  # takes a tiled picture whole; others get one tile at a time
 
     def needs(self, tower: Tower) -> frozenset[Signal]:

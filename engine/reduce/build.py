@@ -81,7 +81,7 @@ def build(visual: VisualBudget) -> Reducer:
         return build_reducer(visual.method, visual.params)
     stages = tuple(build_reducer(stage.method, stage.params) for stage in visual.stages)
     for before, after, said in zip(stages, stages[1:], visual.stages[1:], strict=False):
-        if STAGES.index(after.stage) < STAGES.index(before.stage) or (after.whole_grid and after.stage == before.stage):
+        if STAGES.index(after.stage) < STAGES.index(before.stage) or (after.whole_grid and not before.restores):
             raise ConfigError(
                 f"reduce.{visual.method}: {said.method} needs what the stage before it no longer leaves; put it first"
             )

@@ -45,21 +45,26 @@ class Chain(Reducer):
             n = step.n_left
         return n
 
-    def plan(self, grid: Grid, budget: int) -> Iterator[Step]:
-        """What each stage is allowed and leaves."""
-        n = grid.n_tokens
+    def plan(self, grid: Grid, budget: int, n_rows: int | None = None) -> Iterator[Step]:
+        """What each stage is allowed and leaves, of all tokens or of the `n_rows` that an earlier stage left."""
+        n, is_whole = (grid.n_tokens, True) if n_rows is None else (n_rows, False)
         if budget >= n:
             yield from [Step(n, n)] * len(self.stages)
             return
         for i, (stage, keep) in enumerate(zip(self.stages, self.keeps, strict=True)):
+            is_last = i == len(self.stages) - 1
+            if stage.restores and not is_last:  # here is no tower to spare
+                yield Step(n, n)
+                continue
             wished = round(n * keep) if keep is not None else round(n * (budget / n) ** (1 / (len(self.stages) - i)))
-            wished = budget if i == len(self.stages) - 1 else min(max(wished, budget), n)
-            n = stage.total(grid, wished) if i == 0 else min(wished, n)
+            wished = budget if is_last else min(max(wished, budget), n)
+            n, is_whole = stage.total(grid, wished) if is_whole else min(wished, n), False
             yield Step(wished, n)
 
     def reduce(self, inputs: VisualInputs, budget: int, split: Split = AREA) -> TokenTransform:
         whole = TokenTransform.identity(inputs.n)
-        for stage, step in zip(self.stages, self.plan(inputs.grid, budget), strict=True):
+        n_rows = None if inputs.places is None else inputs.n
+        for stage, step in zip(self.stages, self.plan(inputs.grid, budget, n_rows), strict=True):
             transform = stage.reduce(inputs, step.budget, split)
             inputs = inputs.take(transform) if not transform.is_identity else inputs
             whole = transform if whole.is_identity else whole.then(transform)

@@ -37,6 +37,7 @@ class VisualInputs:
     caption: Tensor | None = None  # [L, D] rows of the text that goes with this image; L may be 0; CAPTION
     pixels: Tensor | None = None  # uint8 [H, W, 3] of the whole image, prepared; PIXELS
     places: Tensor | None = None  # [n] int64, strictly increasing: the token of the picture each row is; None: all
+    encoded: Tensor | None = None  # [m] int64, strictly increasing: the tokens whose rows `qk` holds; None: all
     seed: int = 0  # from the image digest: the same picture gives the same draw
 
     @property
@@ -81,11 +82,13 @@ class VisualInputs:
     def rows(self, layer: Layer, queries: Tensor) -> Tensor:
         """float32 [r, n]: attention rows of tokens `queries` ([r] int64), mean over heads; asked for as `qk(layer)`.
 
-        Not renormalised: what goes to the CLS row or to dropped tokens is left out. Streams over queries.
+        Not renormalised: what goes to the CLS row or to dropped tokens is left out (to those dropped inside the tower,
+        nothing goes). Streams over queries.
         """
         q, k = self._tap(named.qk(layer))  # [CLS and all tokens, patches of each, heads, d]
-        n_extra = k.shape[0] - self.grid.n_tokens
+        n_extra = k.shape[0] - (self.grid.n_tokens if self.encoded is None else len(self.encoded))
         at = torch.arange(self.n, device=q.device) if self.places is None else self.places.to(q.device)
+        at = at if self.encoded is None else torch.searchsorted(self.encoded.to(q.device), at)
         chosen, columns = q[n_extra + at[queries.to(q.device)]], n_extra + at
         per_query = k.shape[0] * k.shape[1] * k.shape[1] * k.shape[2]
         out = [_attend(some, k)[:, columns] for some in chosen.split(max(1, _HEADS_AT_ONCE // per_query))]
@@ -128,7 +131,7 @@ class VisualInputs:
         """The tiles of a tiled picture, as `split` wants to see them."""
         parts = tile_parts(self.grid)
         if split.needs_pixels:
-            parts = [replace(p, pixels=self._tile_pixels(t)) for p, t in zip(parts, self.grid.tiles, strict=True)]
+            parts = [replace(p, pixels=self.tile_pixels(t)) for p, t in zip(parts, self.grid.tiles, strict=True)]
         if split.needs_attention and self.grid.thumbnail:
             thumb = self.of_tile(self.grid.tiles[0])
             mass = thumb.saliency().double().view(thumb.grid.rows, thumb.grid.cols)
@@ -143,10 +146,10 @@ class VisualInputs:
         x = [round(side.cols * at / grid.cols) for at in (tile.col0, tile.col0 + tile.cols)]
         return slice(y[0], y[1]), slice(x[0], x[1])
 
-    def _tile_pixels(self, tile: Tile) -> Tensor | None:
+    def tile_pixels(self, tile: Tile) -> Tensor | None:
         """A tile's own square of the stack that a tiled picture is prepared as: the thumbnail, then the crops."""
-        if self.pixels is None:
-            return None
+        if self.pixels is None or not (self.grid.thumbnail or len(self.grid.tiles) > 1):
+            return self.pixels
         side, n_cols = self.pixels.shape[1], len(self.grid.col_cuts) - 1
         at = side * (0 if tile.kind == "thumbnail" else 1 + tile.tile_row * n_cols + tile.tile_col)
         return self.pixels[at : at + side]

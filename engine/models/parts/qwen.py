@@ -1,7 +1,7 @@
 """What Qwen2-VL and Qwen2.5-VL share around their towers: naming, M-RoPE positions, the decoder."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from foveate.engine.models.parts.decoder import read_qwen2_vl
 from foveate.engine.models.parts.family import Family, Source
 from foveate.engine.models.parts.pixels import normalise
 from foveate.engine.models.parts.qwen_tower import QwenTower
+from foveate.engine.reduce.cut import TowerCut
 from foveate.engine.reduce.inputs import VisualInputs
 from foveate.engine.reduce.signals import CELLS, Signal
 from foveate.engine.section import Section
@@ -22,6 +23,7 @@ class QwenVL(Family):
     """A tower whose merger writes decoder rows directly: one visual token per cell of merged patches."""
 
     family: str  # set by the subclass; the config's model_type
+    can_cut = True
 
     def __init__(self, source: Source) -> None:
         super().__init__(source, read_qwen2_vl(source.text))
@@ -64,16 +66,24 @@ class QwenVL(Family):
     ) -> list[VisualInputs]:
         merged, taps = self.visual([normalise(image, self.processor) for image in images], signals)
         return [
-            VisualInputs(
-                grid=self.grid(image.shape[0], image.shape[1]),
-                proj=merged[start:end].clone(),  # a view would keep the whole batch alive in the feature cache
-                tower=self.spec.tower,
-                taps={s: _of_picture(s, t[start:end]) for s, t in taps.found.items() if s != CELLS},
-                cells=taps.found[CELLS][start:end].clone() if CELLS in signals else None,
-                project=self.visual.project if CELLS in signals else None,
-            )
+            self._inputs(image, merged[start:end], {s: t[start:end] for s, t in taps.found.items()})
             for image, start, end in zip(images, taps.bounds[:-1], taps.bounds[1:], strict=True)
         ]
+
+    def encode_cut(self, image: Tensor, signals: frozenset[Signal], cut: TowerCut) -> VisualInputs:
+        merged, cutting = self.visual.run_cut(normalise(image, self.processor), signals, cut)
+        return cutting.placed(self._inputs(image, merged, cutting.taps.found))
+
+    def _inputs(self, image: Tensor, merged: Tensor, found: Mapping[Signal, Tensor]) -> VisualInputs:
+        """One picture of a batch; copies, since views would keep the whole batch alive in the feature cache."""
+        return VisualInputs(
+            grid=self.grid(image.shape[0], image.shape[1]),
+            proj=merged.clone(),
+            tower=self.spec.tower,
+            taps={s: _of_picture(s, t) for s, t in found.items() if s != CELLS},
+            cells=found[CELLS].clone() if CELLS in found else None,
+            project=self.visual.project if CELLS in found else None,
+        )
 
     def lay_out(self, segments: Sequence[int | Grid]) -> tuple[list[Tensor], int]:
         """Text counts on all three axes; a picture holds still in time and counts its rows and columns, from where the

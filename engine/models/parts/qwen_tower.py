@@ -14,14 +14,15 @@ from torch.nn import functional
 
 from foveate.engine.errors import ModelError
 from foveate.engine.grid import Grid
+from foveate.engine.models.parts.cutting import Cutting, Laid, attend
 from foveate.engine.models.parts.layers import frequencies, require
 from foveate.engine.models.parts.matrix import Linear
 from foveate.engine.models.parts.pixels import patches
 from foveate.engine.models.parts.taps import LayerTaps, Taps
+from foveate.engine.reduce.cut import TowerCut
 from foveate.engine.reduce.signals import CELLS, Signal, Tower
 from foveate.engine.section import Section
 from foveate.kernels.rotary import rotate
-from foveate.kernels.vision_attention import vision_attention
 
 Turn = tuple[Tensor, Tensor]  # cos and sin, [n, head_dim / 2] float32 each, of the axial angles
 
@@ -140,6 +141,37 @@ class QwenTower(nn.Module):
         self._merge_taps(taps, plan)
         return (merged if plan.order is None else _scatter(merged, plan.order)), taps
 
+    def run_cut(self, image: Tensor, wanted: frozenset[Signal], cut: TowerCut) -> tuple[Tensor, Cutting]:
+        """Run one picture and cut whole cells of it before and between the blocks; windows keep what is left of them.
+
+        Returns:
+            [n_left, out_size] in raster order, and what became of the cells; taps as `forward` gives them.
+        """
+        grid, cell = self.config.grid(image.shape[0], image.shape[1]), self.config.cell
+        plan = self.plan([grid])
+        order = torch.arange(grid.n_tokens) if plan.order is None else plan.order.cpu()
+        window = torch.arange(len(plan.windows) - 1).repeat_interleave(torch.tensor(plan.windows).diff() // cell)
+        if cut.cells is not None:
+            left = torch.isin(order, cut.cells)
+            order, window = order[left], window[left]
+        rows = self._embed([image]).unflatten(0, (-1, cell))[order].flatten(0, 1)  # type: ignore[no-untyped-call]
+        angles = self._angles(grid).unflatten(0, (-1, cell))[order]  # type: ignore[no-untyped-call]
+        laid = Laid(order, (angles.cos(), angles.sin(), window), patches=cell)
+        cutting = Cutting(cut, wanted, self.tower, grid, laid)
+        for i, block in enumerate(self.blocks):
+            cos, sin, window = cutting.attached
+            inner = torch.unique_consecutive(window, return_counts=True)[1] * cell
+            bounds = Plan(cutting.taps.bounds, [0, *inner.cumsum(0).tolist()], None)
+            turn = (cos.flatten(0, 1), sin.flatten(0, 1))
+            rows = block(rows, turn, self.segments(i, bounds), cutting.taps.at(i), cutting.log_size)
+            cutting.taps.record_rows(i, rows)
+            rows = cutting.after(i, rows)
+        taps, raster = cutting.finish(), cutting.cells.argsort()
+        if CELLS in wanted:
+            taps.found[CELLS] = rows.clone()
+        taps.found = {signal: self._of_cells(signal, values)[raster] for signal, values in taps.found.items()}
+        return self.merger(rows)[raster], cutting
+
     def project(self, cells: Tensor) -> Tensor:
         """CELLS rows [r, cell * width] -> [r, out_size]."""
         rows: Tensor = self.merger(cells.view(-1, self.config.width))
@@ -169,12 +201,15 @@ class QwenTower(nn.Module):
     def _merge_taps(self, taps: Taps, plan: Plan) -> None:
         taps.bounds = [bound // self.config.cell for bound in plan.pictures]
         for signal, values in taps.found.items():
-            cells = values.unflatten(0, (-1, self.config.cell))  # type: ignore[no-untyped-call]
-            if signal == CELLS:
-                cells = cells.flatten(1)
-            elif signal.kind != "qk":
-                cells = cells.mean(1)
+            cells = self._of_cells(signal, values)
             taps.found[signal] = cells if plan.order is None else _scatter(cells, plan.order)
+
+    def _of_cells(self, signal: Signal, values: Tensor) -> Tensor:
+        """From one row per patch to one per cell."""
+        cells: Tensor = values.unflatten(0, (-1, self.config.cell))  # type: ignore[no-untyped-call]
+        if signal == CELLS:
+            return cells.flatten(1)
+        return cells if signal.kind == "qk" else cells.mean(1)
 
 
 def _scatter(rows: Tensor, order: Tensor) -> Tensor:
@@ -194,7 +229,13 @@ class QwenVisionAttention(nn.Module):
         self.proj = Linear(config.width, config.width)
 
     def forward(
-        self, x: Tensor, turn: Turn, segments: Sequence[int], taps: LayerTaps | None, residual: Tensor
+        self,
+        x: Tensor,
+        turn: Turn,
+        segments: Sequence[int],
+        taps: LayerTaps | None,
+        residual: Tensor,
+        log_size: Tensor | None,
     ) -> Tensor:
         heads = self.qkv(x).view(x.shape[0], 3 * self.n_heads, -1)
         v = heads[:, 2 * self.n_heads :]
@@ -203,7 +244,7 @@ class QwenVisionAttention(nn.Module):
         q, k = torch.split(rotate(heads[:, : 2 * self.n_heads], *turn), self.n_heads, dim=1)
         if taps is not None:
             taps.record_attention(q, k, segments, self.scale)
-        out: Tensor = self.proj(vision_attention(q, k, v, segments, self.scale).flatten(1), residual=residual)
+        out: Tensor = self.proj(attend(q, k, v, segments, self.scale, log_size).flatten(1), residual=residual)
         return out
 
 
@@ -213,8 +254,15 @@ class _Block(nn.Module):
         self.norm1, self.norm2 = norm(), norm()
         self.attn, self.mlp = QwenVisionAttention(config), mlp()
 
-    def forward(self, rows: Tensor, turn: Turn, segments: Sequence[int], taps: LayerTaps | None) -> Tensor:
-        rows = self.attn(self.norm1(rows), turn, segments, taps, rows)
+    def forward(
+        self,
+        rows: Tensor,
+        turn: Turn,
+        segments: Sequence[int],
+        taps: LayerTaps | None,
+        log_size: Tensor | None = None,
+    ) -> Tensor:
+        rows = self.attn(self.norm1(rows), turn, segments, taps, rows, log_size)
         out: Tensor = self.mlp(self.norm2(rows), rows)
         return out
 

@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveate.engine.errors import ModelError
+from foveate.engine.grid import Grid
+from foveate.engine.models.parts.cutting import Cutting, Laid, attend
 from foveate.engine.models.parts.layers import Conv2d, LayerNorm, Table, activation, require
 from foveate.engine.models.parts.matrix import FusedLinear, Linear
 from foveate.engine.models.parts.pixels import patches
 from foveate.engine.models.parts.taps import LayerTaps, Taps
+from foveate.engine.reduce.cut import TowerCut
 from foveate.engine.reduce.signals import Signal, Tower
 from foveate.engine.section import Section
 from foveate.kernels.linear import Activation
-from foveate.kernels.vision_attention import vision_attention
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,12 +110,36 @@ class Vit(nn.Module):
         rows = self.pre_layrnorm(torch.cat([self.embeddings(image) for image in images]))
         bounds = list(accumulate([self.config.n_rows] * n, initial=0))
         taps = Taps(wanted, bounds, self.config.has_cls)
-        layers = self.encoder["layers"]
-        assert isinstance(layers, nn.ModuleList)
-        for i, layer in enumerate(layers):
+        for i, layer in enumerate(self._layers):
             rows = layer(rows, bounds, taps.at(i))
             taps.record_rows(i, rows)
         return rows.view(n, self.config.n_rows, -1), taps
+
+    def run_cut(self, image: Tensor, wanted: frozenset[Signal], cut: TowerCut) -> tuple[Tensor, Cutting]:
+        """Run one picture, a cell a patch, and cut it before and between the layers.
+
+        Returns:
+            [n_left, hidden_size], the CLS row first, and what became of the cells.
+        """
+        side, lead = self.config.side, int(self.config.has_cls)
+        cells = torch.arange(side * side) if cut.cells is None else cut.cells
+        rows = self.embeddings(image)
+        if cut.cells is not None:
+            rows = rows[torch.cat([torch.arange(lead), lead + cells])]
+        rows = self.pre_layrnorm(rows)
+        cutting = Cutting(cut, wanted, self.config.tower, Grid(side, side), Laid(cells, lead=lead))
+        for i, layer in enumerate(self._layers):
+            rows = layer(rows, cutting.taps.bounds, cutting.taps.at(i), cutting.log_size)
+            cutting.taps.record_rows(i, rows)
+            rows = cutting.after(i, rows)
+        cutting.finish()
+        return rows, cutting
+
+    @property
+    def _layers(self) -> nn.ModuleList:
+        layers = self.encoder["layers"]
+        assert isinstance(layers, nn.ModuleList)
+        return layers
 
 
 class _Embeddings(nn.Module):
@@ -143,8 +169,10 @@ class _Layer(nn.Module):
         self.layer_norm2 = LayerNorm(config.hidden_size, config.norm_eps)
         self.mlp = _Mlp(config)
 
-    def forward(self, rows: Tensor, bounds: Sequence[int], taps: LayerTaps | None) -> Tensor:
-        rows = self.self_attn(self.layer_norm1(rows), bounds, taps, rows)
+    def forward(
+        self, rows: Tensor, bounds: Sequence[int], taps: LayerTaps | None, log_size: Tensor | None = None
+    ) -> Tensor:
+        rows = self.self_attn(self.layer_norm1(rows), bounds, taps, rows, log_size)
         out: Tensor = self.mlp(self.layer_norm2(rows), rows)
         return out
 
@@ -157,12 +185,15 @@ class _Attention(nn.Module):
         self.qkv_proj = FusedLinear(n, {"q_proj": n, "k_proj": n, "v_proj": n}, bias=True)
         self.out_proj = Linear(n, n)
 
-    def forward(self, x: Tensor, bounds: Sequence[int], taps: LayerTaps | None, residual: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, bounds: Sequence[int], taps: LayerTaps | None, residual: Tensor, log_size: Tensor | None
+    ) -> Tensor:
         q, k, v = self.qkv_proj(x).view(x.shape[0], 3, self.n_heads, -1).unbind(1)
         if taps is not None:
             taps.record_projections(k, v)
             taps.record_attention(q, k, bounds, self.scale)
-        out: Tensor = self.out_proj(vision_attention(q, k, v, bounds, self.scale).flatten(1), residual=residual)
+        attended = attend(q, k, v, bounds, self.scale, log_size)
+        out: Tensor = self.out_proj(attended.flatten(1), residual=residual)
         return out
 
 
