@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from foveate.kernels import memory
+
 Form = Literal["float32", "bfloat16", "int8", "int4"]
 FORMS: tuple[Form, ...] = get_args(Form)
 PANEL = 16  # rows of a panel
@@ -65,8 +67,8 @@ def pack(weight: Tensor, form: Form, *, gated: bool = False, round_inputs: bool 
     halves = weight.chunk(2) if gated else (weight,)
     panels = len(halves) * -(-(n // len(halves)) // PANEL)
     groups = -(-k // GROUP[form])
-    data = torch.empty(panels, groups * GROUP[form] // _PER_WORD[form], PANEL, dtype=torch.int32)
-    scales = torch.empty(panels, groups, PANEL) if form in ("int8", "int4") else None
+    data = memory.weights.empty((panels, groups * GROUP[form] // _PER_WORD[form], PANEL), torch.int32)
+    scales = memory.weights.empty((panels, groups, PANEL), torch.float32) if form in ("int8", "int4") else None
     for which, half in enumerate(halves):
         for panel, slab in _slabs(half, groups * GROUP[form]):
             end = panel + slab.shape[0] // PANEL
@@ -74,7 +76,7 @@ def pack(weight: Tensor, form: Form, *, gated: bool = False, round_inputs: bool 
             data[which :: len(halves)][panel:end] = _transposed(words)
             if scales is not None and slab_scales is not None:
                 scales[which :: len(halves)][panel:end] = _transposed(slab_scales)
-    assert data.data_ptr() % 64 == 0, "torch aligns what it allocates to 64 bytes"
+    assert data.data_ptr() % 64 == 0, "a step of a panel is one cache line"
     return PackedWeight(form, n, k, data, scales, gated, round_inputs)
 
 
