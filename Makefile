@@ -16,7 +16,7 @@ SOURCES := pyproject.toml setup.py $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
 # The script's folder stays off sys.path, so `kernels` and `engine` are only ever found inside `foveate`.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help venv setup demo serve test check fix bench wheel clean
+.PHONY: help venv setup demo serve test check fix bench peers wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,9 +64,15 @@ fix: .venv/.installed ## Repair what ruff can repair
 	$(BIN)/ruff format
 
 # `-m bench...` finds the folder `bench` through the working directory, which PYTHONSAFEPATH hides.
-bench: .venv/.installed ## Measure quality at each budget, latency and throughput: bench/results (takes long)
+bench: .venv/.installed ## Measure quality at each budget, latency, throughput, host overhead: bench/results (takes long)
 	env -u PYTHONSAFEPATH $(BIN)/python -m bench.quality
 	env -u PYTHONSAFEPATH $(BIN)/python -m bench.serve
+	env -u PYTHONSAFEPATH $(BIN)/python -m bench.host
+
+peers: .venv/.installed ## Measure beside the peers whose environments are in .peers (takes long; see bench/peers.py)
+	env -u PYTHONSAFEPATH $(BIN)/python -m bench.peers
+	$(PIP) install -q -e '.[bench]'
+	env -u PYTHONSAFEPATH $(BIN)/python -m bench.scaling
 
 wheel: .venv/.python ## Build the wheel into dist/
 	$(PIP) wheel -q --no-deps -w dist .

@@ -1,6 +1,6 @@
 """Quality at a budget: exact match on held-out scenes, by kind of question, through a running server.
 
-    python -m bench.quality                        both tiny models x every method x {100, 50, 25, 11, 6} %
+    python -m bench.quality                        both tiny models x every method x {100, 50, 33, 22, 11, 5.5} %
     python -m bench.quality --accuracy             both tiny models at full budget on 1,000 scenes
     python -m bench.quality --accuracy --weights auto int8 int4        ... and with quantized weights
     python -m bench.quality tiny-llava --url http://127.0.0.1:8000
@@ -27,7 +27,7 @@ from bench.server import Server, serving
 from foveate.bundled.scenes import KINDS
 
 MODELS = ("tiny-llava", "tiny-qwen2-vl")
-RATIOS = (1.0, 0.5, 0.25, 0.11, 0.06)
+RATIOS = (1.0, 0.5, 0.33, 0.22, 0.11, 0.055)
 CONCURRENCY = 8
 MAX_TOKENS = 80
 REDUCERS = Path(__file__).parent / "reducers"
@@ -140,7 +140,7 @@ def budget_table(cells: Sequence[Cell], kind: str | None) -> str:
         [name, *(_share(by_place[name, r], kind) if (name, r) in by_place else "refused" for r in RATIOS)]
         for name in names
     ]
-    return table(["method", *(f"{ratio:.0%}" for ratio in RATIOS)], rows)
+    return table(["method", *(f"{100 * ratio:g} %" for ratio in RATIOS)], rows)
 
 
 def budget_sections(model: str, cells: Sequence[Cell]) -> list[str]:

@@ -89,7 +89,6 @@ def decoding(spec: ModelSpec, kv: KVStore, n_sequences: int, context: int) -> li
             runs=[],
             positions=torch.arange(context).expand(spec.n_pos_axes, -1),
             next_pos=context,
-            reducer=None,
             root_key=b"",
             visual=VisualUsage(),
         )
