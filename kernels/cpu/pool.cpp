@@ -15,7 +15,7 @@ namespace {
 
 int (*torch_threads)() = nullptr;
 
-constexpr int kSpins = 4000;  // pauses, some tens of nanoseconds each
+constexpr int kSpins = 20000;  // pauses, some ten nanoseconds each
 
 // The gate of the job in hand: how many workers are inside, how many may be, whether it is closed.
 constexpr std::uint32_t kInside = 0xFFF, kClosed = 1u << 31;
