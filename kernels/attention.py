@@ -140,14 +140,14 @@ def _compiled(
     n_seqs = len(host.kv_lengths)
     assert len(host.block_tables) == n_seqs, "every sequence has a row of blocks"
     assert host.longest <= host.block_tables.shape[1] * block_tokens, "the tables hold every key"
-    trees = _contiguous_trees(host, tree_mask) if tree_mask else []
-    addresses = torch.tensor([0 if tree is None else tree.data_ptr() for tree in trees], dtype=torch.int64)
+    trees = _contiguous_trees(host, tree_mask) if tree_mask else []  # kept until the call returns
+    addresses = torch.tensor([0 if t is None else t.data_ptr() for t in trees], dtype=torch.int64) if trees else None
     out, lse = torch.empty(q.shape), torch.empty(q.shape[:2])
     bfloat16 = key_blocks.dtype == torch.bfloat16
     built.paged_attention(
         *(q.data_ptr(), q.stride(0), key_blocks.data_ptr(), value_blocks.data_ptr(), bfloat16),
         *(host.cu_queries.data_ptr(), host.kv_lengths.data_ptr(), host.block_tables.data_ptr()),
-        *(host.block_tables.shape[1], addresses.data_ptr() if trees else 0),
+        *(host.block_tables.shape[1], 0 if addresses is None else addresses.data_ptr()),
         *(out.data_ptr(), out.stride(0), lse.data_ptr()),
         *(n_seqs, q.shape[1], n_kv_heads, d, block_tokens, scale),
     )

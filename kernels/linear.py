@@ -89,7 +89,11 @@ def reference(
     residual: Tensor | None = None,
 ) -> Tensor:
     """The definition of `linear`, over the unpacked weight."""
-    out = functional.linear(x, unpack(weight), bias)
+    return epilogue(functional.linear(x, unpack(weight), bias), activation, residual)
+
+
+def epilogue(out: Tensor, activation: Activation, residual: Tensor | None) -> Tensor:
+    """What follows a product [m, n], in plain torch; behind a gate the result is [m, n / 2]."""
     if activation == "silu":
         out = functional.silu(out)
     elif activation == "quick_gelu":

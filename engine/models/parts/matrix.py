@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.kernels.linear import Activation, linear
+from foveate.kernels.linear import Activation, epilogue, linear
 from foveate.kernels.weights import Form, PackedWeight, pack, rows
 
 
@@ -108,19 +108,4 @@ def multiply(
     """[m, n_in] -> [m, n_out], or half of it for a gated product."""
     if isinstance(weight, PackedWeight):
         return linear(x, weight, bias, activation=activation, residual=residual)
-    return _epilogue(functional.linear(x, weight, bias), activation, residual)
-
-
-def _epilogue(out: Tensor, activation: Activation, residual: Tensor | None) -> Tensor:
-    if activation == "silu":
-        out = functional.silu(out)
-    elif activation == "quick_gelu":
-        out = out * torch.sigmoid(1.702 * out)
-    elif activation == "gelu_tanh":
-        out = functional.gelu(out, approximate="tanh")
-    elif activation == "gelu":
-        out = functional.gelu(out)
-    elif activation == "silu_gate":
-        first, second = out.chunk(2, dim=1)
-        out = functional.silu(first) * second
-    return out if residual is None else out + residual
+    return epilogue(functional.linear(x, weight, bias), activation, residual)
