@@ -35,21 +35,21 @@ def largest_remainder(weights: Sequence[float], total: int, caps: Sequence[int])
     """
     assert 0 <= total <= sum(caps), "the caps leave room for the total"
     shares = [0] * len(weights)
-    left = total
+    free, left = list(range(len(weights))), total
     while left:
-        free = [i for i in range(len(weights)) if shares[i] < caps[i]]
         heavy = [i for i in free if weights[i] > 0] or free
         scale = sum(weights[i] for i in heavy)
         exact = {i: left * (weights[i] / scale if scale > 0 else 1 / len(heavy)) for i in heavy}
-        given = {i: min(int(exact[i]), caps[i] - shares[i]) for i in heavy}
-        if not any(given.values()):
-            best = min(heavy, key=lambda i: (int(exact[i]) - exact[i], i))
-            given = {best: 1}
-            for i in sorted(heavy, key=lambda i: (int(exact[i]) - exact[i], i))[1:left]:
-                given[i] = 1
-        for i, n in given.items():
-            shares[i] += n
-        left = total - sum(shares)
+        if over := [i for i in heavy if exact[i] >= caps[i]]:  # full; the rest is shared anew
+            shares = [caps[i] if i in over else n for i, n in enumerate(shares)]
+            free = [i for i in free if i not in over]
+            left = total - sum(shares)
+            continue
+        floors = {i: int(exact[i]) for i in heavy}
+        by_remainder = sorted(heavy, key=lambda i: (floors[i] - exact[i], i))
+        for place, i in enumerate(by_remainder):
+            shares[i] = floors[i] + (place < left - sum(floors.values()))
+        left = 0
     return shares
 
 

@@ -154,6 +154,7 @@ def test_largest_remainder_is_exact_within_caps(parts: list[tuple[float, int]], 
 
 def test_largest_remainder_by_hand() -> None:
     assert maths.largest_remainder([5, 3, 2], 7, [9, 9, 9]) == [4, 2, 1]
+    assert maths.largest_remainder([6, 3, 1], 9, [9, 9, 9]) == [5, 3, 1]
     assert maths.largest_remainder([8, 1, 1], 10, [4, 9, 9]) == [4, 3, 3]
     assert maths.largest_remainder([0, 1], 3, [9, 2]) == [1, 2]
 
