@@ -2,7 +2,7 @@
 
 The vision tower's features are cached by what the picture is (its digest) whatever its budget, so one picture is
 encoded once for all requests and budgets, and again only for a method that reads a signal not tapped before; the
-reduction, cheap beside it, runs per request.
+reduction, cheap beside it, runs per request. What a request cuts out of the tower itself is part of the key.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ from foveate.engine.messages import Image
 from foveate.engine.models.base import Model
 from foveate.engine.reduce.inputs import VisualInputs
 from foveate.engine.reduce.signals import CAPTION, OF_REQUEST, PIXELS, QUESTION, Signal
-from foveate.engine.sequence import Request
+from foveate.engine.reduce.transform import TokenTransform
+from foveate.engine.sequence import Picture, Request
 
 Wanted = tuple[Request, int]  # a request and the index of its picture
 Failure = tuple[Request, Exception]
@@ -39,7 +40,7 @@ class Features:
 
 
 class FeatureCache:
-    """Features by picture digest, least recently used out first. Who reads an entry in this step holds it himself."""
+    """Features by picture key, least recently used out first. Who reads an entry in this step holds it himself."""
 
     def __init__(self, capacity_bytes: int) -> None:
         self._capacity = capacity_bytes
@@ -50,32 +51,32 @@ class FeatureCache:
     def n_bytes(self) -> int:
         return self._held
 
-    def get(self, digest: bytes, signals: frozenset[Signal]) -> Features | None:
+    def get(self, key: bytes, signals: frozenset[Signal]) -> Features | None:
         """The entry, if it has at least these signals. Counts as a use."""
-        entry = self._entries.get(digest)
+        entry = self._entries.get(key)
         if entry is None or not signals <= entry.signals:
             return None
-        self._entries.move_to_end(digest)
+        self._entries.move_to_end(key)
         return entry
 
-    def signals(self, digest: bytes) -> frozenset[Signal]:
+    def signals(self, key: bytes) -> frozenset[Signal]:
         """What the entry has; nothing if there is none. Counts as no use."""
-        entry = self._entries.get(digest)
+        entry = self._entries.get(key)
         return frozenset() if entry is None else entry.signals
 
-    def put(self, digest: bytes, features: Features) -> None:
+    def put(self, key: bytes, features: Features) -> None:
         """Keep or replace an entry; one larger than the cache is not kept."""
-        self._drop(digest)
+        self._drop(key)
         if features.n_bytes > self._capacity:
             return
         while self._held + features.n_bytes > self._capacity:
             self._drop(next(iter(self._entries)))
-        self._entries[digest] = features
+        self._entries[key] = features
         self._held += features.n_bytes
 
-    def _drop(self, digest: bytes) -> None:
-        if digest in self._entries:
-            self._held -= self._entries.pop(digest).n_bytes
+    def _drop(self, key: bytes) -> None:
+        if key in self._entries:
+            self._held -= self._entries.pop(key).n_bytes
 
     def check(self) -> None:
         assert self._held == sum(e.n_bytes for e in self._entries.values()), "bytes held are the entries' bytes"
@@ -94,7 +95,7 @@ class Encoder:
     def cost(self, request: Request, i: int) -> int:
         """Patches the tower must read for picture `i` now."""
         picture = request.pictures[i]
-        return 0 if self.cache.get(picture.image.digest, self._signals(request)) else picture.n_patches
+        return 0 if self.cache.get(picture.key, self._signals(request)) else picture.n_read
 
     @torch.inference_mode()
     def run(self, wanted: Sequence[Wanted]) -> list[Failure]:
@@ -109,11 +110,11 @@ class Encoder:
         features, errors = self._encode(wanted)
         failures: list[Failure] = []
         for request, i in wanted:
-            digest = request.pictures[i].image.digest
+            key = request.pictures[i].key
             try:
-                if digest in errors:
-                    raise errors[digest]
-                self._reduce(request, i, features[digest].inputs)
+                if key in errors:
+                    raise errors[key]
+                self._reduce(request, i, features[key].inputs)
             except Exception as error:
                 failures.append((request, error))
         elapsed = time.monotonic() - start
@@ -126,82 +127,101 @@ class Encoder:
         return frozenset(signal for signal in request.signals if signal.kind not in OF_REQUEST)
 
     def _encode(self, wanted: Iterable[Wanted]) -> tuple[dict[bytes, Features], dict[bytes, Exception]]:
-        """Features of all pictures, by digest, and the errors of those that have none."""
-        images: dict[bytes, Image] = {}
+        """Features of all pictures, by key, and the errors of those that have none."""
+        pictures: dict[bytes, Picture] = {}
         signals: dict[bytes, frozenset[Signal]] = {}
         first: dict[bytes, Request] = {}
         for request, i in wanted:
-            image = request.pictures[i].image
-            images[image.digest] = image
-            signals[image.digest] = signals.get(image.digest, frozenset()) | self._signals(request)
-            first.setdefault(image.digest, request)
+            picture = request.pictures[i]
+            pictures[picture.key] = picture
+            signals[picture.key] = signals.get(picture.key, frozenset()) | self._signals(request)
+            first.setdefault(picture.key, request)
 
         features: dict[bytes, Features] = {}
-        for digest, needed in signals.items():
-            if entry := self.cache.get(digest, needed):
-                features[digest] = entry
-        missing = [digest for digest in images if digest not in features]
+        for key, needed in signals.items():
+            if entry := self.cache.get(key, needed):
+                features[key] = entry
+        missing = [key for key in pictures if key not in features]
         self._count_hits(wanted, missing, first)
         errors: dict[bytes, Exception] = {}
         if not missing:
             return features, errors
 
         # With what an entry has already, or two methods would take turns in replacing it.
-        taps = frozenset[Signal]().union(*(signals[digest] | self.cache.signals(digest) for digest in missing))
-        for digest, result in self._encode_missing([images[d] for d in missing], taps).items():
+        taps = frozenset[Signal]().union(*(signals[key] | self.cache.signals(key) for key in missing))
+        for key, result in self._encode_missing([pictures[key] for key in missing], taps).items():
             if isinstance(result, Exception):
-                errors[digest] = result
+                errors[key] = result
             else:
-                features[digest] = result
-                self.cache.put(digest, result)
+                features[key] = result
+                self.cache.put(key, result)
         return features, errors
 
     def _count_hits(self, wanted: Iterable[Wanted], missing: list[bytes], first: dict[bytes, Request]) -> None:
         """A picture is a hit where the tower did not run for it: cached, or encoded for another request just now."""
         for request, i in wanted:
-            digest = request.pictures[i].image.digest
-            if not request.is_reduced(i) and (digest not in missing or first[digest] is not request):
+            key = request.pictures[i].key
+            if not request.is_reduced(i) and (key not in missing or first[key] is not request):
                 request.encoder_hits += 1
                 self.n_hits += 1
 
-    def _encode_missing(self, images: Sequence[Image], signals: frozenset[Signal]) -> dict[bytes, Features | Exception]:
-        """Run the tower on one packed batch; if that raises, on each picture alone, so that one cannot fail others."""
+    def _encode_missing(
+        self, pictures: Sequence[Picture], signals: frozenset[Signal]
+    ) -> dict[bytes, Features | Exception]:
+        """Run the tower on one packed batch, and alone on each picture that it cuts; if the batch raises, on each of
+        its pictures alone, so that one cannot fail others."""
+        whole = [picture for picture in pictures if picture.cut is None]
+        batches = [[picture] for picture in pictures if picture.cut is not None]
         results: dict[bytes, Features | Exception] = {}
-        outputs = self._try_encode(images, signals)
-        if isinstance(outputs, Exception):
-            if len(images) == 1:
-                return {images[0].digest: outputs}
-            for image in images:
-                results |= self._encode_missing([image], signals)
-            return results
-        self.n_encoded += len(images)
-        for image, output in zip(images, outputs, strict=True):
-            if torch.isfinite(output.proj).all():
-                seed = int.from_bytes(image.digest[:8]) & (2**63 - 1)  # torch generators take 63 bits
-                results[image.digest] = Features(dataclasses.replace(output, seed=seed), signals)
+        for batch in [whole, *batches] if whole else batches:
+            outputs = self._try_encode(batch, signals)
+            if not isinstance(outputs, Exception):
+                results |= self._features(batch, outputs, signals)
+            elif len(batch) == 1:
+                results[batch[0].key] = outputs
             else:
-                results[image.digest] = ImageError("the picture's features are not finite; send another picture")
+                for picture in batch:
+                    results |= self._encode_missing([picture], signals)
         return results
 
-    def _try_encode(self, images: Sequence[Image], signals: frozenset[Signal]) -> list[VisualInputs] | Exception:
+    def _features(
+        self, pictures: Sequence[Picture], outputs: Sequence[VisualInputs], signals: frozenset[Signal]
+    ) -> dict[bytes, Features | Exception]:
+        self.n_encoded += len(pictures)
+        results: dict[bytes, Features | Exception] = {}
+        for picture, output in zip(pictures, outputs, strict=True):
+            if torch.isfinite(output.proj).all():
+                seed = int.from_bytes(picture.image.digest[:8]) & (2**63 - 1)  # torch generators take 63 bits
+                results[picture.key] = Features(dataclasses.replace(output, seed=seed), signals)
+            else:
+                results[picture.key] = ImageError("the picture's features are not finite; send another picture")
+        return results
+
+    def _try_encode(self, batch: Sequence[Picture], signals: frozenset[Signal]) -> list[VisualInputs] | Exception:
+        """Pictures that are encoded whole, or a single one that is cut."""
         try:
-            pixels = [pixels_of(image, self._model.device) for image in images]
-            return self._model.encode(pixels, signals, [image.original for image in images])
+            pixels = [pixels_of(picture.image, self._model.device) for picture in batch]
+            if (cut := batch[0].cut) is not None:
+                return [self._model.encode_cut(pixels[0], signals, cut)]
+            return self._model.encode(pixels, signals, [picture.image.original for picture in batch])
         except Exception as error:
             return error  # it becomes the `Failed` of the requests it concerns, and is logged there
 
     def _reduce(self, request: Request, i: int, inputs: VisualInputs) -> None:
         picture = request.pictures[i]
-        assert request.reducer is not None, "a request with pictures has a reducer"
         run, n = request.runs[i], picture.grid.n_tokens
         if run.stop - run.start == n:
             request.place(i, inputs.proj if inputs.whole is None else inputs.whole, torch.arange(n))
             return
-        transform = request.reducer.reduce(self._with_request(inputs, request, i), picture.budget, request.split)
+        inputs = self._with_request(inputs, request, i)
+        transform = TokenTransform.identity(inputs.n)
+        if picture.after is not None:
+            transform = picture.after.reduce(inputs, picture.budget, request.split)
         rows = transform.apply_to(inputs.proj, inputs.enc, inputs.project)
         if not torch.isfinite(rows).all():
             raise ImageError("the picture's reduced features are not finite; choose another vlm.visual.method")
-        request.place(i, rows, torch.tensor(picture.grid.tokens())[transform.anchor])
+        cells = transform.anchor if inputs.places is None else inputs.places[transform.anchor]
+        request.place(i, rows, torch.tensor(picture.grid.tokens())[cells])
 
     def _with_request(self, inputs: VisualInputs, request: Request, i: int) -> VisualInputs:
         """The picture's features with what the reducer reads of the request itself."""

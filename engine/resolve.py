@@ -5,6 +5,7 @@ All of a request's own mistakes end here, before it holds anything.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import torch
@@ -20,6 +21,7 @@ from foveate.engine.models.base import Model, ModelSpec
 from foveate.engine.reduce.base import Reducer
 from foveate.engine.reduce.budget import split
 from foveate.engine.reduce.build import build, build_split
+from foveate.engine.reduce.cut import Offer, Way, plan_all
 from foveate.engine.reduce.signals import PIXELS, Signal, Tower, saliency
 from foveate.engine.reduce.split.base import Part, Split
 from foveate.engine.sequence import Picture, Request
@@ -60,7 +62,8 @@ def resolve(generate: Generate, model: Model, room: Room) -> Request:
     if sum(budgets) > left:
         budgets = split(generate.visual, grids, caps, _visual_room(generate, left), weights)
     reducer = _reducer(generate) if grids else None
-    kept = [reducer.total(grid, budget) for grid, budget in zip(grids, budgets, strict=True)] if reducer else []
+    ways = _ways(generate, reducer, model, grids, budgets) if reducer else []
+    budgets, kept = [way.budget for way in ways], [way.n_kept for way in ways]
     _check_length(n_text, sum(kept), sum(grid.n_tokens for grid in grids), room)
 
     prompt_ids, starts = _expand(generate.prompt_ids, spec.image_token_id, kept)
@@ -78,16 +81,23 @@ def resolve(generate: Generate, model: Model, room: Room) -> Request:
         n_choices=generate.n,
         prompt_ids=prompt_ids,
         pictures=[
-            Picture(image=i, grid=g, n_patches=model.n_patches(i.height, i.width), budget=b, positions=p)
-            for i, g, b, p in zip(generate.images, grids, budgets, image_positions, strict=True)
+            Picture(
+                image=i,
+                grid=g,
+                n_patches=model.n_patches(i.height, i.width),
+                positions=p,
+                budget=w.budget,
+                cut=w.cut,
+                after=w.after,
+            )
+            for i, g, w, p in zip(generate.images, grids, ways, image_positions, strict=True)
         ],
         runs=[ImageRun(start, start + k, key) for start, k, key in zip(starts, kept, keys, strict=True)],
         positions=positions,
         next_pos=next_pos,
-        reducer=reducer,
         root_key=_root_key(generate, str(model.dtype)),
         visual=visual,
-        signals=_signals(reducer, way, grids, spec.tower) if reducer else frozenset(),
+        signals=_signals(reducer, ways, way, grids, spec.tower) if reducer else frozenset(),
         split=way,
         question_ids=generate.question_ids,
         explains=generate.explain == "kept_map",
@@ -167,14 +177,31 @@ def _weights(way: Split, images: Sequence[Image], grids: Sequence[Grid]) -> list
     return way.weights(parts) if len(parts) > 1 else [part.n_tokens for part in parts]
 
 
-def _signals(reducer: Reducer, way: Split, grids: Sequence[Grid], tower: Tower) -> frozenset[Signal]:
-    """What must be recorded for a request."""
+def _ways(
+    generate: Generate, reducer: Reducer, model: Model, grids: Sequence[Grid], budgets: Sequence[int]
+) -> list[Way]:
+    """How each image is reduced before, inside and after the tower."""
+    offers = []
+    for image, grid, budget in zip(generate.images, grids, budgets, strict=True):
+        can_cut = model.can_cut and grid == Grid(grid.rows, grid.cols)  # neither tiles nor newlines
+        offers.append(Offer(grid, budget, partial(pixels_of, image, torch.device("cpu")) if can_cut else None))
+    try:
+        return plan_all(reducer, model.spec.tower, offers, generate.visual.floor if generate.visual.fit else None)
+    except ConfigError as error:
+        raise BudgetError(f"vlm.visual.method: {error}", "vlm.visual.method") from error
+
+
+def _signals(
+    reducer: Reducer, ways: Sequence[Way], way: Split, grids: Sequence[Grid], tower: Tower
+) -> frozenset[Signal]:
+    """What must be recorded for a request, beside what cuts inside the tower read there."""
     wanted: frozenset[Signal] = frozenset()
     if any(len(grid.tiles) > 1 for grid in grids):
         wanted |= {PIXELS} if way.needs_pixels else frozenset()
         wanted |= {tower.resolve(saliency())} if way.needs_attention else frozenset()
     try:
-        return wanted | reducer.wanted(tower)
+        reducer.wanted(tower)  # refuses what the tower cannot give
+        return wanted.union(*(w.after.wanted(tower) for w in ways if w.after is not None))
     except ConfigError as error:
         raise BudgetError(f"vlm.visual.method: {error}", "vlm.visual.method") from error
 

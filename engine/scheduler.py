@@ -146,8 +146,8 @@ class Scheduler:
         """Whether picture `i` is there or will be encoded in this step; the first one always fits."""
         if request.rows[i] is not None or (request, i) in plan.images:
             return True
-        digest = request.pictures[i].image.digest
-        same = ((other, j) for other, j in plan.images if other.pictures[j].image.digest == digest)
+        key = request.pictures[i].key
+        same = ((other, j) for other, j in plan.images if other.pictures[j].key == key)
         # Encoded once for both; but where the other's features are cached, this one may lack a signal in them.
         encoded = any(self._encode_cost(other, j) for other, j in same)
         cost = 0 if encoded else self._encode_cost(request, i)

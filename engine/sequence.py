@@ -5,6 +5,8 @@ derived from the other: after reduction they differ.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from foveate.engine.cache.prefix import ImageRun
 from foveate.engine.grid import Grid
 from foveate.engine.messages import Image, SamplingParams, VisualUsage
 from foveate.engine.reduce.base import AREA, Reducer
+from foveate.engine.reduce.cut import TowerCut
 from foveate.engine.reduce.signals import Signal
 from foveate.engine.reduce.split.base import Split
 from foveate.engine.sampler import Draw
@@ -24,9 +27,24 @@ class Picture:
 
     image: Image
     grid: Grid
-    n_patches: int  # rows the tower reads
+    n_patches: int  # rows the tower has for it
     budget: int  # visual tokens allowed
     positions: Tensor  # [n_pos_axes, grid.n_tokens] int64, unpruned
+    cut: TowerCut | None = None  # what the tower leaves out
+    after: Reducer | None = None  # what reduces the rows it gives; None: nothing
+
+    @cached_property
+    def key(self) -> bytes:
+        """Under which the features are found: pictures of equal keys have equal ones."""
+        digest = self.image.digest
+        return digest if self.cut is None else sha256(digest + self.cut.key).digest()
+
+    @property
+    def n_read(self) -> int:
+        """Rows the tower reads of it."""
+        if self.cut is None or self.cut.cells is None:
+            return self.n_patches
+        return self.n_patches * len(self.cut.cells) // self.grid.n_tokens
 
 
 @dataclass(eq=False, kw_only=True)
@@ -45,7 +63,6 @@ class Request:
     runs: list[ImageRun]
     positions: Tensor  # [n_pos_axes, n_prompt] int64; of visual tokens -1 until their image is reduced
     next_pos: int  # of the first generated token, on every axis
-    reducer: Reducer | None  # None without images
     root_key: bytes  # parent of the first block's key
     visual: VisualUsage
     signals: frozenset[Signal] = frozenset()  # what the reducer reads, resolved

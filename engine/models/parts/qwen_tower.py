@@ -161,7 +161,7 @@ class QwenTower(nn.Module):
         for i, block in enumerate(self.blocks):
             cos, sin, window = cutting.attached
             inner = torch.unique_consecutive(window, return_counts=True)[1] * cell
-            bounds = Plan(cutting.taps.bounds, [0, *inner.cumsum(0).tolist()], None)
+            bounds = Plan(list(cutting.taps.bounds), [0, *inner.cumsum(0).tolist()], None)
             turn = (cos.flatten(0, 1), sin.flatten(0, 1))
             rows = block(rows, turn, self.segments(i, bounds), cutting.taps.at(i), cutting.log_size)
             cutting.taps.record_rows(i, rows)

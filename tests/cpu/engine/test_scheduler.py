@@ -41,7 +41,7 @@ class Simulation:
             id=str(len(self.sequences)), sampling=SamplingParams(max_tokens=n_output), stop_ids=frozenset(),
             n_choices=n, prompt_ids=ids, pictures=pictures,
             runs=[ImageRun(start, start + k, image_key(bytes([s]) * 32, "none", k)) for start, k, _, s in images],
-            positions=torch.zeros(1, len(ids)), next_pos=len(ids), reducer=None, root_key=b"", visual=VisualUsage(),
+            positions=torch.zeros(1, len(ids)), next_pos=len(ids), root_key=b"", visual=VisualUsage(),
         )  # fmt: skip
         for choice in range(n):
             sequence = Sequence(request=request, choice=choice, arrival=len(self.sequences))

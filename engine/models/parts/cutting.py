@@ -1,0 +1,150 @@
+"""A tower's rows while they are cut on the way: which cell each place is, what it stands for, and the way back.
+
+Rows come in places, one per cell that is left, of one or more patches each; a CLS row goes before them and is never
+cut. The tower's order of places need not be reading order (windows), but the methods see reading order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from foveate.engine.grid import Grid
+from foveate.engine.models.parts.taps import Taps
+from foveate.engine.reduce.cut import LayerCut, TowerCut
+from foveate.engine.reduce.inputs import VisualInputs
+from foveate.engine.reduce.signals import Signal, Tower
+from foveate.engine.reduce.transform import TokenTransform
+from foveate.kernels.vision_attention import vision_attention
+
+_PAD = 8  # columns added for a bias: heads stay a multiple of what kernels like
+
+
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """How a tower lays its rows out at the start."""
+
+    cells: Tensor  # int64 [n] on the CPU: the cell of each place in the tower's order
+    attached: tuple[Tensor, ...] = ()  # [n, ...] each: what goes with the places and is cut alike
+    lead: int = 0  # rows before the first place
+    patches: int = 1  # rows of a place
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What is set aside while rows are fewer for some layers only."""
+
+    cells: Tensor
+    size: Tensor
+    attached: tuple[Tensor, ...]
+    found: dict[Signal, Tensor]
+    spread: Tensor  # [n, k] float32: the reduced places each place is made of
+    owner: Tensor  # [n] int64: the reduced place that stands for it in signals
+
+
+class Cutting:
+    """One picture in its tower. `wanted` are the signals to be left at the end, resolved."""
+
+    def __init__(self, cut: TowerCut, wanted: frozenset[Signal], tower: Tower, grid: Grid, laid: Laid) -> None:
+        self._cut, self._wanted, self._tower, self._grid = cut, wanted, tower, grid
+        self._lead, self._patches = laid.lead, laid.patches
+        self.cells, self.attached = laid.cells, laid.attached
+        self.size = torch.ones(len(laid.cells))  # cells each place stands for
+        self.taps = Taps(wanted | cut.signals, [0, laid.lead + len(laid.cells) * laid.patches], tower.has_cls)
+        self._is_weighing = False
+        self._before: _Before | None = None
+
+    @property
+    def log_size(self) -> Tensor | None:
+        """float32 [rows], to be added to the scores of each key; None: nothing."""
+        if not self._is_weighing:
+            return None
+        return torch.cat([torch.zeros(self._lead), self.size.log().repeat_interleave(self._patches)])
+
+    def after(self, layer: int, rows: Tensor) -> Tensor:
+        """Called with the rows [n, C] that a layer leaves, recorded; returns those the next one reads."""
+        for step in self._cut.layers:
+            if step.layer == layer:
+                rows = self._bring_back(rows) if step.comes_back else self._reduce(step, rows)
+        return rows
+
+    def finish(self) -> Taps:
+        """The taps, of the rows that are left and without what was read on the way alone."""
+        self.taps.found = {s: t for s, t in self.taps.found.items() if s in self._wanted}
+        return self.taps
+
+    def placed(self, inputs: VisualInputs) -> VisualInputs:
+        """The picture's features with the cells they are of."""
+        places = None if len(self.cells) == self._grid.n_tokens else self.cells.sort().values
+        return replace(inputs, places=places, encoded=places)
+
+    def _reduce(self, step: LayerCut, rows: Tensor) -> Tensor:
+        order = self.cells.argsort()  # place of each row in reading order
+        body = rows[self._lead :].reshape(len(order), -1)[order]
+        size = self.size[order]
+        taps = {s: self._of_places(t)[order] for s, t in self.taps.found.items() if s.kind != "qk"}
+        inputs = VisualInputs(grid=self._grid, proj=body, tower=self._tower, taps=taps, places=self.cells[order])
+        transform = step.method.cut(inputs, step.n_rows, step.layer, size)
+        assert transform.n_out == step.n_rows, "a cut leaves exactly what was planned"
+        mixed, back = transform.mix(body), transform.back
+        mass = torch.zeros(step.n_rows).index_add_(0, back[back >= 0], size[back >= 0])
+        anchors = order[transform.anchor]
+        inner = anchors.argsort()  # back to the tower's order
+        if step.will_come_back:
+            self._set_aside(order, inner, transform, step.method.spread(body, mixed))
+        self._keep(anchors[inner])
+        self.size = mass[inner]
+        self._is_weighing |= step.method.is_weighing()
+        return torch.cat([rows[: self._lead], mixed[inner].reshape(-1, rows.shape[1])])
+
+    def _set_aside(self, order: Tensor, inner: Tensor, transform: TokenTransform, spread: Tensor) -> None:
+        """Everything in the tower's order: `order` and `inner` lead to reading order and from it."""
+        assert self._before is None, "one method at a time takes rows away for a while"
+        rank, place = order.argsort(), inner.argsort()
+        owner = place[transform.back.clamp(min=0)][rank]
+        spread = spread[rank][:, inner]
+        self._before = _Before(self.cells, self.size, self.attached, self.taps.found, spread, owner)
+        self.taps.found = {}
+
+    def _bring_back(self, rows: Tensor) -> Tensor:
+        before = self._before
+        assert before is not None, "rows come back that were taken away"
+        body = rows[self._lead :].reshape(len(self.cells), -1)
+        inside = {s: self._picked(t, before.owner) for s, t in self.taps.found.items()}
+        self.cells, self.size, self.attached, self._before = before.cells, before.size, before.attached, None
+        self.taps.found = before.found | inside
+        self.taps.bounds = [0, self._lead + len(self.cells) * self._patches]
+        whole = (before.spread.to(body.device) @ body.float()).to(rows.dtype)
+        return torch.cat([rows[: self._lead], whole.reshape(-1, rows.shape[1])])
+
+    def _keep(self, places: Tensor) -> None:
+        self.cells = self.cells[places]
+        self.attached = tuple(t[places] for t in self.attached)
+        self.taps.found = {s: self._picked(t, places) for s, t in self.taps.found.items()}
+        self.taps.bounds = [0, self._lead + len(places) * self._patches]
+
+    def _picked(self, values: Tensor, places: Tensor) -> Tensor:
+        """The rows of some places, those before them too."""
+        rows = (self._lead + places[:, None] * self._patches + torch.arange(self._patches)).flatten()
+        return values[torch.cat([torch.arange(self._lead), rows])]
+
+    def _of_places(self, values: Tensor) -> Tensor:
+        """One per place, the mean over its patches."""
+        rows = values[self._lead :]
+        return rows if self._patches == 1 else rows.reshape(-1, self._patches, *rows.shape[1:]).mean(1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, segments: Sequence[int], scale: float, log_size: Tensor | None) -> Tensor:
+    """`vision_attention`, the scores of each key raised by its `log_size` [n].
+
+    The bias travels as one more column of queries and keys, so that the same kernels do.
+    """
+    if log_size is None:
+        return vision_attention(q, k, v, segments, scale)
+    d = q.shape[-1]
+    q, k, v = (functional.pad(x, (0, _PAD)) for x in (q, k, v))
+    q[..., d] = 1 / scale
+    k[..., d] = log_size.to(k)[:, None]
+    return vision_attention(q, k, v, segments, scale)[..., :d]

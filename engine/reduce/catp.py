@@ -1,0 +1,74 @@
+"""CATP: keep tokens that stand for the whole picture and are close to the text beside it; for examples in the context.
+
+Source: Li et al., 2025, arXiv:2508.07871 (contextually adaptive token pruning for multimodal in-context learning), its
+first stage. Of each picture the tokens are kept that maximise, greedily, the sum over all its tokens of their
+similarity to the nearest kept one plus 0.7 times the similarity of each kept one to the mean of the text that goes
+with the picture; similarities are (cosine + 1) / 2.
+Departs from it: the count is the budget's, whatever share the paper takes in this stage. The text of a picture is what
+follows it in its message. The second stage ranks the tokens of all pictures together inside the language model and is
+not part of it.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.configs.errors import ConfigError
+from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.inputs import VisualInputs
+from foveate.engine.reduce.primitives import unit
+from foveate.engine.reduce.signals import CAPTION, Signal, Tower
+
+_AT_ONCE = 128  # gains brought up to date together
+
+
+@dataclass(frozen=True, kw_only=True)
+class CATP(Reducer):
+    """Needs no attention weights. Kept sets are nested: a smaller budget keeps a subset."""
+
+    source: ClassVar[str] = "arXiv:2508.07871"
+    question_aware: ClassVar[bool] = True
+
+    weight: float = 0.7  # of the text; 0: what stands for the picture alone
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.weight <= 100.0:
+            raise ConfigError(f"weight: {self.weight} is not in [0, 100]")
+
+    def needs(self, tower: Tower) -> frozenset[Signal]:
+        return frozenset({CAPTION})
+
+    def select(self, inputs: VisualInputs, k: int) -> Tensor:
+        assert inputs.caption is not None, "a method that reads the caption asks for it"
+        rows = unit(inputs.proj)
+        likeness = ((rows @ rows.T + 1) / 2).clamp(min=0)
+        bonus = likeness.new_zeros(inputs.n)
+        if len(inputs.caption):
+            text = unit(inputs.caption.float().mean(0, keepdim=True))
+            bonus = self.weight * ((rows @ text.T)[:, 0] + 1) / 2
+        return _lazy(likeness, bonus, k).sort().values
+
+
+METHOD = CATP
+
+
+def _lazy(likeness: Tensor, bonus: Tensor, k: int) -> Tensor:
+    """The greedy picks [k]. Gains only shrink, so one that is up to date and above all old ones is the largest."""
+    best, gains = torch.zeros_like(bonus), likeness.sum(0) + bonus
+    picks, taken = [], torch.zeros_like(bonus, dtype=torch.bool)
+    for _ in range(k):
+        is_new = taken.clone()
+        ahead = torch.sort(gains, descending=True, stable=True).indices
+        while not is_new[ahead[0]]:
+            old = ahead[:_AT_ONCE]
+            old = old[~is_new[old]]
+            gains[old] = (likeness[old] - best).clamp(min=0).sum(1) + bonus[old]
+            is_new[old] = True
+            ahead = torch.sort(gains, descending=True, stable=True).indices
+        pick = ahead[0]
+        picks.append(pick)
+        gains[pick], taken[pick] = -torch.inf, True
+        best = torch.maximum(best, likeness[pick])
+    return torch.stack(picks)
