@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from foveate.bundled.scenes import make_scene, object_cells
-from foveate.engine.reduce.base import Reducer, VisualInputs
+from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.inputs import VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)
