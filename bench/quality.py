@@ -113,12 +113,16 @@ def methods(server: Server) -> list[str]:
     return sorted(found, key=lambda name: (name != "none", name))
 
 
-async def measure(server: Server, model: str, items: Sequence[Item], full_only: bool) -> list[Cell]:
-    """Score every cell of one model's table that a server can serve."""
+async def measure(
+    server: Server, model: str, items: Sequence[Item], full_only: bool, chosen: Sequence[str]
+) -> list[Cell]:
+    """Score every cell of one model's table that a server can serve, or those of the `chosen` methods."""
     cells = [score(model, "none", 1.0, await ask(server, items, "none", 1.0))]
     if full_only:
         return cells
     for method in methods(server)[1:]:
+        if chosen and method not in chosen:
+            continue
         cells.append(replace(cells[0], method=method))
         for ratio in RATIOS[1:]:
             cells.append(score(model, method, ratio, await ask(server, items, method, ratio)))
@@ -185,6 +189,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=list(MODELS), help="bundled names or directories")
     parser.add_argument("--scenes", type=int, help="held-out scenes (default: 100; 1,000 with --accuracy)")
     parser.add_argument("--accuracy", action="store_true", help="full budget only")
+    parser.add_argument("--methods", nargs="+", default=[], help="only these, beside `none`")
     parser.add_argument("--weights", nargs="+", default=["auto"], help="values of model.weights, with --accuracy")
     parser.add_argument("--url", help="a server that runs already; give one model")
     args = parser.parse_args()
@@ -198,7 +203,7 @@ def main() -> None:
     sections: list[str] = []
     for model, weights in product(args.models, args.weights):
         with serving(model, [f"model.weights={weights}"], url=args.url, reducers=REDUCERS) as server:
-            found = asyncio.run(measure(server, model, items, args.accuracy))
+            found = asyncio.run(measure(server, model, items, args.accuracy, args.methods))
         cells += [replace(cell, weights=weights) for cell in found]
         sections += [] if args.accuracy else budget_sections(model, found)
     if args.accuracy:
