@@ -17,6 +17,8 @@ int (*torch_threads)() = nullptr;
 
 constexpr int kSpins = 20000;  // pauses, some ten nanoseconds each
 
+constexpr int kPolite = 64;    // pauses between offers of the core to others
+
 // The gate of the job in hand: how many workers are inside, how many may be, whether it is closed.
 constexpr std::uint32_t kInside = 0xFFF, kClosed = 1u << 31;
 constexpr int kLimitShift = 12;
@@ -42,6 +44,7 @@ std::uint32_t next_job(std::uint32_t seen) {
     const std::uint32_t now = jobs.load(std::memory_order_acquire);
     if (now != seen) return now;
     _mm_pause();
+    if (i % kPolite == 0) sched_yield();  // to torch's threads, if they want this core
   }
   sleepers.fetch_add(1);
   while (jobs.load() == seen) futex(FUTEX_WAIT, seen);
