@@ -209,6 +209,8 @@ def main() -> None:
     if args.accuracy:
         sections = [accuracy_section(cells)]
     name, title = ("accuracy", "Accuracy at full budget") if args.accuracy else ("quality", "Quality at a budget")
+    if args.weights != ["auto"]:
+        name, title = "weights", "Accuracy by the form of the weights"
     write(name, title, made_by, [as_json(cell) for cell in cells], sections)
 
 
