@@ -12,16 +12,14 @@ not part of it.
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
 from foveate.engine.reduce.base import Reducer
 from foveate.engine.reduce.inputs import VisualInputs
 from foveate.engine.reduce.primitives import unit
+from foveate.engine.reduce.primitives_greedy import coverage
 from foveate.engine.reduce.signals import CAPTION, Signal, Tower
-
-_AT_ONCE = 128  # gains brought up to date together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,27 +46,7 @@ class CATP(Reducer):
         if len(inputs.caption):
             text = unit(inputs.caption.float().mean(0, keepdim=True))
             bonus = self.weight * ((rows @ text.T)[:, 0] + 1) / 2
-        return _lazy(likeness, bonus, k).sort().values
+        return coverage(likeness, k, bonus).sort().values
 
 
 METHOD = CATP
-
-
-def _lazy(likeness: Tensor, bonus: Tensor, k: int) -> Tensor:
-    """The greedy picks [k]. Gains only shrink, so one that is up to date and above all old ones is the largest."""
-    best, gains = torch.zeros_like(bonus), likeness.sum(0) + bonus
-    picks, taken = [], torch.zeros_like(bonus, dtype=torch.bool)
-    for _ in range(k):
-        is_new = taken.clone()
-        ahead = torch.sort(gains, descending=True, stable=True).indices
-        while not is_new[ahead[0]]:
-            old = ahead[:_AT_ONCE]
-            old = old[~is_new[old]]
-            gains[old] = (likeness[old] - best).clamp(min=0).sum(1) + bonus[old]
-            is_new[old] = True
-            ahead = torch.sort(gains, descending=True, stable=True).indices
-        pick = ahead[0]
-        picks.append(pick)
-        gains[pick], taken[pick] = -torch.inf, True
-        best = torch.maximum(best, likeness[pick])
-    return torch.stack(picks)

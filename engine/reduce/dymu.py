@@ -15,14 +15,13 @@ where the encoder gives such rows, after it where it merges patches.
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
+from torch import Tensor
 
 from foveate.configs.errors import ConfigError
 from foveate.engine.reduce import signals
 from foveate.engine.reduce.base import Reducer
 from foveate.engine.reduce.inputs import VisualInputs
-from foveate.engine.reduce.primitives import finite
-from foveate.engine.reduce.primitives_merge import bipartite, match, merge_into
+from foveate.engine.reduce.primitives_merge import Pass, evenly, match, merge_by_layers
 from foveate.engine.reduce.signals import ENC, Signal, Tower
 from foveate.engine.reduce.transform import TokenTransform
 
@@ -42,27 +41,16 @@ class DyMU(Reducer):
         if not 1 <= self.n_layers <= 64:
             raise ConfigError(f"n_layers: {self.n_layers} is not in 1..64")
 
-    @property
-    def _layers(self) -> list[float]:
-        return [(i + 1) / self.n_layers for i in range(self.n_layers)]
-
     def needs(self, tower: Tower) -> frozenset[Signal]:
-        return frozenset({ENC, *(signals.keys(layer) for layer in self._layers)})
+        return frozenset({ENC, *(signals.keys(layer) for layer in evenly(self.n_layers))})
 
     def transform(self, inputs: VisualInputs, k: int) -> TokenTransform:
-        n_left, n_passes = inputs.n, 0
-        into = torch.arange(n_left, device=inputs.proj.device)
-        while n_left > k:
-            anchor, slot = torch.unique(into, return_inverse=True)
-            member = (slot == torch.arange(n_left, device=slot.device)[:, None]).float()
-            layer = self._layers[min(n_passes, self.n_layers - 1)]
-            keys = member @ finite("attention keys", inputs.keys(layer))  # sums: cosines do not see the difference
-            r = min(n_left - k, n_left // 2)
-            if n_passes < self.n_layers:
-                r = min(r, int((match(keys).score > self.threshold).sum()))
-            into = anchor[bipartite(keys, r)][slot]
-            n_left, n_passes = n_left - r, n_passes + 1
-        return merge_into(into, space=inputs.space)
+        def decide(now: Pass) -> tuple[int, Tensor | None]:
+            if now.n_layers_left <= 0:
+                return now.n_over, None
+            return int((match(now.keys).score > self.threshold).sum()), None
+
+        return merge_by_layers(inputs, k, evenly(self.n_layers), decide)
 
 
 METHOD = DyMU

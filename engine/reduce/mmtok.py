@@ -20,7 +20,7 @@ from foveate.engine.reduce import signals
 from foveate.engine.reduce.base import Reducer
 from foveate.engine.reduce.inputs import VisualInputs
 from foveate.engine.reduce.primitives import unit
-from foveate.engine.reduce.primitives_greedy import greedy
+from foveate.engine.reduce.primitives_greedy import coverage
 from foveate.engine.reduce.signals import QUESTION, Signal, Tower
 
 
@@ -46,7 +46,7 @@ class MMTok(Reducer):
         return frozenset({QUESTION, signals.hidden()})
 
     def select(self, inputs: VisualInputs, k: int) -> Tensor:
-        return cover(self.worth(inputs), k).sort().values
+        return coverage(self.worth(inputs), k).sort().values
 
     def worth(self, inputs: VisualInputs) -> Tensor:
         """[words + n, n] float32: how well each token covers each word, and each token."""
@@ -56,30 +56,6 @@ class MMTok(Reducer):
         of_words = (words / self.text_temperature).softmax(1) / max(len(words), 1)
         of_tokens = (seen @ seen.T / self.vision_temperature).softmax(1) * (self.alpha / inputs.n)
         return torch.cat([of_words, of_tokens])
-
-
-def cover(worth: Tensor, k: int) -> Tensor:
-    """[k] int64 in the order of picking: greedily the columns that cover most, as `primitives_greedy.coverage` picks.
-
-    Only rows that a pick covers better change what the others would gain; the fewer they get, the cheaper the step.
-
-    Args:
-        worth: [rows, n] float32, at least 0.
-    """
-    best = worth.new_zeros(worth.shape[0])
-    gain = worth.sum(0, dtype=torch.float64)  # the sum of many small changes
-
-    def after(pick: Tensor) -> Tensor:
-        nonlocal best, gain
-        column = worth.index_select(1, pick)[:, 0]
-        better = (column > best).nonzero()[:, 0]
-        rows, old, new = worth[better], best[better, None], column[better, None]
-        lost = (rows - old).clamp(min=0) - (rows - new).clamp(min=0)
-        gain = gain - lost.sum(0, dtype=torch.float64)
-        best = torch.maximum(best, column)
-        return gain
-
-    return greedy(gain, after, torch.empty(0, dtype=torch.int64, device=worth.device), k)
 
 
 METHOD = MMTok

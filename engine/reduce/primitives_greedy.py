@@ -60,22 +60,28 @@ def farthest(nearest: Tensor, distance_from: Callable[[Tensor], Tensor], taken: 
 def coverage(worth: Tensor, k: int, bonus: Tensor | None = None) -> Tensor:
     """Maximise sum over rows of max over kept columns of `worth`, plus the kept columns' `bonus` (facility location).
 
+    Only rows that a pick covers better change what the others would gain; the fewer they get, the cheaper the step.
+
     Args:
         worth: [rows, n] float32, at least 0; none: picks follow `bonus`, else the index.
         bonus: [n] float32.
     """
     best = worth.new_zeros(worth.shape[0])
-    extra = worth.new_zeros(worth.shape[1]) if bonus is None else bonus
-
-    def gains() -> Tensor:
-        return (worth - best[:, None]).clamp(min=0).sum(0) + extra
+    gain = worth.sum(0, dtype=torch.float64)  # the sum of many small changes
+    if bonus is not None:
+        gain = gain + bonus
 
     def after(pick: Tensor) -> Tensor:
-        nonlocal best
-        best = torch.maximum(best, worth.index_select(1, pick)[:, 0])
-        return gains()
+        nonlocal best, gain
+        column = worth.index_select(1, pick)[:, 0]
+        better = (column > best).nonzero()[:, 0]
+        rows, old, new = worth[better], best[better, None], column[better, None]
+        lost = (rows - old).clamp(min=0) - (rows - new).clamp(min=0)
+        gain = gain - lost.sum(0, dtype=torch.float64)
+        best = torch.maximum(best, column)
+        return gain
 
-    return greedy(gains(), after, torch.empty(0, dtype=torch.int64, device=worth.device), k)
+    return greedy(gain, after, torch.empty(0, dtype=torch.int64, device=worth.device), k)
 
 
 def determinantal(similarity: Tensor, quality: Tensor, k: int) -> Tensor:

@@ -1,11 +1,13 @@
 """Merging: bipartite matching (P1) and density-peak clusters (P3). Deterministic; scores in float32."""
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from foveate.engine.reduce.primitives import complement, top, unit
+from foveate.engine.reduce.inputs import VisualInputs
+from foveate.engine.reduce.primitives import complement, finite, top, unit
 from foveate.engine.reduce.transform import Space, TokenTransform
 
 
@@ -115,3 +117,41 @@ def select_and_merge(
         weights = weights.cpu().index_fill(0, kept, 1.0)
     assert n == len(owner) and len(complement(anchor, n)) == n - len(anchor), "kept rows and targets are disjoint"
     return TokenTransform.merging(owner, anchor, weights, space)
+
+
+class Pass(NamedTuple):
+    """One round of merging layer by layer: what a method decides from."""
+
+    layer: float  # whose keys are compared, as a share of the depth
+    member: Tensor  # [rows, n] float32, 1 where a token is in a row
+    keys: Tensor  # [rows, head_dim], sums over a row's tokens: cosines do not see the difference
+    n_over: int  # rows more than the budget
+    n_layers_left: int  # this one included; 0 and less: the last layer goes on
+
+
+def evenly(n_layers: int) -> list[float]:
+    """So many layers over the whole depth, the last one among them, as shares of it."""
+    return [(i + 1) / n_layers for i in range(n_layers)]
+
+
+def merge_by_layers(
+    inputs: VisualInputs, k: int, layers: Sequence[float], decide: Callable[[Pass], tuple[int, Tensor | None]]
+) -> TokenTransform:
+    """Merge pairs of like keys layer by layer until k rows are left; each the plain mean of its tokens.
+
+    Args:
+        decide: how many pairs merge at most in a round (half of the rows and the budget limit it too), and what is
+            added to the cosine of a row that would go, [rows], or None.
+    """
+    n_left, n_passes = inputs.n, 0
+    into = torch.arange(n_left, device=inputs.proj.device)
+    while n_left > k:
+        anchor, slot = torch.unique(into, return_inverse=True)
+        member = (slot == torch.arange(n_left, device=slot.device)[:, None]).float()
+        layer = layers[min(n_passes, len(layers) - 1)]
+        keys = member @ finite("attention keys", inputs.keys(layer))
+        most, bias = decide(Pass(layer, member, keys, n_left - k, len(layers) - n_passes))
+        r = min(most, n_left - k, n_left // 2)
+        into = anchor[bipartite(keys, r, bias)][slot]
+        n_left, n_passes = n_left - r, n_passes + 1
+    return merge_into(into, space=inputs.space)

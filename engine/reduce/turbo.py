@@ -16,15 +16,14 @@ encoder gives such rows, after it where it merges patches.
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
 from foveate.engine.reduce import signals
 from foveate.engine.reduce.base import Reducer
 from foveate.engine.reduce.inputs import VisualInputs
-from foveate.engine.reduce.primitives import finite, saliency
-from foveate.engine.reduce.primitives_merge import bipartite, merge_into
+from foveate.engine.reduce.primitives import saliency
+from foveate.engine.reduce.primitives_merge import Pass, evenly, merge_by_layers
 from foveate.engine.reduce.signals import ENC, Signal, Tower
 from foveate.engine.reduce.transform import TokenTransform
 
@@ -54,28 +53,16 @@ class Turbo(Reducer):
         if not 1 <= self.n_layers <= 64:
             raise ConfigError(f"n_layers: {self.n_layers} is not in 1..64")
 
-    @property
-    def _layers(self) -> list[float]:
-        return [(i + 1) / self.n_layers for i in range(self.n_layers)]
-
     def needs(self, tower: Tower) -> frozenset[Signal]:
         kinds = (signals.keys, signals.saliency)
-        return frozenset({ENC, *(kind(layer) for kind in kinds for layer in self._layers)})
+        return frozenset({ENC, *(kind(layer) for kind in kinds for layer in evenly(self.n_layers))})
 
     def transform(self, inputs: VisualInputs, k: int) -> TokenTransform:
-        n_left, n_passes = inputs.n, 0
-        into = torch.arange(n_left, device=inputs.proj.device)
-        while n_left > k:
-            anchor, slot = torch.unique(into, return_inverse=True)
-            member = (slot == torch.arange(n_left, device=slot.device)[:, None]).float()
-            layer = self._layers[min(n_passes, self.n_layers - 1)]
-            keys = member @ finite("attention keys", inputs.keys(layer))  # sums: cosines do not see the difference
-            value = member @ self._value(inputs, layer)
-            each = -(-(n_left - k) // max(1, self.n_layers - n_passes))  # rounded up
-            r = min(each, n_left // 2)
-            into = anchor[bipartite(keys, r, -value)][slot]
-            n_left, n_passes = n_left - r, n_passes + 1
-        return merge_into(into, space=inputs.space)
+        def decide(now: Pass) -> tuple[int, Tensor | None]:
+            each = -(-now.n_over // max(1, now.n_layers_left))  # rounded up
+            return each, -(now.member @ self._value(inputs, now.layer))
+
+        return merge_by_layers(inputs, k, evenly(self.n_layers), decide)
 
     def _value(self, inputs: VisualInputs, layer: float) -> Tensor:
         """[n] float32: what is taken off the cosine of a row that would go."""

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from foveate.engine.grid import Grid
 from foveate.engine.reduce.inputs import VisualInputs
-from foveate.engine.reduce.mmtok import MMTok, cover
-from foveate.engine.reduce.primitives_greedy import coverage
+from foveate.engine.reduce.mmtok import MMTok
 
 
 def plain_worth(inputs: VisualInputs, alpha: float) -> Tensor:
@@ -84,10 +83,3 @@ def test_kept_sets_are_nested_and_blind_to_order(pictures) -> None:
     taps = {signal: rows[order] for signal, rows in inputs.taps.items()}
     shuffled = dataclasses.replace(inputs, proj=inputs.proj[order], taps=taps)
     assert {int(order[i]) for i in pictures.kept("mmtok", shuffled, 6)} == sets[5]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_short_way_picks_what_the_long_one_does(seed: int) -> None:
-    worth = torch.rand(50, 40, generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(cover(worth, 25), coverage(worth, 25))
-    assert cover(torch.ones(3, 5), 5).tolist() == [0, 1, 2, 3, 4]

@@ -84,6 +84,21 @@ def test_coverage_is_within_its_bound(seed: int) -> None:
     assert gains == sorted(gains, reverse=True), "a submodular gain never grows"
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("extra", [False, True])
+def test_coverage_picks_what_adding_up_all_gains_would(seed: int, extra: bool) -> None:
+    worth, bonus = rows(50, 40, seed).abs(), rows(1, 40, seed + 1)[0] if extra else torch.zeros(40)
+    chosen: list[int] = []
+    best = torch.zeros(50)
+    for _ in range(25):
+        gains = (worth - best[:, None]).clamp(min=0).double().sum(0) + bonus
+        gains[chosen] = -torch.inf
+        chosen.append(int(gains.argmax()))
+        best = torch.maximum(best, worth[:, chosen[-1]])
+    assert greedy.coverage(worth, 25, bonus if extra else None).tolist() == chosen
+    assert greedy.coverage(torch.ones(3, 5), 5).tolist() == [0, 1, 2, 3, 4]
+
+
 def test_determinants_run_out_of_rank_without_repeating() -> None:
     x = torch.nn.functional.normalize(rows(10, 3, 0), dim=-1)
     quality = torch.rand(10, generator=torch.Generator().manual_seed(1))
