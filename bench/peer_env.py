@@ -14,6 +14,7 @@ whoever finds it tries to import it.
 """
 
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +115,7 @@ class Peers:
         root = self.folder / wanted.name
         pip = [str(root / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
         self.folder.mkdir(parents=True, exist_ok=True)
-        _run(["python3", "-m", "venv", str(root)])
+        _run([sys.executable, "-m", "venv", str(root)])
         site = next((root / "lib").glob("python3.*")) / "site-packages"
         if wanted.over:
             below = self.python(next(e for e in (OPENVINO, VLLM) if e.name == wanted.over)).parents[1]

@@ -19,6 +19,7 @@ import httpx
 from PIL import Image
 
 from bench.random_text import text_of
+from bench.stream import streamed
 
 SIDE = 336
 QUESTION_TOKENS = 12
@@ -107,36 +108,17 @@ def body(ask: Ask, model: str, n_tokens: int) -> dict[str, object]:
 
 async def _stream(client: httpx.AsyncClient, url: str, model: str, ask: Ask, n_tokens: int) -> Timing:
     headers = {"VLM-Visual-Tokens": str(ask.visual_tokens)} if ask.visual_tokens else {}
-    request = json.dumps(body(ask, model, n_tokens))  # before the clock starts
-    headers["Content-Type"] = "application/json"
-    started = time.perf_counter()
-    pieces: list[float] = []
-    usage = None
-    async with client.stream("POST", f"{url}/v1/chat/completions", content=request, headers=headers) as reply:
-        if reply.status_code != 200:
-            raise RuntimeError(f"{url}: {reply.status_code} {(await reply.aread()).decode()[:500]}")
-        async for line in reply.aiter_lines():
-            if not line.startswith("data: ") or line == "data: [DONE]":
-                continue
-            chunk = json.loads(line.removeprefix("data: "))
-            if "error" in chunk:
-                raise RuntimeError(f"the stream broke off: {chunk['error']}")
-            usage = chunk.get("usage") or usage
-            if any(choice["delta"].get("content") for choice in chunk["choices"]):
-                pieces.append(time.perf_counter() - started)
-    if usage is None or not pieces:
-        raise RuntimeError("the stream ended without text or usage")
-    n = usage["completion_tokens"]
-    if n != n_tokens:
-        raise RuntimeError(f"{n} tokens came, {n_tokens} were asked for")
-    spent = usage.get("vlm", {}).get("time_ms", {})
+    request = json.dumps(body(ask, model, n_tokens)).encode()  # before the clock starts
+    found = await streamed(client, url, request, headers)
+    if found.output_tokens != n_tokens:
+        raise RuntimeError(f"{found.output_tokens} tokens came, {n_tokens} were asked for")
     return Timing(
-        ttft_s=pieces[0],
-        tpot_s=(pieces[-1] - pieces[0]) / max(n - 1, 1),
-        prompt_tokens=usage["prompt_tokens"],
-        output_tokens=n,
-        encode_s=spent.get("encode", 0.0) / 1e3,
-        prefill_s=spent.get("prefill", 0.0) / 1e3,
+        ttft_s=found.pieces_s[0],
+        tpot_s=found.per_token_s,
+        prompt_tokens=found.prompt_tokens,
+        output_tokens=found.output_tokens,
+        encode_s=found.encode_s,
+        prefill_s=found.prefill_s,
     )
 
 

@@ -13,6 +13,8 @@ from string import ascii_lowercase
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+import foveate
+
 _SPECIALS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -25,32 +27,12 @@ _SPECIALS = (
 )
 N_SILENT = len(_SPECIALS) + 256  # ids that do not show as text of their own: specials, then single bytes
 _PAIRS = ["".join(pair) for pair in product(ascii_lowercase, repeat=2)]
-_VISUAL = {"llava": "{{ '<image>\\n' }}", "qwen2_vl": "<|vision_start|><|image_pad|><|vision_end|>"}
-_TEMPLATE = """\
-{%- for message in messages -%}
-<|im_start|>{{ message['role'] }}
-{% if message['content'] is string -%}
-{{ message['content'] }}
-{%- else -%}
-{%- for part in message['content'] -%}
-{%- if part['type'] in ('image', 'image_url') or 'image' in part -%}
-VISUAL
-{%- elif 'text' in part -%}
-{{ part['text'] }}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-<|im_end|>{{ '\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-<|im_start|>assistant{{ '\\n' }}
-{%- endif -%}
-"""
+_BUNDLED = {"llava": "tiny-llava", "qwen2_vl": "tiny-qwen2-vl"}
 
 
 def chat_template(family: str) -> str:
-    """Jinja source; `family` is "llava" or "qwen2_vl"."""
-    return _TEMPLATE.replace("VISUAL", _VISUAL[family])
+    """Jinja source, the bundled models' own; `family` is "llava" or "qwen2_vl"."""
+    return (Path(foveate.__file__).parent / "bundled" / _BUNDLED[family] / "chat_template.jinja").read_text()
 
 
 @cache

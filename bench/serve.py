@@ -21,6 +21,7 @@ import httpx
 from bench.report import Json, provenance, table, write
 from bench.scenes import Item, body, held_out
 from bench.server import Server, serving
+from bench.stream import streamed
 
 MODELS = ("tiny-llava", "tiny-qwen2-vl")
 CONCURRENCY = (1, 8)
@@ -62,31 +63,13 @@ async def stream(client: httpx.AsyncClient, server: Server, item: Item, method: 
     """Send one request and time its pieces."""
     request = body(server.model, item, OUTPUT_TOKENS, method, ratio)
     request |= {"stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True}
-    started = time.perf_counter()
-    pieces: list[float] = []
-    usage = None
-    async with client.stream("POST", f"{server.url}/v1/chat/completions", json=request) as reply:
-        if reply.status_code != 200:
-            raise RuntimeError(f"{reply.status_code} {(await reply.aread()).decode()[:500]}")
-        async for line in reply.aiter_lines():
-            if not line.startswith("data: ") or line == "data: [DONE]":
-                continue
-            chunk = json.loads(line.removeprefix("data: "))
-            if "error" in chunk:
-                raise RuntimeError(f"the stream broke off: {chunk['error']}")
-            usage = chunk.get("usage") or usage
-            if any(choice["delta"].get("content") for choice in chunk["choices"]):
-                pieces.append(time.perf_counter() - started)
-    total_s = time.perf_counter() - started
-    if usage is None or not pieces:
-        raise RuntimeError("the stream ended without text or usage")
-    n = usage["completion_tokens"]
+    found = await streamed(client, server.url, json.dumps(request).encode(), {})
     return Timing(
-        ttft_s=pieces[0],
-        total_s=total_s,
-        tpot_s=(pieces[-1] - pieces[0]) / max(n - 1, 1),
-        output_tokens=n,
-        kept=usage["vlm"]["visual"]["kept"],
+        ttft_s=found.pieces_s[0],
+        total_s=found.total_s,
+        tpot_s=found.per_token_s,
+        output_tokens=found.output_tokens,
+        kept=found.visual_kept,
     )
 
 

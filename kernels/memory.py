@@ -4,11 +4,14 @@ The hardware's prefetchers stop at the end of a page. With pages of 2 MB instead
 instead of 26.
 """
 
+import logging
 import mmap
 from math import prod
 
 import torch
 from torch import Tensor
+
+log = logging.getLogger("foveate.kernels.memory")
 
 _CHUNK = 64 * 2**20  # mapped at a time; pages that nobody writes to take no memory
 _ALIGN = 64  # bytes
@@ -40,8 +43,8 @@ def _mapped(n_bytes: int) -> mmap.mmap:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         try:
             mapping.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:  # a kernel built without them: ordinary pages serve as well, only slower
-            pass
+        except OSError as refusal:  # a kernel built without them: ordinary pages serve as well, only slower
+            log.info("weights are in ordinary pages, the system has no huge ones: %s", refusal)
     return mapping
 
 
