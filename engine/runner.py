@@ -40,7 +40,7 @@ class Runner:
             out, _ = paged_attention(q, keys, values, batches[group], scale=self._scale)
             return out
 
-        hidden = self._model.forward(self._rows(chunks), self._positions(chunks).to(device), attend)
+        hidden = self._model(self._rows(chunks), self._positions(chunks).to(device), attend)
         ends = accumulate(chunk.stop - chunk.start for chunk in chunks)
         wanted = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.samples]
         if len(wanted) < len(hidden):  # a step of decoding ones alone wants every row

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,17 @@ from foveate.engine.reduce.signals import Signal, Tower
 # (layer, q [n, n_heads, d], k [n, n_kv_heads, d], v [n, n_kv_heads, d]) -> [n, n_heads, d].
 # Keys arrive already rotated; the callee stores k and v in the paged cache and attends over it.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+class Turn(NamedTuple):
+    """Rotation of packed rows, float32 [n, head_dim / 2] each."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def take(self, rows: Tensor) -> "Turn":
+        """Of some of the rows, [m] int64."""
+        return Turn(self.cos[rows], self.sin[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,20 +108,32 @@ class Model(nn.Module, ABC):
         """[n] int64 -> [n, hidden_size]."""
 
     @abstractmethod
-    def forward(self, rows: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Run the decoder over packed rows of several sequences.
+    def turn(self, positions: Tensor) -> Turn:
+        """[n_pos_axes, n] int64 -> how far each row is rotated."""
+
+    @abstractmethod
+    def run(self, rows: Tensor, turn: Turn, attend: Attend, layers: range) -> Tensor:
+        """Run consecutive layers of the decoder over packed rows of several sequences.
 
         Args:
-            rows: [n, hidden_size] input embeddings.
-            positions: [n_pos_axes, n] int64.
+            rows: [n, hidden_size], input embeddings or what the layer before gave.
+            turn: of these rows.
 
         Returns:
-            [n, hidden_size] after the final norm.
+            [n, hidden_size].
         """
 
     @abstractmethod
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[m, hidden_size] -> [m, vocab_size] float32."""
+    def project(self, layer: int, rows: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+        """Queries [n, n_heads, d] and keys [n, n_kv_heads, d], rotated, that a layer makes of the rows entering it."""
+
+    @abstractmethod
+    def logits(self, rows: Tensor) -> Tensor:
+        """[m, hidden_size] from the last layer -> [m, vocab_size] float32; the final norm is part of it."""
+
+    def forward(self, rows: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """All layers."""
+        return self.run(rows, self.turn(positions), attend, range(self.spec.n_layers))
 
     @property
     def device(self) -> torch.device:

@@ -89,8 +89,8 @@ def test_a_tied_embedding_is_the_head(tiny_models, tmp_path):
     table = model.get_submodule("language_model.embed_tokens").weight
     ids = torch.tensor([3, 0, 96, 3])
     assert torch.equal(model.embed(ids), unpack(table)[ids])
-    hidden = torch.randn(2, 32)
-    assert torch.equal(model.logits(hidden), linear(hidden, table))
+    rows = torch.randn(2, 32)
+    assert torch.equal(model.logits(rows), linear(model.get_submodule("language_model.norm")(rows), table))
 
 
 def test_quantization_error_of_a_random_model(tiny_models, tmp_path):

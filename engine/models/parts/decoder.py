@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.engine.errors import ModelError
-from foveate.engine.models.base import Attend
+from foveate.engine.models.base import Attend, Turn
 from foveate.engine.models.parts.layers import RMSNorm, require, rope_frequencies, rope_section
 from foveate.engine.models.parts.matrix import Embedding, FusedLinear, GatedLinear, Linear
 from foveate.engine.section import Section
@@ -129,14 +129,17 @@ class Decoder(nn.Module):
         axes = [axis for axis, n in enumerate(config.mrope) for _ in range(n)] or [0] * (config.head_dim // 2)
         self.axes = torch.tensor(axes, device=device)  # [head_dim / 2], the position axis each frequency turns by
 
-    def forward(self, rows: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """As `Model.forward`."""
-        angles = positions.to(rows.device)[self.axes].T.float() * self.frequencies  # [n, head_dim / 2]
-        cos, sin = angles.cos(), angles.sin()
-        for layer in self.layers:
-            rows = layer(rows, cos, sin, attend)
-        normed: Tensor = self.norm(rows)
-        return normed
+    def turn(self, positions: Tensor) -> Turn:
+        """As `Model.turn`."""
+        angles = positions.to(self.axes.device)[self.axes].T.float() * self.frequencies  # [n, head_dim / 2]
+        return Turn(angles.cos(), angles.sin())
+
+    def project(self, layer: int, rows: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+        """As `Model.project`."""
+        block = self.layers[layer]
+        assert isinstance(block, _Layer), "the decoder is made of these"
+        q, k, _ = block.self_attn.project(block.input_layernorm(rows), turn)
+        return q, k
 
 
 class _Layer(nn.Module):
@@ -147,8 +150,8 @@ class _Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
 
-    def forward(self, rows: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        rows = self.self_attn(self.input_layernorm(rows), cos, sin, attend, rows)
+    def forward(self, rows: Tensor, turn: Turn, attend: Attend) -> Tensor:
+        rows = self.self_attn(self.input_layernorm(rows), turn, attend, rows)
         out: Tensor = self.mlp(self.post_attention_layernorm(rows), rows)
         return out
 
@@ -163,12 +166,16 @@ class _Attention(nn.Module):
         self.qkv_proj = FusedLinear(config.hidden_size, parts, config.qkv_bias)
         self.o_proj = Linear(wide, config.hidden_size, bias=config.out_bias)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, residual: Tensor) -> Tensor:
+    def project(self, x: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [n, heads, d] of normed rows."""
         heads = self.qkv_proj(x).view(x.shape[0], -1, self.head_dim)
         n_turned = self.n_heads + self.n_kv_heads
-        turned = rotate(heads[:, :n_turned], cos, sin)  # queries and keys in one go
+        turned = rotate(heads[:, :n_turned], turn.cos, turn.sin)  # queries and keys in one go
         q, k = torch.split(turned, [self.n_heads, self.n_kv_heads], dim=1)
-        out: Tensor = self.o_proj(attend(self.index, q, k, heads[:, n_turned:]).flatten(1), residual=residual)
+        return q, k, heads[:, n_turned:]
+
+    def forward(self, x: Tensor, turn: Turn, attend: Attend, residual: Tensor) -> Tensor:
+        out: Tensor = self.o_proj(attend(self.index, *self.project(x, turn)).flatten(1), residual=residual)
         return out
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foveate.engine.models.base import Attend, Model, ModelSpec
+from foveate.engine.models.base import Attend, Model, ModelSpec, Turn
 from foveate.engine.models.parts.decoder import Decoder, DecoderConfig
 from foveate.engine.models.parts.matrix import Linear, multiply
 from foveate.engine.preprocess import ImageProcessor
@@ -76,10 +76,17 @@ class Family(Model):
         rows: Tensor = self.language_model.embed_tokens(token_ids)
         return rows
 
-    def forward(self, rows: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        hidden: Tensor = self.language_model(rows, positions, attend)
-        return hidden
+    def turn(self, positions: Tensor) -> Turn:
+        return self.language_model.turn(positions)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def run(self, rows: Tensor, turn: Turn, attend: Attend, layers: range) -> Tensor:
+        for i in layers:
+            rows = self.language_model.layers[i](rows, turn, attend)
+        return rows
+
+    def project(self, layer: int, rows: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+        return self.language_model.project(layer, rows, turn)
+
+    def logits(self, rows: Tensor) -> Tensor:
         head = self.language_model.embed_tokens if self.lm_head is None else self.lm_head
-        return multiply(hidden, head.weight).float()
+        return multiply(self.language_model.norm(rows), head.weight).float()

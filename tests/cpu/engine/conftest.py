@@ -12,7 +12,7 @@ from foveate.configs.config import CacheConfig, Config, SchedulerConfig, VisionC
 from foveate.engine.engine import Engine, Event
 from foveate.engine.grid import Grid
 from foveate.engine.messages import Image
-from foveate.engine.models.base import Attend, Model, ModelSpec
+from foveate.engine.models.base import Attend, Model, ModelSpec, Turn
 from foveate.engine.reduce.inputs import VisualInputs
 from foveate.engine.reduce.signals import Signal, Tower
 
@@ -91,20 +91,28 @@ class MockModel(Model):
             raise RuntimeError("the forward broke")
         return self.table[token_ids]
 
-    def forward(self, rows: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        self.n_forwards += 1
-        self.n_rows += rows.shape[0]
-        n = rows.shape[0]
-        phase = (positions[:, :, None] * torch.tensor([1.0, 0.3, 0.05, 0.01])).permute(1, 0, 2).reshape(n, -1)
-        x = rows + nn.functional.pad(torch.cat([phase.sin(), phase.cos()], dim=1), (0, 8))
-        for i in range(2):
-            kv = (x @ self.kv[i]).view(n, 2, 4, 128)
-            y = attend(i, (x @ self.q[i]).view(n, 8, 128) * 2, kv[:, 0], kv[:, 1])
-            x = x + torch.tanh(y.reshape(n, 1024) @ self.out[i] * 3)
-        return x
+    def turn(self, positions: Tensor) -> Turn:
+        phase = (positions[:, :, None] * torch.tensor([1.0, 0.3, 0.05, 0.01])).permute(1, 0, 2)
+        return Turn(phase.reshape(positions.shape[1], -1).cos(), phase.reshape(positions.shape[1], -1).sin())
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return (hidden @ self.head).float()
+    def run(self, rows: Tensor, turn: Turn, attend: Attend, layers: range) -> Tensor:
+        n = rows.shape[0]
+        if layers.start == 0:
+            self.n_forwards += 1
+            self.n_rows += n
+            rows = rows + nn.functional.pad(torch.cat([turn.sin, turn.cos], dim=1), (0, 8))
+        for i in layers:
+            kv = (rows @ self.kv[i]).view(n, 2, 4, 128)
+            y = attend(i, *self.project(i, rows, turn), kv[:, 1])
+            rows = rows + torch.tanh(y.reshape(n, 1024) @ self.out[i] * 3)
+        return rows
+
+    def project(self, layer: int, rows: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+        n = rows.shape[0]
+        return (rows @ self.q[layer]).view(n, 8, 128) * 2, (rows @ self.kv[layer]).view(n, 2, 4, 128)[:, 0]
+
+    def logits(self, rows: Tensor) -> Tensor:
+        return (rows @ self.head).float()
 
 
 @pytest.fixture(autouse=True)
