@@ -7,7 +7,7 @@ from typing import Any
 
 from foveate.configs.errors import ConfigError
 
-_NOT_METHODS = {"base", "budget", "build", "chain", "cut", "inputs", "signals", "transform"}
+_NOT_METHODS = {"base", "budget", "build", "chain", "cut", "inputs", "probe", "schedule", "signals", "transform"}
 
 
 def names(family: ModuleType) -> list[str]:

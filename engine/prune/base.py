@@ -1,0 +1,65 @@
+"""The prune family: at a layer of the decoder some visual tokens leave the residual stream, for all deeper layers.
+
+A method is one file with one frozen dataclass, bound to the module's name `METHOD`; its fields are its settings. It
+says beforehand at which layers how many tokens stay (`points`), from which admission, blocks and accounting are
+counted, and then which ones (`select`), from what a `Probe` shows of one prompt. Text is never dropped. The same decision is stored
+and replayed after a preemption.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from foveate.engine.prune.probe import Probe
+from foveate.engine.prune.schedule import Point
+from foveate.engine.reduce.primitives import top
+
+
+class Leaves(NamedTuple):
+    """What one point leaves of the visual tokens present, those of all pictures in a row."""
+
+    keep: Tensor  # [k] int64, strictly increasing
+    mix: Tensor | None = None  # float32 [k, n]: the rows of those kept become `mix @ rows`; None: they stay as they are
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruner:
+    """Base of the family. Deterministic: scores in float32, ties to the lower index, randomness from `probe.seed`."""
+
+    source: ClassVar[str] = ""  # the paper, for GET /v1/vlm/methods
+    question_aware: ClassVar[bool] = True  # reads what follows the pictures: the deeper layers are never shared
+    reads_inputs: ClassVar[bool] = False  # wants `Probe.inputs`, the rows that entered the first layer
+
+    compact: bool = False  # survivors are numbered anew in deeper layers (one-axis RoPE); else positions stay
+
+    def points(self, n_layers: int) -> tuple[Point, ...]:
+        """Where tokens leave and what share of those that entered stays: layers ascending in [1, n_layers), shares
+        never growing. Pure arithmetic of the fields and the depth.
+
+        Raises:
+            ConfigError: the fields do not fit this depth.
+        """
+        raise AssertionError(f"{type(self).__name__} does not say where tokens leave")
+
+    def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
+        """Choose what stays at the point `probe` stands at.
+
+        Args:
+            counts: tokens that stay, per picture; between 0 and what is present, and not all of it everywhere.
+
+        Returns:
+            exactly as many of each picture.
+        """
+        raise AssertionError(f"{type(self).__name__} does not say what stays")
+
+
+def best(probe: Probe, scores: Tensor, counts: Sequence[int]) -> Tensor:
+    """[sum of counts] int64: of each picture its `counts` highest `scores` [n visual], ties to the lower index."""
+    parts = []
+    for picture, count in enumerate(counts):
+        mine = (probe.picture == picture).nonzero()[:, 0]
+        parts.append(mine[top(scores[mine], count)])
+    return torch.cat(parts)

@@ -1,0 +1,172 @@
+"""What a prompt shows at a pruning point: attention that was or will be paid, without ever building [heads, N, N].
+
+The engine fills a `Probe` per prompt and point. Its rows are the tokens from the first visual one to the end of the
+prompt that are still present, in order: no earlier token can see a picture, so nothing about pictures needs those as
+queries; as keys they count.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from foveate.engine.grid import Grid
+
+_MAX_SCORES = 2**24  # float32 alive at once
+Which = Literal["before", "this"]
+
+
+@dataclass(frozen=True)
+class View:
+    """Queries and keys of one layer, of the tokens that were present in it."""
+
+    q: Tensor  # [n, n_heads, d] float, rotated: of the probe's rows
+    k: Tensor  # [m + n, n_kv_heads, d] float, rotated: of the m earlier tokens and of the probe's rows
+    cos: Tensor  # [n, d / 2] float32: how the probe's rows are rotated
+    sin: Tensor
+    scale: float
+    lse: Tensor | None = None  # [n, n_heads] float32: log-sum-exp of the scores over all keys seen; None: not computed
+
+    @property
+    def m(self) -> int:
+        return self.k.shape[0] - self.q.shape[0]
+
+    @cached_property
+    def normaliser(self) -> Tensor:
+        """[n, n_heads] float32, the log-sum-exp."""
+        return self._lse(1.0) if self.lse is None else self.lse
+
+    @cached_property
+    def plain(self) -> "View":
+        """The same before rotation, of the probe's rows alone as queries and keys. Exact but for rounding."""
+        cos, sin = self.cos, -self.sin
+        own = _rotated(self.k[self.m :], cos, sin)
+        return View(_rotated(self.q, cos, sin), own, torch.ones_like(cos), torch.zeros_like(sin), self.scale)
+
+    def scores(self, rows: Tensor, cols: Tensor) -> Tensor:
+        """[n_heads, R, C] float32 scaled products of query rows and key columns, both numbered as the probe's rows;
+        -inf where a key comes after its query."""
+        group = self.q.shape[1] // self.k.shape[1]
+        k = self.k[self.m + cols].float().repeat_interleave(group, 1)
+        scores = torch.einsum("rhd,chd->hrc", self.q[rows].float(), k) * self.scale
+        return scores.masked_fill(cols[None] > rows[:, None], -torch.inf)
+
+    def blocks(self, rows: Tensor, n_cols: int) -> Iterator[Tensor]:
+        """`rows` in pieces whose scores over `n_cols` columns fit the memory allowed."""
+        step = max(1, _MAX_SCORES // (self.q.shape[1] * max(1, n_cols)))
+        for start in range(0, len(rows), step):
+            yield rows[start : start + step]
+
+    def _lse(self, temperature: float) -> Tensor:
+        n, group = self.q.shape[0], self.q.shape[1] // self.k.shape[1]
+        out = self.q.new_empty(n, self.q.shape[1], dtype=torch.float32)
+        k = self.k.float().repeat_interleave(group, 1)
+        for rows in self.blocks(torch.arange(n), k.shape[0]):
+            scores = torch.einsum("rhd,chd->rhc", self.q[rows].float(), k) * (self.scale / temperature)
+            ahead = torch.arange(k.shape[0])[None] > (self.m + rows)[:, None]
+            out[rows] = scores.masked_fill(ahead[:, None], -torch.inf).logsumexp(-1)
+        return out
+
+    def propagate(self, weights: Tensor, temperature: float) -> Tensor:
+        """[n_heads, n] float32: `weights` [n_heads, n] of the rows, sent along their attention: sum_i w_i A[i, j]."""
+        n = self.q.shape[0]
+        everything, out = torch.arange(n), torch.zeros(self.q.shape[1], n)
+        lse = self.normaliser if temperature == 1.0 else self._sharp(temperature)
+        for rows in self.blocks(everything, n):
+            a = (self.scores(rows, everything) / temperature - lse[rows].T[:, :, None]).exp()
+            out += torch.einsum("hr,hrc->hc", weights[:, rows], a)
+        return out
+
+    def _sharp(self, temperature: float) -> Tensor:
+        known = self.__dict__.setdefault("_sharpened", {})
+        if temperature not in known:
+            known[temperature] = self._lse(temperature)
+        sharp: Tensor = known[temperature]
+        return sharp
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    a, b = x[..., :half].float(), x[..., half:].float()
+    c, s = cos[:, None], sin[:, None]
+    return torch.cat([a * c - b * s, b * c + a * s], dim=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One prompt at one pruning point, before `layer` runs."""
+
+    layer: int
+    n_layers: int
+    rows: Tensor  # [n, D] entering the layer
+    visual: Tensor  # [V] int64, increasing: which rows are visual tokens; the others are text
+    picture: Tensor  # [V] int64: the picture each is of, from 0
+    cell: Tensor  # [V] int64: its place among its picture's offered tokens
+    grids: Sequence[Grid]  # of the pictures, as offered
+    entered: Sequence[int]  # visual tokens of each picture that entered the decoder
+    seed: int  # of the pictures' contents
+    views: Callable[[Which], View]  # of the layer before, whose attention was computed, or of this one, ahead of it
+    inputs: Callable[[], Tensor]  # [n, D]: the rows as they entered the first layer
+
+    @property
+    def n(self) -> int:
+        return self.rows.shape[0]
+
+    @property
+    def last(self) -> Tensor:
+        """[1]: the last token of the prompt."""
+        return torch.tensor([self.n - 1])
+
+    @cached_property
+    def question(self) -> Tensor:
+        """[Q] int64: the text after the last visual token; where there is none, the last token."""
+        return torch.arange(min(int(self.visual[-1]) + 1, self.n - 1), self.n)
+
+    @cached_property
+    def text(self) -> Tensor:
+        """[n - V] int64: all rows that are text."""
+        is_text = torch.ones(self.n, dtype=torch.bool).index_fill(0, self.visual, False)
+        return is_text.nonzero()[:, 0]
+
+    def attention(
+        self,
+        rows: Tensor,
+        which: Which = "before",
+        *,
+        over: Literal["all", "visual"] = "all",
+        rotated: bool = True,
+        per_head: bool = False,
+    ) -> Tensor:
+        """Attention that `rows` pay to the visual tokens, float32 [R, V], the mean over heads, or [n_heads, R, V].
+
+        Args:
+            over: the softmax is taken over all keys a row sees, or over the visual ones alone.
+            rotated: False: with queries and keys before RoPE; then `over` must be "visual".
+        """
+        assert rotated or over == "visual", "without rotation earlier keys are not known"
+        view = self.views(which) if rotated else self.views(which).plain
+        parts = []
+        for some in view.blocks(rows, len(self.visual)):
+            scores = view.scores(some, self.visual)
+            if over == "visual":
+                lse = scores.logsumexp(-1, keepdim=True)
+                a = torch.where(lse.isfinite(), (scores - lse).exp(), 0.0)  # a row before every picture sees none
+            else:
+                a = (scores - view.normaliser[some].T[:, :, None]).exp()
+            parts.append(a if per_head else a.mean(0))
+        return torch.cat(parts, dim=-2)
+
+    def received(self, rows: Tensor, which: Which = "before") -> Tensor:
+        """[V] float32: attention the visual tokens get from `rows`, a mean over heads and rows; in pieces."""
+        total = torch.zeros(len(self.visual))
+        for some in self.views(which).blocks(rows, len(self.visual)):
+            total += self.attention(some, which).sum(0)
+        return total / max(1, len(rows))
+
+    def keys(self, which: Which = "before") -> Tensor:
+        """[V, d] float32: the visual tokens' keys, rotated, a mean over heads."""
+        view = self.views(which)
+        return view.k[view.m + self.visual].float().mean(1)
