@@ -26,7 +26,10 @@ from bench.random_model import build
 from bench.report import RESULTS, Json, provenance, table, write
 from foveate.configs.config import CacheConfig
 from foveate.configs.load import load as load_config
+from foveate.engine.cache.pool import Block, BlockPool
 from foveate.engine.cache.store import KVStore
+from foveate.engine.cache.tables import BlockTables
+from foveate.engine.depth import Depth, LayerGroup
 from foveate.engine.messages import SamplingParams, VisualUsage
 from foveate.engine.models.base import Model, ModelSpec
 from foveate.engine.process import load
@@ -64,11 +67,10 @@ def filled(spec: ModelSpec, dtype: torch.dtype, n_tokens: int, block_tokens: int
     memory_mb = -(-(n_tokens + block_tokens) * token_bytes(spec, dtype) // 2**20) + 1
     kv = KVStore(spec, CacheConfig(block_tokens=block_tokens, memory_mb=memory_mb), dtype, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
-    for layer in range(spec.n_layers):
-        for blocks in kv.layer(layer):
-            pattern = torch.randn(min(64, kv.n_blocks), *blocks.shape[1:], generator=generator).to(dtype)
-            for start in range(0, kv.n_blocks, len(pattern)):
-                blocks[start : start + len(pattern)] = pattern[: kv.n_blocks - start]
+    for pages in (kv.keys, kv.values):
+        pattern = torch.randn(min(64, kv.n_pages), *pages.shape[1:], generator=generator).to(dtype)
+        for start in range(0, kv.n_pages, len(pattern)):
+            pages[start : start + len(pattern)] = pattern[: kv.n_pages - start]
     return kv
 
 
@@ -76,7 +78,7 @@ def decoding(spec: ModelSpec, kv: KVStore, n_sequences: int, context: int) -> li
     """Sequences of `context` tokens that lack only their last one."""
     per_sequence = -(-context // kv.block_tokens)
     assert n_sequences * per_sequence <= kv.n_blocks, "the pool was sized for the largest cell"
-    blocks = torch.randperm(kv.n_blocks, generator=torch.Generator().manual_seed(1)).tolist()
+    pages = torch.randperm(kv.n_pages, generator=torch.Generator().manual_seed(1)).view(-1, kv.n_layers).tolist()
     chunks = []
     for i in range(n_sequences):
         request = Request(
@@ -91,9 +93,11 @@ def decoding(spec: ModelSpec, kv: KVStore, n_sequences: int, context: int) -> li
             next_pos=context,
             root_key=b"",
             visual=VisualUsage(),
+            depth=Depth(groups=(LayerGroup(range(kv.n_layers)),)),
         )
         sequence = Sequence(request=request, choice=0, arrival=i)
-        sequence.tables[0] = blocks[i * per_sequence : (i + 1) * per_sequence]
+        sequence.tables = [[Block(own) for own in pages[i * per_sequence : (i + 1) * per_sequence]]]
+        sequence.n_shared = [0]
         sequence.n_computed = context - 1
         chunks.append(Chunk(sequence, context - 1, context))
     return chunks
@@ -101,7 +105,8 @@ def decoding(spec: ModelSpec, kv: KVStore, n_sequences: int, context: int) -> li
 
 def measure(model: Model, kv: KVStore, n_sequences: int, context: int) -> Cell:
     """Time one step, again and again."""
-    runner, chunks = Runner(model, kv), decoding(model.spec, kv, n_sequences, context)
+    tables = BlockTables(BlockPool(kv.n_pages), kv.block_tokens)
+    runner, chunks = Runner(model, kv, tables), decoding(model.spec, kv, n_sequences, context)
     runner.run(chunks)
     times: list[float] = []
     while len(times) < _FEWEST or (sum(times) < _CELL_S and len(times) < _MOST):

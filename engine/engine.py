@@ -57,7 +57,7 @@ class Engine:
 
     def __init__(self, model: Model, config: Config) -> None:
         kv = KVStore(model.spec, config.cache, model.dtype, model.device)
-        tables = BlockTables(BlockPool(kv.n_blocks), kv.block_tokens, sharing=config.cache.prefix_sharing)
+        tables = BlockTables(BlockPool(kv.n_pages), kv.block_tokens, sharing=config.cache.prefix_sharing)
         self._model = model
         self._config = config
         self._room = Room(context=_context(model, config), pool=kv.n_tokens)
@@ -65,7 +65,7 @@ class Engine:
         self._tables = tables
         self._encoder = Encoder(model, config.vision.feature_cache_mb * 2**20)
         self._scheduler = Scheduler(config.scheduler, tables, self._encoder.cost)
-        self._runner = Runner(model, kv)
+        self._runner = Runner(model, kv, tables)
         self._requests: dict[str, Request] = {}  # some choice of which is unfinished
         self._events: list[Event] = []
         self._arrivals = 0
@@ -150,7 +150,7 @@ class Engine:
         for chunk in chunks:
             sequence = chunk.sequence
             sequence.n_computed = chunk.stop
-            sequence.peak_kv_tokens = max(sequence.peak_kv_tokens, chunk.stop)
+            sequence.peak_kv_tokens = max(sequence.peak_kv_tokens, sequence.request.depth.kv_tokens(chunk.stop))
             self._tables.register(sequence, since=chunk.start)
         for request in {id(c.sequence.request): c.sequence.request for c in chunks}.values():
             request.drop_rows()
@@ -243,7 +243,7 @@ class Engine:
             assert self._tables.pool.n_used == 0, "an idle engine holds no block"
 
     def info(self) -> ModelInfo:
-        spec, pool = self._model.spec, self._tables.pool
+        spec = self._model.spec
         return ModelInfo(
             family=spec.family,
             max_context=self._room.context,
@@ -255,19 +255,21 @@ class Engine:
             kernels=level() if self._model.device.type == "cpu" else "torch",
             device=str(self._model.device),
             block_tokens=self._tables.block_tokens,
-            n_blocks=pool.n_total,
+            n_blocks=self._kv.n_blocks,
         )
 
     def heartbeat(self) -> Heartbeat:
         pool, counters = self._tables.pool, self._counters
+        n_layers, total = self._kv.n_layers, self._kv.n_blocks
+        cached, used = pool.n_cached // n_layers, -(-pool.n_used // n_layers)  # blocks of all layers
         return Heartbeat(
             since_step_s=time.monotonic() - self._stepped,
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
-            free_blocks=pool.n_free,
-            cached_blocks=pool.n_cached,
-            used_blocks=pool.n_used,
-            total_blocks=pool.n_total,
+            free_blocks=total - cached - used,
+            cached_blocks=cached,
+            used_blocks=used,
+            total_blocks=total,
             steps=counters.steps,
             preemptions=self._scheduler.n_preemptions,
             prompt_tokens=counters.prompt_tokens,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foveate.configs.errors import ConfigError
 from foveate.engine.cache.prefix import ImageRun, image_key, root_key
+from foveate.engine.depth import Depth, LayerGroup
 from foveate.engine.encoder import pixels_of
 from foveate.engine.errors import BudgetError, ImageError, RequestError, TooLongError
 from foveate.engine.grid import Grid
@@ -98,6 +99,7 @@ def resolve(generate: Generate, model: Model, room: Room) -> Request:
         root_key=_root_key(generate, str(model.dtype)),
         visual=visual,
         signals=_signals(reducer, ways, way, grids, spec.tower) if reducer else frozenset(),
+        depth=Depth(groups=(LayerGroup(range(spec.n_layers)),)),
         split=way,
         question_ids=generate.question_ids,
         explains=generate.explain == "kept_map",

@@ -1,25 +1,58 @@
-"""One forward of the decoder over the chunks of a step, packed without padding. Owns nothing but references."""
+"""One forward of the decoder over the chunks of a step, packed without padding. Owns nothing but references.
+
+The layers are run in *segments*, between which the batch stays the same. A segment ends where some sequence has a
+pruning point: there tokens leave for good, or wait for the rest of their span (engine/pruning.py).
+"""
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
 from foveate.engine.cache.store import KVStore
+from foveate.engine.cache.tables import BlockTables
 from foveate.engine.models.base import Model
+from foveate.engine.pruning import Lane, Pruning
 from foveate.engine.scheduler import Chunk
 from foveate.kernels.attention import AttentionBatch, paged_attention
 from foveate.kernels.store import store
 
 
+class PagedAttention:
+    """The model's `attend` for the layers of one segment: stores new keys and values, and attends over the cache.
+
+    Attributes:
+        keys, values: the pages.
+        batch: block tables of all layers.
+        slots: [n_layers, n] int64, where each row's key and value go.
+        scale: multiplies the dot products.
+        watched: a layer whose queries and log-sum-exp are wanted afterwards, or -1.
+        seen: those, [n, n_heads, d] and [n, n_heads].
+    """
+
+    def __init__(self, kv: KVStore, batch: AttentionBatch, slots: Tensor, scale: float, watched: int) -> None:
+        self.keys, self.values, self.batch, self.slots, self.scale = kv.keys, kv.values, batch, slots, scale
+        self.watched = watched
+        self.seen: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        store(self.keys, self.values, k, v, self.slots[layer])
+        out, lse = paged_attention(q, self.keys, self.values, self.batch, scale=self.scale, layer=layer)
+        if layer == self.watched:
+            self.seen = q, lse
+        return out
+
+
 class Runner:
     """Turns chunks into tensors, and the model's `attend` into the paged cache."""
 
-    def __init__(self, model: Model, kv: KVStore) -> None:
+    def __init__(self, model: Model, kv: KVStore, tables: BlockTables) -> None:
         self._model = model
         self._kv = kv
+        self._tables = tables
         self._scale = model.spec.head_dim**-0.5
+        self._pruning = Pruning(model, kv, self._rows)
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
@@ -29,23 +62,30 @@ class Runner:
             [m, vocab_size] float32 logits after the last token of each chunk that samples, in order of the chunks.
         """
         device = self._model.device
-        batches = {group.id: self._batch(chunks, group.id) for group in self._kv.groups}
-        slots = {group.id: self._slots(chunks, group.id).to(device) for group in self._kv.groups}
-        group_of = {layer: group.id for group in self._kv.groups for layer in group.layers}
+        lanes = [Lane(chunk) for chunk in chunks]
+        pages = self._pages(lanes).to(device)
+        positions = self._positions(chunks).to(device)
+        rows = self._rows(chunks)
+        turn = self._model.turn(positions)
+        starts = {group.layers.start for lane in lanes for group in lane.depth.groups}
+        for first, end in pairwise([*sorted(starts), self._kv.n_layers]):
+            watched = end - 1 if any(lane.watches(end) for lane in lanes) else -1
+            attend = self._attention(lanes, first, pages, watched)
+            rows = self._model.run(rows, turn, attend, range(first, end))
+            if end < self._kv.n_layers:
+                rows, turn = self._pruning.cross(lanes, end, rows, turn, pages, attend.seen)
+        return self._model.logits(self._wanted(lanes, rows))
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = self._kv.layer(layer)
-            group = group_of[layer]
-            store(keys, values, k, v, slots[group])
-            out, _ = paged_attention(q, keys, values, batches[group], scale=self._scale)
-            return out
-
-        hidden = self._model(self._rows(chunks), self._positions(chunks).to(device), attend)
-        ends = accumulate(chunk.stop - chunk.start for chunk in chunks)
-        wanted = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.samples]
-        if len(wanted) < len(hidden):  # a step of decoding ones alone wants every row
-            hidden = hidden[torch.tensor(wanted, dtype=torch.int64, device=device)]
-        return self._model.logits(hidden)
+    def _wanted(self, lanes: Sequence[Lane], rows: Tensor) -> Tensor:
+        """The rows of the last tokens of sequences that sample."""
+        last, wanted = 0, []
+        for lane in lanes:
+            last += lane.n_rows
+            if lane.chunk.samples:
+                wanted.append(last - 1)
+        if len(wanted) == len(rows):  # a step of decoding ones alone wants every row
+            return rows
+        return rows[torch.tensor(wanted, dtype=torch.int64, device=rows.device)]
 
     def _positions(self, chunks: Sequence[Chunk]) -> Tensor:
         """[n_pos_axes, n] int64."""
@@ -55,6 +95,33 @@ class Runner:
         positions = torch.cat([chunk.sequence.positions(chunk.start, chunk.stop) for chunk in chunks], dim=1)
         assert int(positions.min()) >= 0, "every token in a batch has a position: its image was reduced"
         return positions
+
+    def _pages(self, lanes: Sequence[Lane]) -> Tensor:
+        """[n_layers, n_seqs, max_blocks] int32."""
+        widths = [self._tables.n_blocks(lane.chunk.stop) for lane in lanes]
+        pages = torch.zeros(self._kv.n_layers, len(lanes), max(widths), dtype=torch.int32)
+        for i, (lane, width) in enumerate(zip(lanes, widths, strict=True)):
+            pages[:, i, :width] = self._tables.pages(lane.chunk.sequence)[:, :width]
+        return pages
+
+    def _attention(self, lanes: Sequence[Lane], first: int, pages: Tensor, watched: int) -> PagedAttention:
+        """For a segment that begins at layer `first`; sequences without rows in it are left out."""
+        size, device = self._kv.block_tokens, pages.device
+        present = [i for i, lane in enumerate(lanes) if lane.n_rows]
+        counts = [lanes[i].n_rows for i in present]
+        lengths = [lanes[i].at + lanes[i].n_rows for i in present]
+        if len(present) < len(lanes):
+            pages = pages[:, torch.tensor(present, device=device)]
+        places = [j for i in present for j in range(lanes[i].at, lanes[i].at + lanes[i].n_rows)]
+        at = torch.tensor(places, device=device)
+        owner = torch.arange(len(present), device=device).repeat_interleave(torch.tensor(counts, device=device))
+        slots = pages[:, owner, at // size].long() * size + at % size
+        shared = [lanes[i].n_shared for i in present]
+        if any(s > lanes[i].at for s, i in zip(shared, present, strict=True)):
+            slots[:, at < torch.tensor(shared, device=device)[owner]] = -1
+        bounds = [0, *accumulate(counts)]
+        batch = AttentionBatch(cu_queries=bounds, kv_lengths=lengths, block_tables=pages)
+        return PagedAttention(self._kv, batch, slots, self._scale, watched)
 
     def _rows(self, chunks: Sequence[Chunk]) -> Tensor:
         """[n, hidden_size]: token embeddings, and in the place of visual tokens the reduced rows."""
@@ -71,24 +138,3 @@ class Runner:
                     rows[at : at + stop - start] = visual[start - run.start : stop - run.start]
             offset += chunk.stop - chunk.start
         return rows
-
-    def _slots(self, chunks: Sequence[Chunk], group: int) -> Tensor:
-        """[n] int64: where each token's key and value go, block * block_tokens + offset."""
-        size = self._kv.block_tokens
-        slots: list[int] = []
-        for chunk in chunks:
-            table = chunk.sequence.tables[group]
-            slots += [table[i // size] * size + i % size for i in range(chunk.start, chunk.stop)]
-        return torch.tensor(slots)
-
-    def _batch(self, chunks: Sequence[Chunk], group: int) -> AttentionBatch:
-        lengths = (chunk.stop - chunk.start for chunk in chunks)
-        size = self._kv.block_tokens
-        tables = [chunk.sequence.tables[group][: -(-chunk.stop // size)] for chunk in chunks]
-        width = max(len(table) for table in tables)
-        padded = [table + [0] * (width - len(table)) for table in tables]
-        return AttentionBatch(
-            cu_queries=list(accumulate(lengths, initial=0)),  # on the host: each layer's kernel reads them there
-            kv_lengths=[chunk.stop for chunk in chunks],
-            block_tables=torch.tensor(padded, dtype=torch.int32, device=self._model.device),
-        )

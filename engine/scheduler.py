@@ -119,7 +119,7 @@ class Scheduler:
             found = self._tables.n_found(sequence)
             if self._reach(plan, sequence, found) == found:
                 continue
-            if not self._tables.open(sequence, spare=len(self.running)):  # the next block of each running one
+            if not self._tables.open(sequence, spare=self._spare()):
                 break
             self.waiting.remove(sequence)
             insort(self.running, sequence, key=_by_arrival)
@@ -165,6 +165,10 @@ class Scheduler:
                 return False  # it keeps its blocks and tries again when an older one has ended
             self._preempt(max(later, key=lambda s: (s.n_preemptions < MAX_PREEMPTIONS, s.arrival)))
         return True
+
+    def _spare(self) -> int:
+        """Pages for the next block of each running sequence."""
+        return sum(sequence.request.depth.n_layers for sequence in self.running)
 
     def _preempt(self, sequence: Sequence) -> None:
         self._tables.close(sequence)

@@ -4,6 +4,8 @@ A *token* is a unit of the sequence the language model reads, a *position* is wh
 derived from the other: after reduction they differ.
 """
 
+from bisect import bisect_left
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -11,7 +13,9 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
+from foveate.engine.cache.pool import Block
 from foveate.engine.cache.prefix import ImageRun
+from foveate.engine.depth import Depth, Waiting
 from foveate.engine.grid import Grid
 from foveate.engine.messages import Image, SamplingParams, VisualUsage
 from foveate.engine.reduce.base import AREA, Reducer
@@ -66,11 +70,13 @@ class Request:
     root_key: bytes  # parent of the first block's key
     visual: VisualUsage
     signals: frozenset[Signal] = frozenset()  # what the reducer reads, resolved
+    depth: Depth = field(default_factory=Depth)  # which of its tokens reach which layer
     split: Split = AREA  # how a tiled picture's budget is shared among its tiles
     question_ids: list[int] = field(default_factory=list)  # what the user asks, for a reducer that reads it
     explains: bool = False  # whether the answer says which tokens survived
 
     kept: list[list[int]] = field(init=False)  # tokens of each picture that survived, if it explains
+    anchors: list[Tensor] = field(init=False)  # per picture: the offered token whose place each kept one has
     rows: list[Tensor | None] = field(init=False)  # [kept, hidden_size] per picture, while some choice needs them
     sequences: list["Sequence"] = field(default_factory=list)
     arrived: float = 0.0  # monotonic seconds, when added
@@ -80,6 +86,7 @@ class Request:
     def __post_init__(self) -> None:
         self.rows = [None] * len(self.pictures)
         self.kept = [[] for _ in self.pictures]
+        self.anchors = [torch.zeros(0, dtype=torch.int64) for _ in self.pictures]
         assert len(self.prompt_ids) == self.positions.shape[1], "every prompt token has a position"
 
     def is_reduced(self, i: int) -> bool:
@@ -90,13 +97,16 @@ class Request:
         """Take the reduced rows of picture `i`; each visual token gets the unpruned position of its anchor."""
         run = self.runs[i]
         assert rows.shape[0] == anchor.shape[0] == run.stop - run.start, "a reducer keeps what it announced"
-        self.rows[i] = rows
+        self.rows[i], self.anchors[i] = rows, anchor.cpu()
         if self.explains:
             self.kept[i] = anchor.tolist()
-        self.positions[:, run.start : run.stop] = self.pictures[i].positions[:, anchor.cpu()]
+        self.positions[:, run.start : run.stop] = self.pictures[i].positions[:, self.anchors[i]]
 
     def drop_rows(self) -> None:
         """Let go of the rows that every choice has computed past; a preempted one asks for them again."""
+        depth = self.depth
+        if depth.pruner is not None and depth.pruner.reads_inputs and depth.decision is None:
+            return  # they are looked at again when it is decided
         for i, run in enumerate(self.runs):
             if self.rows[i] is not None and all(s.n_computed >= run.stop or s.is_finished for s in self.sequences):
                 self.rows[i] = None
@@ -112,9 +122,13 @@ class Sequence:
 
     token_ids: list[int] = field(init=False)  # prompt and output
     draw: Draw = field(init=False)  # of its next token
-    n_computed: int = 0  # tokens whose keys and values are in the cache; the block tables set it on opening
-    tables: dict[int, list[int]] = field(default_factory=dict)  # layer group -> blocks, while running
-    block_keys: list[bytes] = field(default_factory=list)  # of full blocks; the block tables extend it
+    n_computed: int = 0  # tokens that were run; the block tables set it on opening
+    tables: list[list[Block]] = field(default_factory=list)  # by layer group, while running
+    n_shared: list[int] = field(default_factory=list)  # by layer group: its tokens in blocks that others wrote
+    block_keys: dict[int, list[bytes]] = field(default_factory=dict)  # by layer group, of full blocks
+    pages: Tensor | None = None  # [n_layers, n] int32, of the blocks; the block tables keep these two
+    n_paged: dict[int, int] = field(default_factory=dict)  # by layer group: blocks among `pages`
+    waiting: Waiting | None = None  # rows before the first point of a prompt that is pruned inside the decoder
     cached_tokens: int = 0  # prompt tokens found in the cache at the first admission
     peak_kv_tokens: int = 0
     n_preemptions: int = 0
@@ -148,6 +162,16 @@ class Sequence:
     def n_missing(self) -> int:
         return self.n_wanted - self.n_computed
 
+    def n_in(self, group: int) -> int:
+        """Tokens whose keys and values a layer group holds in the cache."""
+        depth = self.request.depth
+        return depth.count(group, self.n_computed if self.waiting is None or group == 0 else depth.start)
+
+    def rewind(self) -> None:
+        """Hold nothing, as before the first step."""
+        self.n_computed, self.tables, self.n_shared = 0, [], []
+        self.pages, self.n_paged, self.waiting = None, {}, None
+
     @property
     def is_finished(self) -> bool:
         return self.finish is not None
@@ -162,6 +186,14 @@ class Sequence:
         """Positions, the same on every axis, of tokens [start, stop) of the answer."""
         shift = self.request.next_pos - self.n_prompt
         return range(start + shift, stop + shift)
+
+    def positions_of(self, tokens: Many[int]) -> Tensor:
+        """[n_pos_axes, n] int64 of any tokens, increasing."""
+        n_prompt = bisect_left(tokens, self.n_prompt)
+        prompt = self.request.positions[:, torch.tensor(tokens[:n_prompt], dtype=torch.int64)]
+        shift = self.request.next_pos - self.n_prompt
+        output = torch.tensor([token + shift for token in tokens[n_prompt:]], dtype=torch.int64)
+        return torch.cat([prompt, output.expand(prompt.shape[0], -1)], dim=1)
 
     def positions(self, start: int, stop: int) -> Tensor:
         """[n_pos_axes, stop - start] int64 positions of tokens [start, stop); text runs on from `next_pos`."""

@@ -30,8 +30,12 @@ class HostBatch:
 
     cu_queries: Tensor  # [n_seqs + 1]
     kv_lengths: Tensor  # [n_seqs]
-    block_tables: Tensor  # [n_seqs, max_blocks]
+    block_tables: Tensor  # [n_seqs, max_blocks] or [n_layers, n_seqs, max_blocks]
     longest: int  # of kv_lengths
+
+    def tables(self, layer: int) -> Tensor:
+        """As `AttentionBatch.tables`."""
+        return self.block_tables[layer] if self.block_tables.dim() == 3 else self.block_tables
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,17 @@ class AttentionBatch:
     """Where the queries and keys of each sequence are. Filled by the runner once per step, used by every layer.
 
     Sequence s has the queries [cu_queries[s], cu_queries[s + 1]), its newest tokens, and `kv_lengths[s]` keys, the new
-    ones included; key j lies in block `block_tables[s, j // block_tokens]` at offset `j % block_tokens`.
+    ones included; key j lies in block `block_tables[s, j // block_tokens]` at offset `j % block_tokens`. Tables may
+    differ by layer; then a layer says which are its own.
     """
 
     cu_queries: Sequence[int] | Tensor  # [n_seqs + 1]
     kv_lengths: Sequence[int] | Tensor  # [n_seqs]
-    block_tables: Tensor  # [n_seqs, max_blocks] int32 or int64, on the device of the blocks
+    block_tables: Tensor  # [n_seqs, max_blocks] or [n_layers, n_seqs, max_blocks], int32 or int64, where the blocks are
+
+    def tables(self, layer: int) -> Tensor:
+        """[n_seqs, max_blocks] of one layer."""
+        return self.block_tables[layer] if self.block_tables.dim() == 3 else self.block_tables
 
     def spans(self) -> list[tuple[int, int, int]]:
         """(first query, end query, number of keys) of each sequence."""
@@ -70,6 +79,7 @@ def paged_attention(
     *,
     scale: float,
     tree_mask: Sequence[Tensor | None] | None = None,
+    layer: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Attend each sequence's new tokens to its cached ones, which already include the new.
 
@@ -84,6 +94,7 @@ def paged_attention(
         scale: multiplies the dot products.
         tree_mask: per sequence a bool [m, m], row = query, True = visible (a draft tree's ancestors, itself included),
             or None for the causal rule.
+        layer: whose tables of `batch` to read.
 
     Returns:
         out [n_tokens, n_heads, d] in the dtype of `q`, and the log-sum-exp of the scores, float32 [n_tokens, n_heads].
@@ -91,8 +102,8 @@ def paged_attention(
     assert q.shape[1] % key_blocks.shape[2] == 0, "every key head serves the same number of query heads"
     compiled = kernels()
     if compiled is None or q.device.type != "cpu" or q.dtype != torch.float32 or key_blocks.dtype not in _STORED:
-        return reference(q, key_blocks, value_blocks, batch, scale, tree_mask)
-    return _compiled(compiled, q, key_blocks, value_blocks, batch, scale, tree_mask)
+        return reference(q, key_blocks, value_blocks, batch, scale, tree_mask, layer)
+    return _compiled(compiled, q, key_blocks, value_blocks, batch, scale, tree_mask, layer)
 
 
 def reference(
@@ -102,16 +113,18 @@ def reference(
     batch: AttentionBatch,
     scale: float,
     tree_mask: Sequence[Tensor | None] | None = None,
+    layer: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The definition: softmax in float32 over the visible keys."""
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     group = q.shape[1] // key_blocks.shape[2]
+    tables = batch.tables(layer)
     for s, (start, end, length) in enumerate(batch.spans()):
         m = end - start
         assert m <= length, "a sequence's new tokens are among its keys"
-        k = _gather(key_blocks, batch.block_tables[s], length).float().repeat_interleave(group, 1)
-        v = _gather(value_blocks, batch.block_tables[s], length).float().repeat_interleave(group, 1)
+        k = gather(key_blocks, tables[s], length).float().repeat_interleave(group, 1)
+        v = gather(value_blocks, tables[s], length).float().repeat_interleave(group, 1)
         visible = _visible(m, length, tree_mask[s] if tree_mask else None, q.device)
         step = max(1, _MAX_SCORES // (q.shape[1] * length))
         for first in range(start, end, step):
@@ -131,23 +144,24 @@ def _compiled(
     batch: AttentionBatch,
     scale: float,
     tree_mask: Sequence[Tensor | None] | None,
+    layer: int,
 ) -> tuple[Tensor, Tensor]:
     n_blocks, block_tokens, n_kv_heads, d = key_blocks.shape
     q = packed_heads(q)
     assert value_blocks.shape == key_blocks.shape and value_blocks.dtype == key_blocks.dtype, "one store holds both"
     assert key_blocks.is_contiguous() and value_blocks.is_contiguous(), "blocks are addressed as one flat run of slots"
     host = batch.host
-    n_seqs = len(host.kv_lengths)
-    assert len(host.block_tables) == n_seqs, "every sequence has a row of blocks"
-    assert host.longest <= host.block_tables.shape[1] * block_tokens, "the tables hold every key"
+    n_seqs, tables = len(host.kv_lengths), host.tables(layer)
+    assert len(tables) == n_seqs, "every sequence has a row of blocks"
+    assert host.longest <= tables.shape[1] * block_tokens, "the tables hold every key"
     trees = _contiguous_trees(host, tree_mask) if tree_mask else []  # kept until the call returns
     addresses = torch.tensor([0 if t is None else t.data_ptr() for t in trees], dtype=torch.int64) if trees else None
     out, lse = torch.empty(q.shape), torch.empty(q.shape[:2])
     bfloat16 = key_blocks.dtype == torch.bfloat16
     built.paged_attention(
         *(q.data_ptr(), q.stride(0), key_blocks.data_ptr(), value_blocks.data_ptr(), bfloat16),
-        *(host.cu_queries.data_ptr(), host.kv_lengths.data_ptr(), host.block_tables.data_ptr()),
-        *(host.block_tables.shape[1], 0 if addresses is None else addresses.data_ptr()),
+        *(host.cu_queries.data_ptr(), host.kv_lengths.data_ptr(), tables.data_ptr()),
+        *(tables.shape[1], 0 if addresses is None else addresses.data_ptr()),
         *(out.data_ptr(), out.stride(0), lse.data_ptr()),
         *(n_seqs, q.shape[1], n_kv_heads, d, block_tokens, scale),
     )
@@ -167,7 +181,7 @@ def _contiguous_trees(host: HostBatch, tree_mask: Sequence[Tensor | None]) -> li
     return [None if tree is None else tree.contiguous() for tree in tree_mask]
 
 
-def _gather(blocks: Tensor, table: Tensor, length: int) -> Tensor:
+def gather(blocks: Tensor, table: Tensor, length: int) -> Tensor:
     """The first `length` slots of a sequence, in order: [length, n_kv_heads, d]."""
     n_blocks = -(-length // blocks.shape[1])
     return blocks.index_select(0, table[:n_blocks]).flatten(0, 1)[:length]

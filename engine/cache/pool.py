@@ -1,27 +1,41 @@
-"""Who holds which block. Host only: it moves numbers, never tensors.
+"""Who holds which pages. Host only: it moves numbers, never tensors.
 
-Every block is in exactly one of three states:
+A *page* is `block_tokens` slots of one layer; a *block* is one page for each layer of a group, shared, found and
+released as a whole. Pages are all alike, so blocks of groups of any depth come from one pool without fragments.
+Every page is free or belongs to a block in exactly one of two states:
 
-    free      no references, no key: its contents mean nothing
-    cached    no references, a key: its contents can be found again, and go oldest first when blocks run short
+    cached    no references, a key: its contents can be found again, and go oldest first when pages run short
     used      at least one reference, with or without a key
 """
 
+from collections.abc import Sequence
+
+
+class Block:
+    """Pages by layer of its group, first to last."""
+
+    __slots__ = ("key", "pages", "references")
+
+    def __init__(self, pages: list[int]) -> None:
+        self.pages = pages
+        self.references = 1
+        self.key: bytes | None = None
+
 
 class BlockPool:
-    """`n_blocks` ref-counted blocks, numbered from 0."""
+    """`n_pages` pages, numbered from 0."""
 
-    def __init__(self, n_blocks: int) -> None:
-        assert n_blocks > 0, "a pool has at least one block"
-        self._refs = [0] * n_blocks
-        self._free = list(range(n_blocks - 1, -1, -1))  # a stack
-        self._cached: dict[int, None] = {}  # in order of release: the first is evicted first
-        self._key_of: dict[int, bytes] = {}
-        self._block_of: dict[bytes, int] = {}
+    def __init__(self, n_pages: int) -> None:
+        assert n_pages > 0, "a pool has at least one page"
+        self._n_pages = n_pages
+        self._free = list(range(n_pages - 1, -1, -1))  # a stack
+        self._cached: dict[Block, None] = {}  # in order of release: the first is evicted first
+        self._n_cached = 0  # pages
+        self._block_of: dict[bytes, Block] = {}
 
     @property
     def n_total(self) -> int:
-        return len(self._refs)
+        return self._n_pages
 
     @property
     def n_free(self) -> int:
@@ -29,7 +43,7 @@ class BlockPool:
 
     @property
     def n_cached(self) -> int:
-        return len(self._cached)
+        return self._n_cached
 
     @property
     def n_used(self) -> int:
@@ -37,67 +51,72 @@ class BlockPool:
 
     @property
     def n_available(self) -> int:
-        """Blocks that `allocate` can hand out, evicting cached ones."""
+        """Pages that `allocate` can hand out, evicting cached blocks."""
         return self.n_free + self.n_cached
 
-    def references(self, block: int) -> int:
-        return self._refs[block]
-
-    def allocate(self, n: int) -> list[int] | None:
-        """Return `n` blocks with one reference each and no key, or None, changing nothing, if there are fewer."""
-        if n > self.n_available:
+    def allocate(self, n: int, depth: int = 1) -> list[Block] | None:
+        """Return `n` blocks of `depth` pages with one reference each and no key, or None, changing nothing, if there
+        are too few pages."""
+        if n * depth > self.n_available:
             return None
-        while len(self._free) < n:
-            oldest = next(iter(self._cached))
-            self.forget(oldest)
-        blocks = [self._free.pop() for _ in range(n)]
-        for block in blocks:
-            self._refs[block] = 1
+        while len(self._free) < n * depth:
+            self.forget(next(iter(self._cached)))
+        blocks = []
+        for _ in range(n):
+            blocks.append(Block(self._free[-depth:][::-1]))
+            del self._free[-depth:]
         return blocks
 
-    def share(self, block: int) -> None:
+    def share(self, block: Block) -> None:
         """Add a reference to a used or cached block."""
-        assert self._refs[block] > 0 or block in self._cached, f"block {block} is free: it has nothing to share"
-        self._cached.pop(block, None)
-        self._refs[block] += 1
+        assert block.references > 0 or block in self._cached, "this block is free: it has nothing to share"
+        if block in self._cached:
+            del self._cached[block]
+            self._n_cached -= len(block.pages)
+        block.references += 1
 
-    def release(self, blocks: list[int]) -> None:
+    def release(self, blocks: Sequence[Block]) -> None:
         """Drop one reference of each. A chain's tail becomes evictable before its head, which it is useless without."""
         for block in reversed(blocks):
-            assert self._refs[block] > 0, f"block {block} is released more often than shared"
-            self._refs[block] -= 1
-            if self._refs[block] == 0:
-                if block in self._key_of:
+            assert block.references > 0, "a block is released more often than shared"
+            block.references -= 1
+            if block.references == 0:
+                if block.key is not None:
                     self._cached[block] = None
+                    self._n_cached += len(block.pages)
                 else:
-                    self._free.append(block)
+                    self._free += block.pages[::-1]
 
-    def lookup(self, key: bytes) -> int | None:
+    def lookup(self, key: bytes) -> Block | None:
         """The used or cached block registered under `key`. Takes no reference."""
         return self._block_of.get(key)
 
-    def register(self, block: int, key: bytes) -> None:
+    def register(self, block: Block, key: bytes) -> None:
         """Let `key` find a used block. The first block of a key keeps it, and the first key of a block."""
-        assert self._refs[block] > 0, f"block {block} is not in use: nobody vouches for its contents"
-        if key not in self._block_of and block not in self._key_of:
-            self._key_of[block] = key
+        assert block.references > 0, "this block is not in use: nobody vouches for its contents"
+        if key not in self._block_of and block.key is None:
+            block.key = key
             self._block_of[key] = block
 
-    def forget(self, block: int) -> None:
-        """Take the key of a block away, if it has one; a cached block becomes free."""
-        if block in self._key_of:
-            del self._block_of[self._key_of.pop(block)]
+    def forget(self, block: Block) -> None:
+        """Take the key of a block away, if it has one; the pages of a cached block become free."""
+        if block.key is not None:
+            del self._block_of[block.key]
+            block.key = None
         if block in self._cached:
             del self._cached[block]
-            self._free.append(block)
+            self._n_cached -= len(block.pages)
+            self._free += block.pages[::-1]
 
-    def check(self) -> None:
-        """Count every block. Any state, linear cost."""
-        free, cached = set(self._free), set(self._cached)
-        used = {block for block, refs in enumerate(self._refs) if refs > 0}
-        assert len(free) == self.n_free, "a block is free twice"
-        assert len(free) + len(cached) + len(used) == self.n_total, "free + cached + used = total"
-        assert len(free | cached | used) == self.n_total, "no block is in two states"
-        assert min(self._refs) >= 0, "references are not negative"
-        assert cached <= self._key_of.keys() <= cached | used, "cached blocks have a key, free blocks have none"
-        assert {key: block for block, key in self._key_of.items()} == self._block_of, "keys and blocks are one to one"
+    def check(self, used: Sequence[Block]) -> None:
+        """Count every page, given every block in use once. Any state, linear cost."""
+        free, cached = set(self._free), [page for block in self._cached for page in block.pages]
+        held = [page for block in used for page in block.pages]
+        assert len(free) == self.n_free, "a page is free twice"
+        assert len(cached) == self.n_cached, "cached pages are counted as they come and go"
+        assert len(free) + len(cached) + len(held) == self.n_total, "free + cached + used = total"
+        assert len(free | set(cached) | set(held)) == self.n_total, "no page is in two states"
+        assert all(block.references > 0 for block in used), "a used block has a reference"
+        assert all(block.references == 0 and block.key is not None for block in self._cached), "a cached one has a key"
+        keyed = {block.key: block for block in [*self._cached, *used] if block.key is not None}
+        assert keyed == self._block_of, "keys and blocks are one to one"

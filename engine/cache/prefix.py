@@ -45,16 +45,24 @@ def image_key(digest: bytes, method: str, kept: int) -> bytes:
     return _digest(digest, method.encode(), struct.pack("<q", kept))
 
 
-def block_key(parent: bytes, token_ids: Sequence[int], start: int, runs: Sequence[ImageRun]) -> bytes:
+def group_key(root: bytes, layers: range) -> bytes:
+    """The parent of a layer group's first block: its blocks hold those layers and no others."""
+    return _digest(root, struct.pack("<qq", layers.start, layers.stop))
+
+
+def block_key(
+    parent: bytes, token_ids: Sequence[int], start: int, runs: Sequence[ImageRun], decided: bytes = b""
+) -> bytes:
     """The key of the full block whose first token is token `start` of its sequence.
 
     Args:
-        parent: key of the block before, or the root key.
+        parent: key of the block before, or the group's.
         token_ids: of this block; image placeholders count by the images they stand for.
         runs: the images of the sequence; those that overlap the block enter with the offset between the two.
+        decided: what the choice of its tokens depends on, if some of a prompt left before this layer.
     """
     stop = start + len(token_ids)
-    parts = [parent, array("q", token_ids).tobytes()]
+    parts = [parent, array("q", token_ids).tobytes(), decided]
     for run in runs:
         if run.start < stop and start < run.stop:
             parts += [run.key, struct.pack("<q", start - run.start)]

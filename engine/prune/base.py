@@ -2,8 +2,8 @@
 
 A method is one file with one frozen dataclass, bound to the module's name `METHOD`; its fields are its settings. It
 says beforehand at which layers how many tokens stay (`points`), from which admission, blocks and accounting are
-counted, and then which ones (`select`), from what a `Probe` shows of one prompt. Text is never dropped. The same decision is stored
-and replayed after a preemption.
+counted, and then which ones (`select`), from what a `Probe` shows of one prompt. Text is never dropped. A decision is
+stored, and replayed after a preemption.
 """
 
 from collections.abc import Sequence

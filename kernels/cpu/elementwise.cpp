@@ -27,6 +27,7 @@ void store_rows(std::uintptr_t k, std::int64_t k_stride, std::uintptr_t v, std::
                 std::uintptr_t keys, std::uintptr_t values, std::int64_t n, std::int64_t width) {
   for_each(n, 2.0 * n * width, [=](std::int64_t i) {
     const std::int64_t slot = reinterpret_cast<const std::int64_t*>(slots)[i];
+    if (slot < 0) return;  // it is there already
     copy_row(reinterpret_cast<const float*>(k) + i * k_stride, reinterpret_cast<T*>(keys) + slot * width, width);
     copy_row(reinterpret_cast<const float*>(v) + i * v_stride, reinterpret_cast<T*>(values) + slot * width, width);
   });

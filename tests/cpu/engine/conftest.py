@@ -144,9 +144,8 @@ def make_engine(model: MockModel) -> Iterator[Callable[..., Engine]]:
             vision=VisionConfig(feature_cache_mb=1),
         )
         engine = Engine(model, config)
-        for layer in range(model.spec.n_layers):  # a slot that is read before it is written shows
-            for blocks in engine._kv.layer(layer):
-                blocks.fill_(torch.nan)
+        for pages in (engine._kv.keys, engine._kv.values):  # a slot that is read before it is written shows
+            pages.fill_(torch.nan)
         engines.append(engine)
         return engine
 

@@ -4,61 +4,78 @@ import random
 
 import pytest
 
-from foveate.engine.cache.pool import BlockPool
+from foveate.engine.cache.pool import Block, BlockPool
 from foveate.engine.cache.prefix import ImageRun, block_key, image_key, root_key
 
 
 class NaivePool:
     """What the pool should do, in the dullest way."""
 
-    def __init__(self, n: int) -> None:
-        self.refs = dict.fromkeys(range(n), 0)
-        self.keys: dict[int, bytes] = {}
-        self.lru: list[int] = []
+    def __init__(self, n_pages: int) -> None:
+        self.n_pages = n_pages
+        self.refs: dict[Block, int] = {}  # of the blocks there are
+        self.lru: list[Block] = []
+        self.keys: dict[Block, bytes] = {}
 
     @property
     def n_free(self) -> int:
-        return sum(refs == 0 and block not in self.keys for block, refs in self.refs.items())
+        return self.n_pages - sum(len(block.pages) for block in self.refs)
 
-    def take(self, blocks: list[int]) -> None:
-        """`blocks` were allocated: free ones, or else the oldest cached."""
-        n_evicted = max(0, len(blocks) - self.n_free)
-        evicted, self.lru = self.lru[:n_evicted], self.lru[n_evicted:]
-        for block in evicted:
-            del self.keys[block]
+    @property
+    def n_cached(self) -> int:
+        return sum(len(block.pages) for block in self.lru)
+
+    def take(self, blocks: list[Block]) -> None:
+        """`blocks` were allocated: of free pages, or else of those of the oldest cached blocks."""
+        wanted = sum(len(block.pages) for block in blocks)
+        while self.n_free < wanted:
+            self.drop(self.lru[0])
+        held = {page for block in self.refs for page in block.pages}
         for block in blocks:
-            assert self.refs[block] == 0 and block not in self.keys, "only free or evicted blocks are handed out"
+            assert not held & set(block.pages), "only free or evicted pages are handed out"
             self.refs[block] = 1
+            held |= set(block.pages)
 
-    def release(self, blocks: list[int]) -> None:
+    def drop(self, block: Block) -> None:
+        self.lru.remove(block)
+        self.keys.pop(block)
+        del self.refs[block]
+
+    def release(self, blocks: list[Block]) -> None:
         for block in reversed(blocks):
             self.refs[block] -= 1
             if self.refs[block] == 0 and block in self.keys:
                 self.lru.append(block)
+            elif self.refs[block] == 0:
+                del self.refs[block]
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_pool_matches_the_naive_model(seed: int) -> None:
     rng = random.Random(seed)
-    pool, naive = BlockPool(23), NaivePool(23)
-    tables: list[list[int]] = []
+    pool, naive = BlockPool(61), NaivePool(61)
+    tables: list[list[Block]] = []
+
+    def used() -> list[Block]:
+        return [block for block, refs in naive.refs.items() if refs]
+
     for i in range(8000):
         match rng.choice(["allocate", "allocate", "share", "release", "release", "register", "forget"]):
             case "allocate":
-                n = rng.randrange(6)
-                blocks = pool.allocate(n)
+                n, depth = rng.randrange(6), rng.randrange(1, 5)
+                blocks = pool.allocate(n, depth)
                 if blocks is None:
-                    assert n > naive.n_free + len(naive.lru), "refuses only what is not there"
+                    assert n * depth > naive.n_free + naive.n_cached, "refuses only what is not there"
                 else:
+                    assert [len(block.pages) for block in blocks] == [depth] * n
                     naive.take(blocks)
                     tables.append(blocks)
             case "share" if naive.keys:
-                key = rng.choice(list(naive.keys.values()))
-                block = pool.lookup(key)
-                assert block is not None and naive.keys[block] == key
+                block, key = rng.choice(list(naive.keys.items()))
+                assert pool.lookup(key) is block
                 pool.share(block)
                 naive.refs[block] += 1
-                naive.lru = [b for b in naive.lru if b != block]
+                naive.lru = [b for b in naive.lru if b is not block]
                 tables.append([block])
             case "release" if tables:
                 blocks = tables.pop(rng.randrange(len(tables)))
@@ -70,25 +87,27 @@ def test_pool_matches_the_naive_model(seed: int) -> None:
                 pool.register(block, key)
                 if block not in naive.keys and key not in naive.keys.values():
                     naive.keys[block] = key
-            case "forget" if i % 5 == 0:
-                block = rng.randrange(23)
+            case "forget" if i % 5 == 0 and naive.refs:
+                block = rng.choice(list(naive.refs))
                 pool.forget(block)
-                naive.keys.pop(block, None)
-                naive.lru = [b for b in naive.lru if b != block]
-        assert (pool.n_free, pool.n_cached) == (naive.n_free, len(naive.lru))
+                if block in naive.lru:
+                    naive.drop(block)
+                else:
+                    naive.keys.pop(block, None)
+        assert (pool.n_free, pool.n_cached) == (naive.n_free, naive.n_cached)
         if i % 20 == 0:
-            pool.check()
+            pool.check(used())
     for table in tables:
         pool.release(table)
-    pool.check()
+    pool.check([])
     assert pool.n_used == 0 and pool.n_available == pool.n_total
 
 
 def test_a_failed_allocation_changes_nothing() -> None:
-    pool = BlockPool(4)
-    held = pool.allocate(3)
-    assert held is not None and pool.allocate(2) is None
-    assert (pool.n_free, pool.n_used) == (1, 3)
+    pool = BlockPool(8)
+    held = pool.allocate(3, 2)
+    assert held is not None and pool.allocate(1, 3) is None
+    assert (pool.n_free, pool.n_used) == (2, 6)
 
 
 def test_the_tail_of_a_chain_is_evicted_before_its_head() -> None:
@@ -98,23 +117,33 @@ def test_the_tail_of_a_chain_is_evicted_before_its_head() -> None:
     for block, key in zip(chain, (b"a", b"b", b"c"), strict=True):
         pool.register(block, key)
     pool.release(chain)
-    assert pool.allocate(1) == [chain[2]]
-    assert pool.lookup(b"a") == chain[0] and pool.lookup(b"c") is None
+    [fresh] = pool.allocate(1) or []
+    assert fresh.pages == chain[2].pages
+    assert pool.lookup(b"a") is chain[0] and pool.lookup(b"c") is None
+
+
+def test_pages_of_a_deep_block_serve_shallow_ones() -> None:
+    """So a prompt whose deeper layers hold less leaves room for others, whatever their layers."""
+    pool = BlockPool(12)
+    deep = pool.allocate(1, 12)
+    assert deep is not None
+    pool.release(deep)
+    assert pool.allocate(2, 5) is not None and pool.allocate(1, 2) is not None and pool.n_free == 0
 
 
 @pytest.mark.parametrize("misuse", ["release twice", "share free", "register free"])
 def test_misuse_is_our_bug(misuse: str) -> None:
     pool = BlockPool(2)
+    blocks = pool.allocate(1) or []
+    pool.release(blocks)
     with pytest.raises(AssertionError):
         match misuse:
             case "release twice":
-                blocks = pool.allocate(1) or []
-                pool.release(blocks)
                 pool.release(blocks)
             case "share free":
-                pool.share(0)
+                pool.share(blocks[0])
             case "register free":
-                pool.register(0, b"k")
+                pool.register(blocks[0], b"k")
 
 
 def _chain(ids: list[int], runs: list[ImageRun], root: bytes, size: int = 4) -> list[bytes]:

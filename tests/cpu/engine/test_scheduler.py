@@ -63,7 +63,7 @@ class Simulation:
         assert not any(s in planned and s.n_preemptions > preempted[s] for s in preempted), "preempted, then planned"
         for sequence in decoding:
             gone = sequence.n_preemptions > preempted[sequence]
-            stuck = self.tables.n_blocks(sequence.n_tokens) > len(sequence.tables.get(0, []))
+            stuck = self.tables.n_blocks(sequence.n_tokens) > len(sequence.tables[0] if sequence.tables else [])
             assert sequence in planned or gone or stuck, "a decode with room for its token is never left out"
         for request, i in plan.images:
             assert request.rows[i] is None, "no picture is asked for twice"

@@ -1,0 +1,278 @@
+"""What happens between two segments of the decoder: tokens leave for good, or wait for the rest of their span.
+
+A `Lane` follows one chunk through the layers. Crossing a pruning point, a lane whose span waits puts its tokens aside;
+the one whose chunk completes the span takes all of them up again, decides, and goes on with what is left. Where it is
+decided already, tokens that are no members of the next group just end.
+"""
+
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+
+import torch
+from torch import Tensor
+
+from foveate.engine.cache.store import KVStore
+from foveate.engine.depth import Decision, Waiting, members
+from foveate.engine.models.base import Model, Turn
+from foveate.engine.prune.base import Leaves
+from foveate.engine.prune.probe import Probe, View, Which
+from foveate.engine.scheduler import Chunk
+from foveate.kernels.attention import gather
+
+Seen = tuple[Tensor, Tensor]  # queries and log-sum-exp of the layer just run
+
+
+class Lane:
+    """One chunk on its way through the layers.
+
+    Attributes:
+        group: the layer group it is in.
+        tokens: of the sequence, those that are present; increasing.
+        at: where the first of them is in the group; the others follow it.
+        n_shared: tokens of the group that others wrote.
+    """
+
+    def __init__(self, chunk: Chunk) -> None:
+        self.chunk = chunk
+        self.sequence = chunk.sequence
+        self.depth = chunk.sequence.request.depth
+        self.group = 0
+        self.tokens: Sequence[int] = range(chunk.start, chunk.stop)
+        self.at = chunk.start
+        self.waits = not self.depth.is_flat and (
+            self.sequence.waiting is not None
+            or (chunk.stop > self.depth.start and self.depth.waits(max(chunk.start, self.depth.start)))
+        )
+        self.completes = self.waits and chunk.stop >= self.depth.stop
+        self.visual: list[int] = []  # present of the span, while it is decided
+        self.leaves: list[Leaves] = []  # decided so far
+        self.members: list[list[int]] = []
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def n_shared(self) -> int:
+        return self.sequence.n_shared[self.group]
+
+    def enters(self, layer: int) -> bool:
+        """Whether its next group begins with this layer."""
+        groups = self.depth.groups
+        return self.group + 1 < len(groups) and groups[self.group + 1].layers.start == layer
+
+    def watches(self, layer: int) -> bool:
+        """Whether the layer before this one must tell its queries."""
+        return self.waits and self.enters(layer) and (self.completes or self.group == 0)
+
+    def where(self, low: int, high: int) -> tuple[int, int]:
+        """Its rows of tokens [low, high), as a range."""
+        inside = [i for i, token in enumerate(self.tokens) if low <= token < high]
+        return (inside[0], inside[-1] + 1) if inside else (0, 0)
+
+
+class Pruning:
+    """Crosses pruning points.
+
+    Args:
+        embed: rows of chunks as they enter the first layer.
+    """
+
+    def __init__(self, model: Model, kv: KVStore, embed: Callable[[Sequence[Chunk]], Tensor]) -> None:
+        self._model = model
+        self._kv = kv
+        self._embed = embed
+
+    def cross(
+        self, lanes: Sequence[Lane], layer: int, rows: Tensor, turn: Turn, pages: Tensor, seen: Seen | None
+    ) -> tuple[Tensor, Turn]:
+        """Take the packed rows of all lanes over the boundary before `layer`.
+
+        Args:
+            pages: [n_layers, n_lanes, max_blocks] of the lanes' tables.
+            seen: of the layer before, if a lane watches it.
+        """
+        n_before = [lane.n_rows for lane in lanes]
+        entering = [lane.enters(layer) for lane in lanes]
+        if not any(entering):
+            return rows, turn
+        out: list[tuple[Tensor, Turn]] = []
+        stop = 0
+        for i, lane in enumerate(lanes):
+            start, stop = stop, stop + n_before[i]
+            own, own_turn = rows[start:stop], Turn(turn.cos[start:stop], turn.sin[start:stop])
+            if not entering[i]:
+                out.append((own, own_turn))
+            elif lane.waits:
+                own_seen = None if seen is None else (seen[0][start:stop], seen[1][start:stop])
+                out.append(self._wait(lane, layer, own, pages[:, i], own_seen))
+            else:
+                out.append(self._flow(lane, own, own_turn))
+        cos, sin = (torch.cat([t[k] for _, t in out]) for k in (0, 1))
+        return torch.cat([r for r, _ in out]), Turn(cos, sin)
+
+    def _flow(self, lane: Lane, rows: Tensor, turn: Turn) -> tuple[Tensor, Turn]:
+        """Into the next group of what is decided, or lies outside the span."""
+        depth, before = lane.depth, lane.tokens
+        lane.group += 1
+        if before and before[0] < depth.stop and before[-1] >= depth.start:
+            decision = depth.decision
+            assert decision is not None, "a lane that does not wait is decided"
+            inside = set(decision.members[lane.group - 1])
+            lane.tokens = [t for t in before if not depth.start <= t < depth.stop or t in inside]
+        lane.at = depth.count(lane.group, lane.tokens[0]) if lane.tokens else 0
+        if len(lane.tokens) < len(before):
+            present = set(lane.tokens)
+            index = torch.tensor([i for i, t in enumerate(before) if t in present], device=rows.device)
+            rows, turn = rows[index.long()], turn.take(index.long())
+        return rows, self._turn(lane, lane.tokens) if self._is_compact(lane) else turn
+
+    def _wait(self, lane: Lane, layer: int, rows: Tensor, pages: Tensor, seen: Seen | None) -> tuple[Tensor, Turn]:
+        """Put the span's tokens aside, or take them all up and decide."""
+        depth, sequence = lane.depth, lane.sequence
+        low, high = lane.where(depth.start, depth.stop)
+        if not lane.completes and lane.group == 0:
+            assert seen is not None, "what a waiting lane needs was watched"
+            own = Waiting(rows[low:high], seen[0][low:high], seen[1][low:high])
+            sequence.waiting = own if sequence.waiting is None else _joined(sequence.waiting, own)
+            lane.tokens = [t for t in lane.tokens if t < depth.start]
+            rows = rows[: len(lane.tokens)]
+        if not lane.completes:
+            lane.group += 1
+            return rows, self._turn(lane, lane.tokens)
+        assert seen is not None, "what a deciding lane needs was watched"
+        return self._decide(lane, layer, rows, pages, Waiting(rows[low:high], seen[0][low:high], seen[1][low:high]))
+
+    def _decide(self, lane: Lane, layer: int, rows: Tensor, pages: Tensor, span: Waiting) -> tuple[Tensor, Turn]:
+        depth, sequence = lane.depth, lane.sequence
+        low, high = lane.where(depth.start, depth.stop)
+        early, late = lane.tokens[:low], lane.tokens[high:]
+        if lane.group == 0:
+            if sequence.waiting is not None:
+                span = _joined(sequence.waiting, span)
+            present: Sequence[int] = range(depth.start, depth.stop)
+            lane.visual = [t for run in sequence.request.runs for t in range(run.start, run.stop)]
+        else:
+            present = lane.members[-1]
+        leaves = self._leaves(lane, layer, present, rows[:low], pages, span)
+        lane.group += 1
+        kept, lane.visual = members(present, lane.visual, leaves)
+        place = {token: i for i, token in enumerate(present)}
+        inside = span.rows[torch.tensor([place[t] for t in kept], dtype=torch.int64, device=rows.device)]
+        if leaves.mix is not None and len(leaves.keep):
+            inside = self._mixed(lane, leaves, present, kept, span.rows, inside)
+        lane.leaves.append(leaves)
+        lane.members.append(kept)
+        lane.tokens = [*early, *kept, *late]
+        lane.at = depth.start - len(early)
+        if lane.group == len(depth.groups) - 1:
+            self._settle(lane)
+        return torch.cat([rows[:low], inside, rows[high:]]), self._turn(lane, lane.tokens)
+
+    def _leaves(
+        self, lane: Lane, layer: int, present: Sequence[int], early: Tensor, pages: Tensor, span: Waiting
+    ) -> Leaves:
+        """What the point keeps: as it was decided before, or all, or what the method says."""
+        depth = lane.depth
+        if depth.decision is not None:
+            return depth.decision.leaves[lane.group]
+        pruner, counts = depth.pruner, depth.groups[lane.group + 1].counts
+        assert pruner is not None, "several groups come of a method"
+        if sum(counts) == 0:
+            return Leaves(torch.zeros(0, dtype=torch.int64))
+        leaves = pruner.select(self._probe(lane, layer, present, early, pages, span), counts)
+        assert len(leaves.keep) == sum(counts), "a method keeps what was announced"
+        return Leaves(leaves.keep.cpu(), leaves.mix)
+
+    def _mixed(
+        self, lane: Lane, leaves: Leaves, present: Sequence[int], kept: Sequence[int], rows: Tensor, inside: Tensor
+    ) -> Tensor:
+        """The kept rows with those of visual tokens mixed."""
+        assert leaves.mix is not None, "only then"
+        is_visual = {t for run in lane.sequence.request.runs for t in range(run.start, run.stop)}
+        sources = torch.tensor([i for i, t in enumerate(present) if t in is_visual], device=rows.device)
+        targets = torch.tensor([i for i, t in enumerate(kept) if t in is_visual], device=rows.device)
+        mixed = leaves.mix.to(rows.device) @ rows[sources].float()
+        return inside.index_copy(0, targets, mixed.to(inside.dtype))
+
+    def _settle(self, lane: Lane) -> None:
+        """All points are decided: keep it for every choice, and for later."""
+        lane.sequence.waiting = None
+        depth = lane.depth
+        if depth.decision is None:
+            key = sha256(depth.key)
+            for tokens in lane.members:
+                key.update(repr(tokens).encode())
+            depth.decision = Decision(tuple(lane.leaves), tuple(lane.members), key.digest())
+
+    def _probe(
+        self, lane: Lane, layer: int, present: Sequence[int], early: Tensor, pages: Tensor, span: Waiting
+    ) -> Probe:
+        request = lane.sequence.request
+        place = {token: i for i, token in enumerate(present)}
+        picture_of = {t: i for i, run in enumerate(request.runs) for t in range(run.start, run.stop)}
+        cells = [int(request.anchors[i][t - request.runs[i].start]) for t in lane.visual for i in [picture_of[t]]]
+        cos, sin = self._turn(lane, present)
+        views: dict[Which, View] = {}
+
+        def view(which: Which) -> View:
+            if which not in views:
+                q, k, lse = span.q, self._before(lane, layer, pages, len(present)), span.lse
+                if which == "this":
+                    q, k = self._this(lane, layer, early, pages, span.rows, Turn(cos, sin))
+                kept_lse = lse if which == "before" else None
+                views[which] = View(q, k, cos, sin, self._model.spec.head_dim**-0.5, kept_lse)
+            return views[which]
+
+        def inputs() -> Tensor:
+            whole = self._embed([Chunk(lane.sequence, lane.depth.start, lane.depth.stop)])
+            return whole[torch.tensor([t - lane.depth.start for t in present])]
+
+        return Probe(
+            layer=layer,
+            n_layers=self._kv.n_layers,
+            rows=span.rows,
+            visual=torch.tensor([place[t] for t in lane.visual]),
+            picture=torch.tensor([picture_of[t] for t in lane.visual]),
+            cell=torch.tensor(cells),
+            grids=[picture.grid for picture in request.pictures],
+            entered=[run.stop - run.start for run in request.runs],
+            seed=int.from_bytes(request.runs[0].key[:8]) & (2**63 - 1),
+            views=view,
+            inputs=inputs,
+        )
+
+    def _before(self, lane: Lane, layer: int, pages: Tensor, n: int) -> Tensor:
+        """Keys that the layer before holds of the tokens before the span and of the n present of it."""
+        return gather(self._kv.keys, pages[layer - 1], lane.depth.start + n)
+
+    def _this(
+        self, lane: Lane, layer: int, early: Tensor, pages: Tensor, rows: Tensor, turn: Turn
+    ) -> tuple[Tensor, Tensor]:
+        """Queries of the span's rows and keys, with those of the tokens before it, ahead of the layer."""
+        q, k = self._model.project(layer, rows, turn)
+        cached = gather(self._kv.keys, pages[layer], min(lane.chunk.start, lane.depth.start))
+        parts = [cached.to(k.dtype)]
+        if len(early):
+            parts.append(self._model.project(layer, early, self._turn(lane, lane.tokens[: len(early)]))[1])
+        return q, torch.cat([*parts, k])
+
+    def _is_compact(self, lane: Lane) -> bool:
+        pruner = lane.depth.pruner
+        return pruner is not None and pruner.compact and self._model.spec.n_pos_axes == 1
+
+    def _turn(self, lane: Lane, tokens: Sequence[int]) -> Turn:
+        """How tokens present in the lane's group are rotated there."""
+        sequence, depth = lane.sequence, lane.depth
+        if lane.group and self._is_compact(lane) and tokens:
+            first = min(tokens[0], depth.start) if lane.waits else depth.count(lane.group, tokens[0])
+            positions = torch.arange(first, first + len(tokens))[None]
+        else:
+            positions = sequence.positions_of(tokens)
+        return self._model.turn(positions.to(self._model.device))
+
+
+def _joined(first: Waiting, second: Waiting) -> Waiting:
+    return Waiting(
+        torch.cat([first.rows, second.rows]), torch.cat([first.q, second.q]), torch.cat([first.lse, second.lse])
+    )
