@@ -51,6 +51,7 @@ class Runner:
         self._model = model
         self._kv = kv
         self._tables = tables
+        self._device = model.device  # of a module it is looked up among all its parameters
         self._scale = model.spec.head_dim**-0.5
         self._pruning = Pruning(model, kv, self._rows)
 
@@ -61,10 +62,9 @@ class Runner:
         Returns:
             [m, vocab_size] float32 logits after the last token of each chunk that samples, in order of the chunks.
         """
-        device = self._model.device
         lanes = [Lane(chunk) for chunk in chunks]
-        pages = self._pages(lanes).to(device)
-        positions = self._positions(chunks).to(device)
+        pages = self._pages(lanes).to(self._device)
+        positions = self._positions(chunks).to(self._device)
         rows = self._rows(chunks)
         turn = self._model.turn(positions)
         starts = {group.layers.start for lane in lanes for group in lane.depth.groups}
@@ -114,7 +114,7 @@ class Runner:
             pages = pages[:, torch.tensor(present, device=device)]
         places = [j for i in present for j in range(lanes[i].at, lanes[i].at + lanes[i].n_rows)]
         at = torch.tensor(places, device=device)
-        owner = torch.arange(len(present), device=device).repeat_interleave(torch.tensor(counts, device=device))
+        owner = torch.tensor([k for k, count in enumerate(counts) for _ in range(count)], device=device)
         slots = pages[:, owner, at // size].long() * size + at % size
         shared = [lanes[i].n_shared for i in present]
         if any(s > lanes[i].at for s, i in zip(shared, present, strict=True)):
@@ -126,7 +126,7 @@ class Runner:
     def _rows(self, chunks: Sequence[Chunk]) -> Tensor:
         """[n, hidden_size]: token embeddings, and in the place of visual tokens the reduced rows."""
         token_ids = [i for chunk in chunks for i in chunk.sequence.token_ids[chunk.start : chunk.stop]]
-        rows = self._model.embed(torch.tensor(token_ids, device=self._model.device))
+        rows = self._model.embed(torch.tensor(token_ids, device=self._device))
         offset = 0
         for chunk in chunks:
             request = chunk.sequence.request
