@@ -6,12 +6,14 @@ point. Until then these tokens wait there. Tokens before the span are in every g
 """
 
 from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from foveate.engine.prune.base import Leaves, Pruner
+from foveate.engine.prune.schedule import kept, mean_share, scaled
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,10 @@ class Depth:
             return n + self.groups[group].dropped
         return self.start if self.decision is None else self.decision.members[group - 1][n - self.start]
 
+    def mean(self) -> float:
+        """Visual tokens in a layer of the decoder, on average."""
+        return sum(sum(group.counts) * len(group.layers) for group in self.groups) / self.n_layers
+
     def waits(self, n: int) -> bool:
         """Whether tokens computed from n on wait at the first point until the span is complete."""
         if self.is_flat or n >= self.stop:
@@ -92,6 +98,27 @@ class Depth:
         return -(-held // self.n_layers)
 
 
+class Decisions:
+    """What was decided for prompts lately, so that the same one finds its deeper blocks; the least recently used go."""
+
+    def __init__(self, capacity: int = 1024) -> None:
+        self._capacity = capacity
+        self._known: OrderedDict[bytes, Decision] = OrderedDict()
+
+    def recall(self, depth: Depth) -> None:
+        """Give a new request the decision made for its like."""
+        if depth.key in self._known:
+            self._known.move_to_end(depth.key)
+            depth.decision = self._known[depth.key]
+
+    def keep(self, depth: Depth) -> None:
+        """Remember a decision, if there is one."""
+        if depth.decision is not None and depth.key not in self._known:
+            self._known[depth.key] = depth.decision
+            if len(self._known) > self._capacity:
+                self._known.popitem(last=False)
+
+
 @dataclass(slots=True)
 class Waiting:
     """Tokens of a span that wait before the first point, since its start."""
@@ -99,6 +126,32 @@ class Waiting:
     rows: Tensor  # [n, D] entering the layer of the point
     q: Tensor  # [n, n_heads, d] of the layer before
     lse: Tensor  # [n, n_heads]
+
+
+def plan(pruner: Pruner, entered: Sequence[int], allowed: int, n_layers: int) -> tuple[LayerGroup, ...]:
+    """The layer groups of a prompt, from what enters the decoder and what a layer may hold on average.
+
+    Args:
+        entered: visual tokens per picture.
+        allowed: visual tokens in a layer, on average; the method's own schedule is scaled down to that where it holds
+            more, and stays where it does not.
+
+    Raises:
+        ConfigError: the method's fields do not fit this depth, or no scale is small enough.
+    """
+    points, n = pruner.points(n_layers), sum(entered)
+    if allowed < n and mean_share(points, n_layers) * n > allowed:
+        points = scaled(points, n_layers, allowed / n)
+    starts, counts = [0], [tuple(entered)]
+    for point in points:
+        left = tuple(kept(k, point.share) for k in entered)
+        if left != counts[-1]:
+            starts.append(point.layer)
+            counts.append(left)
+    ends = [*starts[1:], n_layers]
+    return tuple(
+        LayerGroup(range(start, end), left, n - sum(left)) for start, end, left in zip(starts, ends, counts, strict=True)
+    )
 
 
 def members(span: Sequence[int], visual: Sequence[int], leaves: Leaves) -> tuple[list[int], list[int]]:

@@ -12,6 +12,7 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.cache.pool import BlockPool
 from foveate.engine.cache.store import KVStore
 from foveate.engine.cache.tables import BlockTables
+from foveate.engine.depth import Decisions
 from foveate.engine.encoder import Encoder
 from foveate.engine.errors import EngineError, ModelError, QueueFullError, RequestError
 from foveate.engine.messages import (
@@ -66,6 +67,7 @@ class Engine:
         self._encoder = Encoder(model, config.vision.feature_cache_mb * 2**20)
         self._scheduler = Scheduler(config.scheduler, tables, self._encoder.cost)
         self._runner = Runner(model, kv, tables)
+        self._decisions = Decisions()
         self._requests: dict[str, Request] = {}  # some choice of which is unfinished
         self._events: list[Event] = []
         self._arrivals = 0
@@ -84,6 +86,7 @@ class Engine:
         except Exception as error:
             self._events.append(failed(generate.id, error))
             return
+        self._decisions.recall(request.depth)
         request.arrived = time.monotonic()
         self._requests[request.id] = request
         for choice in range(request.n_choices):
@@ -153,6 +156,7 @@ class Engine:
             sequence.peak_kv_tokens = max(sequence.peak_kv_tokens, sequence.request.depth.kv_tokens(chunk.stop))
             self._tables.register(sequence, since=chunk.start)
         for request in {id(c.sequence.request): c.sequence.request for c in chunks}.values():
+            self._decisions.keep(request.depth)
             request.drop_rows()
 
     def _emit(self, sequences: Many[Sequence], tokens: Many[Drawn | None]) -> None:

@@ -31,6 +31,15 @@ class VisualBudget(Struct, frozen=True, kw_only=True):
     params: dict[str, bool | int | float | str] = {}  # fields of that method
     stages: list[Stage] = []  # of a composition, in order; then `method` is its text and `params` is empty
     split: str = "area"  # a file of engine/reduce/split: how several images, or tiles, share the budget
+    prune: Stage | None = None  # a file of engine/prune, acting inside the decoder on what the reducers leave
+    enter: float | None = None  # share of the tokens offered that enter the decoder; None: as many as the budget
+
+    @property
+    def label(self) -> str:
+        """All its methods, as the answer repeats them."""
+        if self.prune is None:
+            return self.method
+        return self.prune.method if self.method == "none" else f"{self.method}+{self.prune.method}"
 
 
 class Image(Struct, frozen=True, kw_only=True):
@@ -99,7 +108,9 @@ class ImageUsage(Struct, frozen=True, kw_only=True):
 
 class VisualUsage(Struct, frozen=True, kw_only=True):
     offered: int = 0
-    kept: int = 0
+    kept: int = 0  # enter the decoder
+    mean: float = 0.0  # in a layer of the decoder, on average
+    layers: list[tuple[int, int]] = []  # (first layer of a group, visual tokens in it), if some leave on the way
     method: str = "none"
     per_image: list[ImageUsage] = []
 
@@ -177,7 +188,7 @@ class FieldInfo(Struct, frozen=True, kw_only=True):
 
 
 class MethodInfo(Struct, frozen=True, kw_only=True):
-    """One file of engine/reduce, for GET /v1/vlm/methods: the server cannot import it, since that imports torch."""
+    """One file of engine/reduce or engine/prune, for GET /v1/vlm/methods: the server cannot import it, since that imports torch."""
 
     name: str
     summary: str  # first line of the file's docstring
@@ -188,7 +199,7 @@ class MethodInfo(Struct, frozen=True, kw_only=True):
     signals_cls: list[str]  # what it taps in an encoder with a CLS row
     signals_no_cls: list[str]  # and in one without
     fits: str = "any"  # encoders it is for: "any", "cls", "no_cls" or "tiles"
-    stage: str = "tokens"  # where it acts: "pixels" (before the tower), "encoder" (inside) or "tokens" (after)
+    stage: str = "tokens"  # where: "pixels" (before the tower), "encoder" (inside), "tokens" (after), "decoder" (in it)
     first_only: bool = False  # needs the whole grid, so in a composition it comes before every other of its stage
 
 

@@ -9,19 +9,19 @@ from functools import partial
 
 import msgspec
 import torch
-from torch import Tensor
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.cache.prefix import ImageRun, image_key, root_key
-from foveate.engine.depth import Depth, LayerGroup
+from foveate.engine.cache.prefix import ImageRun, decision_key, image_key, root_key
+from foveate.engine.depth import Depth, LayerGroup, plan
 from foveate.engine.encoder import pixels_of
 from foveate.engine.errors import BudgetError, ImageError, RequestError, TooLongError
 from foveate.engine.grid import Grid
-from foveate.engine.messages import Generate, Image, ImageUsage, SamplingParams, VisualUsage
+from foveate.engine.layout import expand, positions_of
+from foveate.engine.messages import Generate, Image, ImageUsage, SamplingParams, VisualBudget, VisualUsage
 from foveate.engine.models.base import Model, ModelSpec
 from foveate.engine.reduce.base import Reducer
 from foveate.engine.reduce.budget import split
-from foveate.engine.reduce.build import build, build_split
+from foveate.engine.reduce.build import build, build_pruner, build_split
 from foveate.engine.reduce.cut import Offer, Way, plan_all
 from foveate.engine.reduce.signals import PIXELS, Signal, Tower, saliency
 from foveate.engine.reduce.split.base import Part, Split
@@ -62,18 +62,21 @@ def resolve(generate: Generate, model: Model, room: Room) -> Request:
     budgets = split(generate.visual, grids, caps, None, weights)
     if sum(budgets) > left:
         budgets = split(generate.visual, grids, caps, _visual_room(generate, left), weights)
+    allowed = sum(budgets)
     reducer = _reducer(generate) if grids else None
-    ways = _ways(generate, reducer, model, grids, budgets) if reducer else []
+    ways = _ways(generate, reducer, model, grids, _entering(generate.visual, grids, budgets)) if reducer else []
     budgets, kept = [way.budget for way in ways], [way.n_kept for way in ways]
     _check_length(n_text, sum(kept), sum(grid.n_tokens for grid in grids), room)
 
-    prompt_ids, starts = _expand(generate.prompt_ids, spec.image_token_id, kept)
-    positions, image_positions, next_pos = _positions(generate.prompt_ids, model, grids, kept)
-    visual = _usage(generate, grids, kept)
+    prompt_ids, starts = expand(generate.prompt_ids, spec.image_token_id, kept)
+    positions, image_positions, next_pos = positions_of(generate.prompt_ids, model, grids, kept)
     keys = [
         image_key(image.digest, "none" if k == grid.n_tokens else _method_key(generate, reducer, image, grid, b), k)
         for image, grid, b, k in zip(generate.images, grids, budgets, kept, strict=True)
     ]
+    runs = [ImageRun(start, start + k, key) for start, k, key in zip(starts, kept, keys, strict=True)]
+    root = _root_key(generate, str(model.dtype))
+    depth = _depth(generate, runs, prompt_ids, allowed, root, spec.n_layers)
     return Request(
         id=generate.id,
         sampling=_sampling(generate.sampling, room.n_tokens - len(prompt_ids)),
@@ -93,13 +96,13 @@ def resolve(generate: Generate, model: Model, room: Room) -> Request:
             )
             for i, g, w, p in zip(generate.images, grids, ways, image_positions, strict=True)
         ],
-        runs=[ImageRun(start, start + k, key) for start, k, key in zip(starts, kept, keys, strict=True)],
+        runs=runs,
         positions=positions,
         next_pos=next_pos,
-        root_key=_root_key(generate, str(model.dtype)),
-        visual=visual,
+        root_key=root,
+        visual=_usage(generate, grids, kept, depth),
         signals=_signals(reducer, ways, way, grids, spec.tower) if reducer else frozenset(),
-        depth=Depth(groups=(LayerGroup(range(spec.n_layers)),)),
+        depth=depth,
         split=way,
         question_ids=generate.question_ids,
         explains=generate.explain == "kept_map",
@@ -159,6 +162,42 @@ def _reducer(generate: Generate) -> Reducer:
         return build(generate.visual)
     except (ConfigError, TypeError) as error:
         raise BudgetError(f"vlm.visual.method: {error}", "vlm.visual.method") from error
+
+
+def _entering(visual: VisualBudget, grids: Sequence[Grid], budgets: Sequence[int]) -> list[int]:
+    """What the reducers may leave of each image. With a pruner behind them the budget is what a layer of the decoder
+    holds on average: then all enters where there is no reducer, or the share that is stated."""
+    if visual.prune is not None and visual.method == "none":
+        return [grid.n_tokens for grid in grids]
+    if visual.enter is not None:
+        return [max(b, round(visual.enter * grid.n_tokens)) for b, grid in zip(budgets, grids, strict=True)]
+    return list(budgets)
+
+
+def _depth(
+    generate: Generate, runs: Sequence[ImageRun], prompt_ids: Sequence[int], allowed: int, root: bytes, n_layers: int
+) -> Depth:
+    """Which visual tokens go how deep: their counts and layers. Which ones they are is decided when they are there."""
+    entered = [run.stop - run.start for run in runs]
+    whole = LayerGroup(range(n_layers), tuple(entered))
+    if generate.visual.prune is None or not runs:
+        return Depth(groups=(whole,))
+    try:
+        pruner = build_pruner(generate.visual.prune)
+        groups = plan(pruner, entered, allowed, n_layers)
+    except ConfigError as error:
+        raise BudgetError(f"vlm.visual.method: {error}", "vlm.visual.method") from error
+    if len(groups) == 1:
+        return Depth(groups=(whole,))
+    stop = len(prompt_ids) if pruner.question_aware else runs[-1].stop
+    return Depth(
+        groups=groups,
+        pruner=pruner,
+        start=runs[0].start,
+        stop=stop,
+        visual_stop=runs[-1].stop,
+        key=decision_key(root, prompt_ids[:stop], runs, f"{pruner!r} {groups!r}"),
+    )
 
 
 def _split(name: str) -> Split:
@@ -245,54 +284,14 @@ def _sampling(sampling: SamplingParams, left: int) -> SamplingParams:
     return msgspec.structs.replace(sampling, max_tokens=max_tokens)
 
 
-def _expand(ids: list[int], placeholder: int, kept: list[int]) -> tuple[list[int], list[int]]:
-    """Repeat each placeholder as often as its image keeps tokens; also where each image then starts."""
-    expanded: list[int] = []
-    starts: list[int] = []
-    counts = iter(kept)
-    for token in ids:
-        if token == placeholder:
-            starts.append(len(expanded))
-            expanded += [token] * next(counts)
-        else:
-            expanded.append(token)
-    return expanded, starts
-
-
-def _positions(ids: list[int], model: Model, grids: list[Grid], kept: list[int]) -> tuple[Tensor, list[Tensor], int]:
-    """Lay the unpruned prompt out; text keeps its positions, visual tokens (-1 here) get theirs when reduced.
-
-    Returns:
-        [n_pos_axes, n_prompt] of the pruned prompt, [n_pos_axes, grid.n_tokens] per image, and the next position.
-    """
-    segments: list[int | Grid] = []
-    images = iter(grids)
-    n_text = 0
-    for token in [*ids, None]:
-        if token is not None and token != model.spec.image_token_id:
-            n_text += 1
-            continue
-        if n_text:
-            segments.append(n_text)
-            n_text = 0
-        if token is not None:
-            segments.append(next(images))
-    laid_out, next_pos = model.lay_out(segments)
-    counts = iter(kept)
-    parts = [
-        torch.full((model.spec.n_pos_axes, next(counts)), -1) if isinstance(segment, Grid) else positions
-        for segment, positions in zip(segments, laid_out, strict=True)
-    ]
-    image_positions = [p for segment, p in zip(segments, laid_out, strict=True) if isinstance(segment, Grid)]
-    return torch.cat(parts, dim=1), image_positions, next_pos
-
-
-def _usage(generate: Generate, grids: list[Grid], kept: list[int]) -> VisualUsage:
+def _usage(generate: Generate, grids: list[Grid], kept: list[int], depth: Depth) -> VisualUsage:
     offered = sum(grid.n_tokens for grid in grids)
     return VisualUsage(
         offered=offered,
         kept=sum(kept),
-        method="none" if sum(kept) == offered else generate.visual.method,
+        mean=depth.mean(),
+        layers=[] if depth.is_flat else [(group.layers.start, sum(group.counts)) for group in depth.groups],
+        method="none" if depth.is_flat and sum(kept) == offered else generate.visual.label,
         per_image=[
             ImageUsage(offered=grid.n_tokens, kept=k, rows=grid.rows, cols=grid.cols)
             for grid, k in zip(grids, kept, strict=True)

@@ -69,6 +69,8 @@ class Runner:
         turn = self._model.turn(positions)
         starts = {group.layers.start for lane in lanes for group in lane.depth.groups}
         for first, end in pairwise([*sorted(starts), self._kv.n_layers]):
+            if not len(rows):
+                break  # all wait
             watched = end - 1 if any(lane.watches(end) for lane in lanes) else -1
             attend = self._attention(lanes, first, pages, watched)
             rows = self._model.run(rows, turn, attend, range(first, end))
@@ -113,8 +115,8 @@ class Runner:
         if len(present) < len(lanes):
             pages = pages[:, torch.tensor(present, device=device)]
         places = [j for i in present for j in range(lanes[i].at, lanes[i].at + lanes[i].n_rows)]
-        at = torch.tensor(places, device=device)
-        owner = torch.tensor([k for k, count in enumerate(counts) for _ in range(count)], device=device)
+        owners = [k for k, count in enumerate(counts) for _ in range(count)]
+        at, owner = torch.tensor([places, owners], dtype=torch.int64, device=device)
         slots = pages[:, owner, at // size].long() * size + at % size
         shared = [lanes[i].n_shared for i in present]
         if any(s > lanes[i].at for s, i in zip(shared, present, strict=True)):

@@ -92,6 +92,8 @@ def resolve(
             method=method.name,
             params=method.params,
             stages=method.stages,
+            prune=method.prune,
+            enter=method.enter,
             split=above.split or below.split or "area",
         ),
         caps=caps,

@@ -44,7 +44,9 @@ class ImageReport(Reply):
 
 class VisualReport(Reply):
     offered: int
-    kept: int
+    kept: int  # enter the decoder
+    kept_mean: float  # in a layer of the decoder, on average
+    by_layer: list[tuple[int, int]] | None = None  # (first layer, tokens from there on), if some leave on the way
     method: str
     per_image: list[ImageReport]
 

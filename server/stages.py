@@ -1,11 +1,12 @@
 """The text of VLM-Visual-Method and vlm.visual.method: `name;key=value`, or stages of that form joined by `+`.
 
-In a composition each stage but the last may say `keep=0.5`, the share it leaves of what it is given.
+In a composition each stage but the last may say `keep=0.5`, the share it leaves of what it is given; the last one
+before a method that acts inside the decoder, the share of the tokens offered that enter it.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from foveate.engine.messages import FieldInfo, MethodInfo, Stage
@@ -14,7 +15,7 @@ from foveate.server.errors import invalid_vlm
 from foveate.server.structured import Bare, parse
 
 _STAGE = re.compile(r'(?:[^+"]|"(?:[^"\\]|\\.)*")+')
-_ORDER = ("pixels", "encoder", "tokens")
+_ORDER = ("pixels", "encoder", "tokens", "decoder")
 MAX_STAGES = 4
 
 
@@ -22,10 +23,12 @@ MAX_STAGES = 4
 class Method:
     """What a request reduces with."""
 
-    name: str  # as the answer repeats it
+    name: str  # of the reducers
     params: dict[str, Bare] = field(default_factory=dict)
-    stages: list[Stage] = field(default_factory=list)  # of a composition
-    question_aware: bool = False
+    stages: list[Stage] = field(default_factory=list)  # of a composition of reducers
+    question_aware: bool = False  # one of the reducers is
+    prune: Stage | None = None  # what acts inside the decoder
+    enter: float | None = None  # share of the tokens offered that the reducers leave to it
 
 
 def read_method(where: str, text: str, methods: Sequence[MethodInfo]) -> Method:
@@ -36,13 +39,27 @@ def read_method(where: str, text: str, methods: Sequence[MethodInfo]) -> Method:
     if len(texts) > MAX_STAGES:
         raise invalid_vlm(where, f"{len(texts)} stages; there may be {MAX_STAGES}")
     read = [_stage(where, part, methods, i == len(texts) - 1) for i, part in enumerate(texts)]
-    aware = any(info.question_aware for info, _ in read)
-    if len(read) == 1:
-        (info, stage) = read[0]
-        return Method(info.name, stage.params, [], aware)
     for (before, _), (after, _) in pairwise(read):
         _check_order(where, before, after)
+    prune, enter = None, None
+    if read[-1][0].stage == "decoder":
+        prune = read.pop()[1]
+        if read:
+            info, stage = read.pop()
+            read.append((info, Stage(method=stage.method, params=stage.params)))
+            enter = stage.keep
+    method = _reducers(read)
+    return replace(method, prune=prune, enter=enter)
+
+
+def _reducers(read: Sequence[tuple[MethodInfo, Stage]]) -> Method:
     stages = [stage for _, stage in read]
+    aware = any(info.question_aware for info, _ in read)
+    match stages:
+        case []:
+            return Method("none")
+        case [stage]:
+            return Method(stage.method, stage.params, [], aware)
     return Method("+".join(stage.method for stage in stages), {}, stages, aware)
 
 
@@ -71,6 +88,8 @@ def _keep(where: str, method: str, value: Bare) -> float:
 def _check_order(where: str, before: MethodInfo, after: MethodInfo) -> None:
     if _ORDER.index(after.stage) < _ORDER.index(before.stage):
         raise invalid_vlm(where, f"{after.name} acts on {after.stage}, so it comes before {before.name}")
+    if before.stage == "decoder":
+        raise invalid_vlm(where, f"{before.name} and {after.name} both act inside the decoder; one can")
     if after.first_only and after.stage == before.stage:
         raise invalid_vlm(where, f"{after.name} needs the whole picture, so it cannot come after {before.name}")
 

@@ -58,7 +58,14 @@ def _visual(visual: VisualUsage, kept: Sequence[Sequence[int]]) -> VisualReport:
             image.model_copy(update={"kept_map": kept_map(tokens, image.offered)})
             for image, tokens in zip(images, kept, strict=True)
         ]
-    return VisualReport(offered=visual.offered, kept=visual.kept, method=visual.method, per_image=images)
+    whole = VisualReport(
+        offered=visual.offered,
+        kept=visual.kept,
+        kept_mean=round(visual.mean, 2),
+        method=visual.method,
+        per_image=images,
+    )
+    return whole.model_copy(update={"by_layer": visual.layers}) if visual.layers else whole
 
 
 def report(answers: Sequence[Answer]) -> UsageReport:
@@ -97,7 +104,8 @@ def count(metrics: Metrics, usage: UsageReport) -> None:
 def resolved_header(answer: Answer, floor: int) -> str:
     """VLM-Resolved: known once the engine has accepted."""
     visual = answer.accepted.visual
-    return f"vis={visual.kept}, method={visual.method}, floor={floor}"
+    mean = f"vis_mean={visual.mean:.2f}, " if visual.layers else ""
+    return f"vis={visual.kept}, {mean}method={visual.method}, floor={floor}"
 
 
 def spent_headers(answers: Sequence[Answer], usage: UsageReport) -> dict[str, str]:

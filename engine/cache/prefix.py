@@ -45,6 +45,14 @@ def image_key(digest: bytes, method: str, kept: int) -> bytes:
     return _digest(digest, method.encode(), struct.pack("<q", kept))
 
 
+def decision_key(root: bytes, token_ids: Sequence[int], runs: Sequence[ImageRun], method: str) -> bytes:
+    """What tokens leave a prompt inside the decoder depends on: all tokens that were looked at, and the method."""
+    parts = [root, array("q", token_ids).tobytes(), method.encode()]
+    for run in runs:
+        parts += [run.key, struct.pack("<q", run.start)]
+    return _digest(*parts)
+
+
 def group_key(root: bytes, layers: range) -> bytes:
     """The parent of a layer group's first block: its blocks hold those layers and no others."""
     return _digest(root, struct.pack("<qq", layers.start, layers.stop))

@@ -69,7 +69,7 @@ def _total(visual: VisualBudget, offered: int, limit: int, n_images: int) -> int
             f"allow at least {n_images} or send fewer images",
             param,
         )
-    if visual.method == "none" and total < offered:
+    if visual.method == "none" and visual.prune is None and total < offered:
         raise BudgetError(
             f"vlm.visual.method: none keeps all {offered} visual tokens, but the budget allows {total}; "
             "choose another method or lift the budget",

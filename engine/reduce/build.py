@@ -1,4 +1,4 @@
-"""From a name and settings to a reducer, and the list of all of them for GET /v1/vlm/methods."""
+"""From a name and settings to a method, and the list of all of them for GET /v1/vlm/methods."""
 
 import dataclasses
 import difflib
@@ -6,11 +6,15 @@ import math
 import sys
 import typing
 from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
 
+import foveate.engine.prune as prune_family
 import foveate.engine.reduce as family
 from foveate.configs.errors import ConfigError
 from foveate.engine.find import find, names
-from foveate.engine.messages import FieldInfo, MethodInfo, VisualBudget
+from foveate.engine.messages import FieldInfo, MethodInfo, Stage, VisualBudget
+from foveate.engine.prune.base import Pruner
 from foveate.engine.reduce import split as split_family
 from foveate.engine.reduce.base import STAGES, Reducer
 from foveate.engine.reduce.chain import Chain
@@ -27,7 +31,7 @@ def _type_name(hint: object) -> str:
     return hint.__name__
 
 
-def _fields(method: type[Reducer]) -> list[FieldInfo]:
+def fields_of(method: type[Any]) -> list[FieldInfo]:
     hints = typing.get_type_hints(method)
     return [
         FieldInfo(name=field.name, type=_type_name(hints[field.name]), default=typing.cast(Value, field.default))
@@ -47,28 +51,41 @@ def _checked(key: str, field: FieldInfo, value: Value) -> Value:
     return value
 
 
-def build_reducer(name: str, params: Mapping[str, Value]) -> Reducer:
-    """Return the reducer `name` with `params` over its defaults.
+def build_method(family: ModuleType, name: str, params: Mapping[str, Value]) -> Any:
+    """Return a family's method `name` with `params` over its defaults.
 
     Raises:
         ConfigError: no such method or field, or a value of the wrong type or out of range. The message is one line:
             "reduce.visionzip.compat: 3 is not bool; the default is False".
     """
+    where = family.__name__.rpartition(".")[2]
     if name not in names(family):
         known = ", ".join(names(family))
-        raise ConfigError(f"reduce.method: no {name!r}{_nearest(name, names(family))}; there are {known}")
-    method: type[Reducer] = find(family, name)
-    legal = {field.name: field for field in _fields(method)}
+        raise ConfigError(f"{where}.method: no {name!r}{_nearest(name, names(family))}; there are {known}")
+    method = find(family, name)
+    legal = {field.name: field for field in fields_of(method)}
     checked: dict[str, Value] = {}
     for key, value in params.items():
         if key not in legal:
             known = f"its fields are {', '.join(legal)}" if legal else "it has no fields"
-            raise ConfigError(f"reduce.{name}.{key}: no such field{_nearest(key, list(legal))}; {known}")
-        checked[key] = _checked(f"reduce.{name}.{key}", legal[key], value)
+            raise ConfigError(f"{where}.{name}.{key}: no such field{_nearest(key, list(legal))}; {known}")
+        checked[key] = _checked(f"{where}.{name}.{key}", legal[key], value)
     try:
         return method(**checked)
     except ConfigError as error:
-        raise ConfigError(f"reduce.{name}.{error}") from None
+        raise ConfigError(f"{where}.{name}.{error}") from None
+
+
+def build_reducer(name: str, params: Mapping[str, Value]) -> Reducer:
+    """Return a reducer. Raises ConfigError as `build_method`."""
+    reducer: Reducer = build_method(family, name, params)
+    return reducer
+
+
+def build_pruner(stage: Stage) -> Pruner:
+    """Return a method that prunes inside the decoder. Raises ConfigError as `build_method`."""
+    pruner: Pruner = build_method(prune_family, stage.method, stage.params)
+    return pruner
 
 
 def build(visual: VisualBudget) -> Reducer:
@@ -110,18 +127,37 @@ def _nearest(word: str, legal: list[str]) -> str:
 
 
 def describe() -> list[MethodInfo]:
-    """Every reducer there is, by name. Imports them all."""
-    return [_method_info(name, find(family, name)) for name in names(family)]
+    """Every reducer and then every pruner there is, by name. Imports them all."""
+    reducers = [_method_info(name, find(family, name)) for name in names(family)]
+    return reducers + [_pruner_info(name, find(prune_family, name)) for name in names(prune_family)]
+
+
+def _summary(method: type[Any]) -> str:
+    docstring = sys.modules[method.__module__].__doc__
+    assert docstring, "a method's file says in its first line what the method does"
+    return docstring.splitlines()[0]
+
+
+def _pruner_info(name: str, method: type[Pruner]) -> MethodInfo:
+    return MethodInfo(
+        name=name,
+        summary=_summary(method),
+        source=method.source,
+        fields=fields_of(method),
+        question_aware=method.question_aware,
+        shared=not method.question_aware,
+        signals_cls=[],
+        signals_no_cls=[],
+        stage="decoder",
+    )
 
 
 def _method_info(name: str, method: type[Reducer]) -> MethodInfo:
-    docstring = sys.modules[method.__module__].__doc__
-    assert docstring, "a method's file says in its first line what the method does"
     return MethodInfo(
         name=name,
-        summary=docstring.splitlines()[0],
+        summary=_summary(method),
         source=method.source,
-        fields=_fields(method),
+        fields=fields_of(method),
         question_aware=method.question_aware,
         shared=not method.question_aware,
         signals_cls=_signals(method, Tower(has_cls=True, depth=23)),
