@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -148,10 +149,8 @@ def plan(pruner: Pruner, entered: Sequence[int], allowed: int, n_layers: int) ->
         if left != counts[-1]:
             starts.append(point.layer)
             counts.append(left)
-    ends = [*starts[1:], n_layers]
-    return tuple(
-        LayerGroup(range(start, end), left, n - sum(left)) for start, end, left in zip(starts, ends, counts, strict=True)
-    )
+    layers = [range(start, end) for start, end in pairwise([*starts, n_layers])]
+    return tuple(LayerGroup(own, left, n - sum(left)) for own, left in zip(layers, counts, strict=True))
 
 
 def members(span: Sequence[int], visual: Sequence[int], leaves: Leaves) -> tuple[list[int], list[int]]:

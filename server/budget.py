@@ -294,5 +294,4 @@ def _method(body: str | None, header: str | None, default: str, methods: Sequenc
     where, text = ("vlm.visual.method", body) if body is not None else (METHOD, header)
     if text is not None:
         return read_method(where, text, methods)
-    info = next((method for method in methods if method.name == default), None)
-    return Method(default, question_aware=info is not None and info.question_aware)
+    return read_method("budget.method", default, methods)

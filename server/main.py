@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import foveate
 import foveate.bundled
+import foveate.engine.prune
 import foveate.engine.reduce
 from foveate.configs.config import Config
 from foveate.configs.describe import render
@@ -141,11 +142,13 @@ def _serve(args: argparse.Namespace, started: float) -> int:
 
 
 def _check_method(config: Config) -> None:
-    """The engine would say so too, but only once torch is imported."""
-    known = names(foveate.engine.reduce)
-    if config.budget.method not in known:
-        hint = nearest(config.budget.method, known) or f"; there are {', '.join(known)}"
-        raise ConfigError(f"budget.method: {config.budget.method} is not a method{hint}")
+    """Names alone; settings of methods are checked once the engine has said what there are."""
+    known = [*names(foveate.engine.reduce), *names(foveate.engine.prune)]
+    for stage in config.budget.method.split("+"):
+        name = stage.partition(";")[0].strip()
+        if name not in known:
+            hint = nearest(name, known) or f"; there are {', '.join(known)}"
+            raise ConfigError(f"budget.method: {name} is not a method{hint}")
 
 
 def _list_models() -> None:

@@ -89,6 +89,14 @@ async def _announce(
     except EngineDown as error:
         print(f"foveate: error: {error}", file=sys.stderr, flush=True)
         return 2 if error.wrong_setting else 3
+    from foveate.server.errors import ApiError
+    from foveate.server.stages import read_method
+
+    try:
+        read_method("budget.method", config.budget.method, client.methods)
+    except ApiError as error:
+        print(f"foveate: error: {error.message}", file=sys.stderr, flush=True)
+        return 2
     while not server.started:  # it is not told when
         await asyncio.sleep(0.01)
     model = client.model

@@ -66,6 +66,11 @@ METHODS = [
         ("divprune", [FieldInfo(name="alpha", type="float", default=0.5)]),
         ("pool", [FieldInfo(name="how", type='"mean" | "max"', default="mean")]),
     )
+] + [
+    MethodInfo(
+        name="fastv", summary="", source="", fields=[FieldInfo(name="k", type="int", default=2)], question_aware=True,
+        shared=False, signals_cls=[], signals_no_cls=[], stage="decoder",
+    )
 ]  # fmt: skip
 MODEL = ModelInfo(
     family="llava", max_context=2000, vocab_size=259, image_token_id=2, n_parameters=1, dtype="float32", device="cpu",
@@ -128,8 +133,10 @@ class FakeClient:
             kept = [min(k, max(1, request.visual.tokens // n)) for k in kept]
         per_image = [ImageUsage(offered=OFFERED, kept=k, rows=6, cols=6) for k in kept]
         visual = VisualUsage(
-            offered=n * OFFERED, kept=sum(kept), method=request.visual.method if n else "none", per_image=per_image
-        )
+            offered=n * OFFERED, kept=sum(kept), method=request.visual.label if n else "none", per_image=per_image,
+            mean=sum(kept) / (1 if request.visual.prune is None else 2),
+            layers=[(0, sum(kept)), (2, 0)] if n and request.visual.prune else [],
+        )  # fmt: skip
         n_prompt = len(request.prompt_ids) - n + sum(kept)
         events: list[Accepted | Delta] = [Accepted(id=request.id, prompt_tokens=n_prompt, visual=visual)]
         ids = self.ids or [*self.tokenizer.encode(self.text).ids, 0]

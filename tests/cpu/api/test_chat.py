@@ -30,6 +30,7 @@ def test_an_answer_and_its_accounting(api: Any, png: str, image_part: Part) -> N
         "visual": {
             "offered": 36,
             "kept": 9,
+            "kept_mean": 9.0,
             "method": "divprune",
             "per_image": [{"grid": [6, 6], "offered": 36, "kept": 9}],
         },
@@ -226,7 +227,7 @@ def test_models_methods_tokens_health(api: Any) -> None:
     card = api.send("GET", "/v1/models").json()["data"][0]
     assert card["id"] == "m" and card["max_model_len"] == 2000 and api.send("GET", "/v1/models/m").json() == card
     methods = api.send("GET", "/v1/vlm/methods").json()
-    assert [m["name"] for m in methods["data"]] == ["none", "divprune", "pool"]
+    assert [m["name"] for m in methods["data"]] == ["none", "divprune", "pool", "fastv"]
     assert methods["data"][1]["fields"] == [{"name": "alpha", "type": "float", "default": 0.5}]
     tokens = api.send("POST", "/tokenize", json={"prompt": "hé", "return_token_strs": True}).json()
     assert tokens["count"] == 3 == len(tokens["token_strs"]) and tokens["max_model_len"] == 2000

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foveate.configs.config import BudgetConfig
 from foveate.engine.messages import FieldInfo, MethodInfo, Stage
 from foveate.server.errors import ApiError
 from foveate.server.stages import read_method
@@ -23,7 +24,8 @@ def method(name: str, stage: str = "tokens", first: bool = False, aware: bool = 
 METHODS = [
     method("pixelprune", "pixels"), method("evit", "encoder"), method("pool", first=True),
     method("hiprune", alpha="float", compat="bool", rows="int", how='"mean" | "max"', note="str"),
-    method("cdpruner", aware=True),
+    method("cdpruner", aware=True), method("fastv", "decoder", aware=True, k="int", r="float"),
+    method("horizon", "decoder"),
 ]  # fmt: skip
 
 
@@ -42,10 +44,25 @@ def test_a_composition() -> None:
     ]  # fmt: skip
 
 
+def test_a_method_inside_the_decoder_comes_last() -> None:
+    alone = read_method("w", "fastv;k=2;r=0.5", METHODS)
+    assert (alone.name, alone.stages, alone.enter) == ("none", [], None)
+    assert alone.prune == Stage(method="fastv", params={"k": 2, "r": 0.5})
+    assert not alone.question_aware, "no reducer reads the question"
+    behind = read_method("w", "hiprune;alpha=0.2;keep=0.4+fastv", METHODS)
+    assert (behind.name, behind.params, behind.enter) == ("hiprune", {"alpha": 0.2}, 0.4)
+    assert behind.prune == Stage(method="fastv")
+    third = read_method("w", "pixelprune;keep=0.9+cdpruner+horizon", METHODS)
+    assert third.name == "pixelprune+cdpruner" and third.question_aware and third.enter is None
+    assert [stage.keep for stage in third.stages] == [0.9, None] and third.prune == Stage(method="horizon")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nosuch", "no method 'nosuch'; there are pixelprune, evit, pool, hiprune, cdpruner"),
+        ("fastv+hiprune", "hiprune acts on tokens, so it comes before fastv"),
+        ("fastv+horizon", "fastv and horizon both act inside the decoder; one can"),
+        ("nosuch", "no method 'nosuch'; there are pixelprune, evit, pool, hiprune, cdpruner, fastv, horizon"),
         ("hiprune;beta=1", r"no setting 'beta'; its settings are alpha \(float\), compat \(bool\), .*/v1/vlm/methods"),
         ("pool;x=1", "pool has no setting 'x'; it has none"),
         ("hiprune;alpha=yes", "hiprune;alpha: expected float"),
@@ -72,6 +89,13 @@ def test_kept_maps_are_run_lengths(survives: list[bool]) -> None:
     assert [i % 2 == 1 for i, n in enumerate(runs) for _ in range(n)] == survives
 
 
+def test_the_servers_default_is_read_like_a_header(make_api: Any, png: str, image_part: Any) -> None:
+    api = make_api(budget=BudgetConfig(method="divprune;alpha=0.25+fastv;k=1"))
+    assert api.chat([image_part(png)]).status_code == 200
+    [request] = api.client.requests
+    assert request.visual.params == {"alpha": 0.25} and request.visual.prune == Stage(method="fastv", params={"k": 1})
+
+
 def test_header_and_body_say_the_same(make_api: Any, png: str, image_part: Any) -> None:
     api = make_api()
     api.chat([image_part(png)], headers={"VLM-Visual-Split": "uniform", "VLM-Explain": "kept_map",
@@ -83,5 +107,13 @@ def test_header_and_body_say_the_same(make_api: Any, png: str, image_part: Any) 
     assert by_header.visual == by_body.visual and by_header.visual.split == "uniform"
     assert len(by_header.visual.stages) == 2 and by_header.explain == by_body.explain == "kept_map"
     assert (plain.visual.split, plain.explain, plain.visual.stages, plain.question_ids) == ("area", "", [], [])
+    reply = api.chat([image_part(png)], headers={"VLM-Visual-Method": "divprune;keep=0.5+fastv;k=3"})
+    [*_, pruned] = api.client.requests
+    assert (pruned.visual.method, pruned.visual.enter) == ("divprune", 0.5)
+    assert pruned.visual.prune == Stage(method="fastv", params={"k": 3})
+    visual = reply.json()["usage"]["vlm"]["visual"]
+    assert (visual["method"], visual["kept"], visual["kept_mean"]) == ("divprune+fastv", 36, 18.0)
+    assert visual["by_layer"] == [[0, 36], [2, 0]]
+    assert reply.headers["VLM-Resolved"] == "vis=36, vis_mean=18.00, method=divprune+fastv, floor=1"
     for headers in ({"VLM-Explain": "why"}, {"VLM-Visual-Split": "3"}, {"VLM-Visual-Method": "divprune;x=1"}):
         assert api.chat([image_part(png)], headers=headers).status_code == 400
