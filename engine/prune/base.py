@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from foveate.engine.prune.probe import Probe
-from foveate.engine.prune.schedule import Point
+from foveate.engine.prune.schedule import Point, at_depth, checked, numbers, staged
 from foveate.engine.reduce.primitives import top
 
 
 class Leaves(NamedTuple):
     """What one point leaves of the visual tokens present, those of all pictures in a row."""
 
-    keep: Tensor  # [k] int64, strictly increasing
-    mix: Tensor | None = None  # float32 [k, n]: the rows of those kept become `mix @ rows`; None: they stay as they are
+    keep: Tensor  # [k] int64, strictly increasing: of 0..V-1, numbered as `Probe.visual`
+    mix: Tensor | None = None  # float32 [k, V]: the kept rows become `mix @ rows[visual]`; None: they stay as they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,28 @@ class Pruner:
         raise AssertionError(f"{type(self).__name__} does not say what stays")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Staged(Pruner):
+    """Base of what prunes in stages that a request may move: layers and shares are two lists of numbers.
+
+    A subclass gives `shares` its default and names the layers that go with it.
+    """
+
+    paper: ClassVar[tuple[int, ...]]  # the layers of the paper's decoder
+    depth: ClassVar[int]  # which has so many
+
+    layers: str = ""  # before which tokens leave, as in "8,16,24"; empty: the paper's, at the same share of the depth
+    shares: str  # that stay there, of the visual tokens that entered
+
+    def __post_init__(self) -> None:
+        checked(self.layers, self.shares, self.paper)
+
+    def points(self, n_layers: int) -> tuple[Point, ...]:
+        layers = [int(layer) for layer in numbers("layers", self.layers)]
+        paper = [at_depth(layer, self.depth, n_layers) for layer in self.paper]
+        return staged(layers or paper, numbers("shares", self.shares), n_layers)
+
+
 def best(probe: Probe, scores: Tensor, counts: Sequence[int]) -> Tensor:
     """[sum of counts] int64: of each picture its `counts` highest `scores` [n visual], ties to the lower index."""
     parts = []
@@ -63,3 +85,8 @@ def best(probe: Probe, scores: Tensor, counts: Sequence[int]) -> Tensor:
         mine = (probe.picture == picture).nonzero()[:, 0]
         parts.append(mine[top(scores[mine], count)])
     return torch.cat(parts)
+
+
+def as_they_are(keep: Tensor, n: int) -> Tensor:
+    """[k, n] float32: the `mix` that changes nothing, to be changed where a kept token takes others in."""
+    return torch.nn.functional.one_hot(keep, n).float()

@@ -34,10 +34,9 @@ class View:
     def m(self) -> int:
         return self.k.shape[0] - self.q.shape[0]
 
-    @cached_property
-    def normaliser(self) -> Tensor:
-        """[n, n_heads] float32, the log-sum-exp."""
-        return self._lse(1.0) if self.lse is None else self.lse
+    def normaliser(self, rows: Tensor) -> Tensor:
+        """[R, n_heads] float32, the log-sum-exp of rows [R] int64; computed, for these alone, where it is not given."""
+        return self._lse(rows, 1.0) if self.lse is None else self.lse[rows]
 
     @cached_property
     def plain(self) -> "View":
@@ -60,30 +59,31 @@ class View:
         for start in range(0, len(rows), step):
             yield rows[start : start + step]
 
-    def _lse(self, temperature: float) -> Tensor:
-        n, group = self.q.shape[0], self.q.shape[1] // self.k.shape[1]
-        out = self.q.new_empty(n, self.q.shape[1], dtype=torch.float32)
-        k = self.k.float().repeat_interleave(group, 1)
-        for rows in self.blocks(torch.arange(n), k.shape[0]):
-            scores = torch.einsum("rhd,chd->rhc", self.q[rows].float(), k) * (self.scale / temperature)
-            ahead = torch.arange(k.shape[0])[None] > (self.m + rows)[:, None]
-            out[rows] = scores.masked_fill(ahead[:, None], -torch.inf).logsumexp(-1)
-        return out
+    def _lse(self, rows: Tensor, temperature: float) -> Tensor:
+        k = self.k.float().repeat_interleave(self.q.shape[1] // self.k.shape[1], 1)
+        cols, parts = torch.arange(k.shape[0], device=k.device), [k.new_empty(0, self.q.shape[1])]
+        for some in self.blocks(rows, k.shape[0]):
+            scores = torch.einsum("rhd,chd->rhc", self.q[some].float(), k) * (self.scale / temperature)
+            ahead = cols[None] > (self.m + some)[:, None]
+            parts.append(scores.masked_fill(ahead[:, None], -torch.inf).logsumexp(-1))
+        return torch.cat(parts)
 
     def propagate(self, weights: Tensor, temperature: float) -> Tensor:
         """[n_heads, n] float32: `weights` [n_heads, n] of the rows, sent along their attention: sum_i w_i A[i, j]."""
-        n = self.q.shape[0]
-        everything, out = torch.arange(n), torch.zeros(self.q.shape[1], n)
-        lse = self.normaliser if temperature == 1.0 else self._sharp(temperature)
+        n, device = self.q.shape[0], self.q.device
+        everything, out = torch.arange(n, device=device), torch.zeros(self.q.shape[1], n, device=device)
+        lse = self._sharp(temperature)
         for rows in self.blocks(everything, n):
             a = (self.scores(rows, everything) / temperature - lse[rows].T[:, :, None]).exp()
             out += torch.einsum("hr,hrc->hc", weights[:, rows], a)
         return out
 
     def _sharp(self, temperature: float) -> Tensor:
+        if temperature == 1.0 and self.lse is not None:
+            return self.lse
         known = self.__dict__.setdefault("_sharpened", {})
         if temperature not in known:
-            known[temperature] = self._lse(temperature)
+            known[temperature] = self._lse(torch.arange(self.q.shape[0], device=self.q.device), temperature)
         sharp: Tensor = known[temperature]
         return sharp
 
@@ -118,17 +118,17 @@ class Probe:
     @property
     def last(self) -> Tensor:
         """[1]: the last token of the prompt."""
-        return torch.tensor([self.n - 1])
+        return torch.tensor([self.n - 1], device=self.rows.device)
 
     @cached_property
     def question(self) -> Tensor:
         """[Q] int64: the text after the last visual token; where there is none, the last token."""
-        return torch.arange(min(int(self.visual[-1]) + 1, self.n - 1), self.n)
+        return torch.arange(min(int(self.visual[-1]) + 1, self.n - 1), self.n, device=self.rows.device)
 
     @cached_property
     def text(self) -> Tensor:
         """[n - V] int64: all rows that are text."""
-        is_text = torch.ones(self.n, dtype=torch.bool).index_fill(0, self.visual, False)
+        is_text = torch.ones(self.n, dtype=torch.bool, device=self.rows.device).index_fill(0, self.visual, False)
         return is_text.nonzero()[:, 0]
 
     def attention(
@@ -148,20 +148,21 @@ class Probe:
         """
         assert rotated or over == "visual", "without rotation earlier keys are not known"
         view = self.views(which) if rotated else self.views(which).plain
-        parts = []
-        for some in view.blocks(rows, len(self.visual)):
+        n_heads, n_visual = view.q.shape[1], len(self.visual)
+        parts = [view.q.new_empty((n_heads, 0, n_visual) if per_head else (0, n_visual), dtype=torch.float32)]
+        for some in view.blocks(rows, n_visual):
             scores = view.scores(some, self.visual)
             if over == "visual":
                 lse = scores.logsumexp(-1, keepdim=True)
                 a = torch.where(lse.isfinite(), (scores - lse).exp(), 0.0)  # a row before every picture sees none
             else:
-                a = (scores - view.normaliser[some].T[:, :, None]).exp()
+                a = (scores - view.normaliser(some).T[:, :, None]).exp()
             parts.append(a if per_head else a.mean(0))
         return torch.cat(parts, dim=-2)
 
     def received(self, rows: Tensor, which: Which = "before") -> Tensor:
         """[V] float32: attention the visual tokens get from `rows`, a mean over heads and rows; in pieces."""
-        total = torch.zeros(len(self.visual))
+        total = torch.zeros(len(self.visual), device=self.rows.device)
         for some in self.views(which).blocks(rows, len(self.visual)):
             total += self.attention(some, which).sum(0)
         return total / max(1, len(rows))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from foveate.configs.errors import ConfigError
 
@@ -16,12 +17,17 @@ class Point:
 
 def kept(n: int, share: float) -> int:
     """Tokens left of n at a share: rounded down, as published, but never to nothing unless the share is 0."""
-    return 0 if share <= 0 else max(1, min(n, int(share * n + 1e-6)))
+    return 0 if share <= 0 else min(n, max(1, int(share * n + 1e-6)))
 
 
 def at_depth(layer: int, of: int, n_layers: int) -> int:
     """A paper's layer in a decoder of another depth, inside [1, n_layers)."""
     return min(max(1, round(layer * n_layers / of)), n_layers - 1)
+
+
+def fitted(layer: int, default: int, n_layers: int) -> int:
+    """A layer that is a setting: its default goes into a decoder of any depth, another value must be one of its own."""
+    return min(layer, n_layers - 1) if layer == default else layer
 
 
 def numbers(key: str, text: str) -> list[float]:
@@ -38,7 +44,7 @@ def numbers(key: str, text: str) -> list[float]:
 
 def staged(layers: Sequence[int], shares: Sequence[float], n_layers: int) -> tuple[Point, ...]:
     """Points from layers and shares given side by side; of several at one layer, as a shallow decoder makes of a deep
-    one's, the last holds.
+    one's, the last holds, and where nothing leaves there is none.
 
     Raises:
         ConfigError: the lists differ in length, layers do not ascend or are not there, shares grow or leave [0, 1].
@@ -52,8 +58,61 @@ def staged(layers: Sequence[int], shares: Sequence[float], n_layers: int) -> tup
             raise ConfigError(f"layers: {layer} is not in 1..{n_layers - 1}; this decoder has {n_layers} layers")
         if layer < last.layer or share > last.share or share < 0:
             raise ConfigError(f"shares: {share:g} at layer {layer} after {last.share:g}; layers ascend, shares fall")
-        last = points[layer] = Point(layer, share)
-    return tuple(points.values())
+        last = Point(layer, share)
+        points[layer] = last
+    stays = [1.0, *(point.share for point in points.values())]
+    return tuple(point for point, before in zip(points.values(), stays, strict=False) if point.share < before)
+
+
+def checked(layers: str, shares: str, paper: Sequence[int]) -> None:
+    """See that what a request says of layers (its own, or none for the `paper`'s) and shares makes sense at some depth.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    where, stay = numbers("layers", layers) or paper, numbers("shares", shares)
+    if any(not (layer >= 1 and float(layer).is_integer()) for layer in where) or any(
+        b <= a for a, b in pairwise(where)
+    ):
+        raise ConfigError(f"layers: {layers!r} are not whole numbers from 1 that ascend; the first layer is 0")
+    if not all(0 <= share <= 1 for share in stay) or any(b > a for a, b in pairwise(stay)):
+        raise ConfigError(
+            f"shares: {shares!r} are not between 0 and 1 and falling; each is of what entered the decoder"
+        )
+    if len(where) != len(stay):
+        raise ConfigError(f"shares: {len(stay)} of them for {len(where)} layers; set both, as many of each")
+
+
+def of_table(table: Sequence[float], most: int, *, exact_mean: bool) -> tuple[Point, ...]:
+    """At most `most` points for what each layer should hold: falls of less than a tenth are joined where it takes that,
+    then larger ones.
+
+    Args:
+        table: a share per layer, 1 for the first, never growing.
+        exact_mean: layers hold the table's mean, each run its own mean times one factor; else none holds less than its
+            share in the table.
+    """
+    starts, step = _falls(table, 1e-6), min(0.1, (1 - table[-1]) / most)
+    while len(starts) > most:
+        starts, step = _falls(table, step - 1e-6), step * 1.05
+    if not starts:
+        return ()
+    ends = [*starts[1:], len(table)]
+    runs = [table[start:end] for start, end in zip(starts, ends, strict=True)]
+    shares = [sum(run) / len(run) if exact_mean else run[0] for run in runs]
+    points = tuple(Point(start, share) for start, share in zip(starts, shares, strict=True))
+    mean = max(sum(table) / len(table), starts[0] / len(table))
+    return scaled(points, len(table), mean) if exact_mean else points
+
+
+def _falls(table: Sequence[float], step: float) -> list[int]:
+    """Layers that hold less than the last such one by `step` of what entered."""
+    starts, held = [], 1.0
+    for layer, share in enumerate(table[1:], 1):
+        if held - share >= step:
+            starts.append(layer)
+            held = share
+    return starts
 
 
 def mean_share(points: Sequence[Point], n_layers: int) -> float:
@@ -87,3 +146,11 @@ def scaled(points: Sequence[Point], n_layers: int, mean: float) -> tuple[Point, 
         middle = (low + high) / 2
         low, high = (middle, high) if mean_share(at(middle), n_layers) < mean else (low, middle)
     return tuple(p for p in at((low + high) / 2) if p.share < 1.0)
+
+
+def table_of(points: Sequence[Point], n_layers: int) -> list[float]:
+    """The share each layer holds."""
+    shares = [1.0]
+    for layer in range(1, n_layers):
+        shares.append(next((point.share for point in reversed(points) if point.layer <= layer), 1.0))
+    return shares
