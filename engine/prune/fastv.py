@@ -1,0 +1,41 @@
+"""FastV: after a few layers, drop the visual tokens that the prompt's last token attends to least.
+
+Source: Chen et al., 2024, arXiv:2403.06764 (released code: pkunlp-icler/FastV).
+The attention is that of the layer before, which is paid anyway, a mean over heads. Positions stay.
+Departs from it: the count is of each picture, not of all together; k = 0, random tokens there, is `horizon`; in a
+decoder of two layers the default k is 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from foveate.configs.errors import ConfigError
+from foveate.engine.prune.base import Leaves, Pruner, best
+from foveate.engine.prune.probe import Probe
+from foveate.engine.prune.schedule import Point, fitted, staged
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastV(Pruner):
+    """One stage, one row of attention. Kept sets are nested: a smaller count keeps a subset."""
+
+    source: ClassVar[str] = "arXiv:2403.06764"
+
+    k: int = 2  # layers that see all tokens
+    r: float = 0.5  # share that is dropped after them
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ConfigError(f"k: {self.k} is not at least 1; random tokens without any layer are the method horizon")
+        if not 0.0 <= self.r <= 1.0:
+            raise ConfigError(f"r: {self.r} is not in [0, 1]; it is the share that is dropped")
+
+    def points(self, n_layers: int) -> tuple[Point, ...]:
+        return staged([fitted(self.k, FastV.k, n_layers)], [1 - self.r], n_layers)
+
+    def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
+        return Leaves(best(probe, probe.attention(probe.last)[0], counts))
+
+
+METHOD = FastV
