@@ -1,0 +1,35 @@
+"""DUET-VLM, stage 2: in stages, keep the visual tokens that the words of the question attend to in the layer to come.
+
+Source: Singh et al., 2026, arXiv:2602.18846 (released code: AMD-AGI/DUET-VLM), its stage inside the language model;
+the one at the encoder is the reducer `duet`, so both is `duet+duet2`.
+PyramidDrop with the mean over the words after the pictures in the place of the last one. Layers and shares are those
+released for Qwen2.5-VL.
+Departs from it: all words count, where the paper may be given salient ones from outside. Positions stay, where the
+released code numbers survivors anew (`compact` does).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from foveate.engine.prune.base import Leaves, Staged, best
+from foveate.engine.prune.probe import Probe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duet2(Staged):
+    """Costs a row of attention per word and stage."""
+
+    source: ClassVar[str] = "arXiv:2602.18846"
+    paper: ClassVar[tuple[int, ...]] = (14, 21)
+    depth: ClassVar[int] = 28
+
+    shares: str = "0.5,0.25"
+    rows: Literal["question", "last"] = "question"  # who attends; last: the last token alone, as PyramidDrop
+
+    def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
+        rows = probe.question if self.rows == "question" else probe.last
+        return Leaves(best(probe, probe.received(rows, "this"), counts))
+
+
+METHOD = Duet2

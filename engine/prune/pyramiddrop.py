@@ -1,0 +1,31 @@
+"""PyramidDrop: in stages, keep the visual tokens that the prompt's last token attends to in the layer to come.
+
+Source: Xing et al., 2024, arXiv:2410.17247 (released code: Cooperx521/PyramidDrop).
+Before a stage's first layer that layer's queries and keys are computed and rank what is left; shares are of the tokens
+that entered. The paper's stages begin after a quarter, half and three quarters of the decoder.
+Departs from it: positions stay, where the released code numbers survivors anew (`compact` does).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from foveate.engine.prune.base import Leaves, Staged, best
+from foveate.engine.prune.probe import Probe
+
+
+@dataclass(frozen=True, kw_only=True)
+class PyramidDrop(Staged):
+    """Each stage ranks anew; the sets are nested because what left does not come back."""
+
+    source: ClassVar[str] = "arXiv:2410.17247"
+    paper: ClassVar[tuple[int, ...]] = (8, 16, 24)
+    depth: ClassVar[int] = 32
+
+    shares: str = "0.5,0.25,0.125"
+
+    def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
+        return Leaves(best(probe, probe.attention(probe.last, "this")[0], counts))
+
+
+METHOD = PyramidDrop
