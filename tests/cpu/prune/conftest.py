@@ -5,13 +5,14 @@ Test modules cannot import each other (importmode is importlib), so the helpers 
     def test_x(prompts):
         case = prompts.draw(seed, layer=2)  # pictures of random sizes with text around them
         case.probe  # what a method is given
-        case.full["this"]  # [H, n, m + n] attention of the probe's rows, all of it
+        case.full("this")  # [H, n, m + n] attention of the probe's rows, all of it
         leaves = prompts.leave("fastv", case, counts, r=0.2)
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -27,6 +28,12 @@ from foveate.engine.prune.probe import Probe, View, Which
 torch.set_num_threads(1)
 WIDTH, HEADS, KV_HEADS, HEAD_DIM, LAYERS = 24, 4, 2, 8, 4
 SCALE = HEAD_DIM**-0.5
+
+
+@cache
+def method(name: str) -> type[Pruner]:
+    found: type[Pruner] = find(family, name)
+    return found
 
 
 class Decoder:
@@ -46,13 +53,9 @@ class Decoder:
         return positions[:, None] * 10_000.0 ** (-torch.arange(HEAD_DIM // 2) * 2 / HEAD_DIM)
 
     def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Element by element: pair (i, i + d / 2) turned by the position's angle."""
-        half, angles, out = HEAD_DIM // 2, self.angles(positions), torch.empty_like(x)
-        for i in range(half):
-            cos, sin = angles[:, i, None].cos(), angles[:, i, None].sin()
-            out[..., i] = x[..., i] * cos - x[..., i + half] * sin
-            out[..., i + half] = x[..., i + half] * cos + x[..., i] * sin
-        return out
+        """Elements i and i + d / 2 as a complex number, turned by the position's angle."""
+        turned = torch.complex(*x.chunk(2, -1)) * torch.polar(torch.ones(1), self.angles(positions))[:, None]
+        return torch.cat([turned.real, turned.imag], -1)
 
     def project(self, layer: int, x: Tensor, positions: Tensor, rotated: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         normed = x / x.square().mean(-1, keepdim=True).sqrt()
@@ -79,7 +82,7 @@ class Case:
     """A probe and what is behind it; `m` earlier tokens, `n` rows."""
 
     probe: Probe
-    full: dict[Which, Tensor]  # [H, n, m + n] attention of the rows over all keys
+    full: Callable[[Which], Tensor]  # [H, n, m + n] attention of the rows over all keys
     m: int
     positions: Tensor  # [m + n]
     states: dict[Which, Tensor]  # [m + n, D] entering the layer
@@ -91,7 +94,7 @@ class Case:
 
     def seen(self, which: Which) -> Tensor:
         """[H, n, V]: of the full attention the columns of visual tokens."""
-        return self.full[which][:, :, self.m + self.probe.visual]
+        return self.full(which)[:, :, self.m + self.probe.visual]
 
     def mine(self, picture: int) -> list[int]:
         return [i for i, p in enumerate(self.probe.picture.tolist()) if p == picture]
@@ -163,7 +166,11 @@ class Prompts:
     ) -> Case:
         behind: dict[Which, int] = {"before": layer - 1, "this": layer}
         entering: dict[Which, Tensor] = {"before": states[0], "this": states[1]}
-        full = {which: self.decoder.attention(behind[which], entering[which], positions)[:, m:] for which in behind}
+
+        @cache
+        def full(which: Which) -> Tensor:
+            return self.decoder.attention(behind[which], entering[which], positions)[:, m:]
+
         angles, views = self.decoder.angles(positions)[m:], {}
         for which in behind:
             q, k, _ = self.decoder.project(behind[which], entering[which], positions)
@@ -208,8 +215,7 @@ class Prompts:
                 return counts
 
     def leave(self, name: str, case: Case, counts: Sequence[int], **fields: Any) -> Leaves:
-        pruner: Pruner = find(family, name)(**fields)
-        return pruner.select(case.probe, counts)
+        return method(name)(**fields).select(case.probe, counts)
 
     def best(self, case: Case, scores: Sequence[float], counts: Sequence[int]) -> list[int]:
         """The definition of keeping the best of each picture: by falling score, then by place."""

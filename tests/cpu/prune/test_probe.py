@@ -83,7 +83,7 @@ def test_a_row_sums_to_one_over_all_keys_and_columns_to_the_number_of_rows(promp
     case = prompts.draw(seed)
     view, rows = case.probe.views("this"), torch.arange(case.probe.n)
     seen = (view.scores(rows, rows) - view.normaliser(rows).T[:, :, None]).exp()
-    earlier = case.full["this"][:, :, : case.m].sum(-1)
+    earlier = case.full("this")[:, :, : case.m].sum(-1)
     torch.testing.assert_close(seen.sum(-1) + earlier, torch.ones(4, case.probe.n))
 
 
