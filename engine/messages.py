@@ -188,7 +188,7 @@ class FieldInfo(Struct, frozen=True, kw_only=True):
 
 
 class MethodInfo(Struct, frozen=True, kw_only=True):
-    """One file of engine/reduce or engine/prune, for GET /v1/vlm/methods: the server cannot import those without torch."""
+    """One file of engine/reduce or engine/prune, for GET /v1/vlm/methods: to import those takes torch."""
 
     name: str
     summary: str  # first line of the file's docstring
