@@ -105,7 +105,7 @@ class Pruning:
                 out.append((own, own_turn))
             elif lane.waits:
                 own_seen = None if seen is None else (seen[0][start:stop], seen[1][start:stop])
-                out.append(self._wait(lane, layer, own, pages[:, i], own_seen))
+                out.append(self._wait(lane, layer, own, own_turn, pages[:, i], own_seen))
             else:
                 out.append(self._flow(lane, own, own_turn))
         cos, sin = (torch.cat([t[k] for _, t in out]) for k in (0, 1))
@@ -127,19 +127,21 @@ class Pruning:
             rows, turn = rows[index.long()], turn.take(index.long())
         return rows, self._turn(lane, lane.tokens) if self._is_compact(lane) else turn
 
-    def _wait(self, lane: Lane, layer: int, rows: Tensor, pages: Tensor, seen: Seen | None) -> tuple[Tensor, Turn]:
+    def _wait(
+        self, lane: Lane, layer: int, rows: Tensor, turn: Turn, pages: Tensor, seen: Seen | None
+    ) -> tuple[Tensor, Turn]:
         """Put the span's tokens aside, or take them all up and decide."""
         depth, sequence = lane.depth, lane.sequence
         low, high = lane.where(depth.start, depth.stop)
         if not lane.completes and lane.group == 0:
             assert seen is not None, "what a waiting lane needs was watched"
-            own = Waiting(rows[low:high], seen[0][low:high], seen[1][low:high])
+            own = Waiting(*(t[low:high].clone() for t in (rows, *seen)))  # a view would keep the whole batch
             sequence.waiting = own if sequence.waiting is None else _joined(sequence.waiting, own)
             lane.tokens = [t for t in lane.tokens if t < depth.start]
-            rows = rows[: len(lane.tokens)]
         if not lane.completes:
             lane.group += 1
-            return rows, self._turn(lane, lane.tokens)
+            n = lane.n_rows  # tokens before every picture: rotated alike in all groups
+            return rows[:n], Turn(turn.cos[:n], turn.sin[:n])
         assert seen is not None, "what a deciding lane needs was watched"
         return self._decide(lane, layer, rows, pages, Waiting(rows[low:high], seen[0][low:high], seen[1][low:high]))
 
@@ -264,7 +266,10 @@ class Pruning:
     def _turn(self, lane: Lane, tokens: Sequence[int]) -> Turn:
         """How tokens present in the lane's group are rotated there."""
         sequence, depth = lane.sequence, lane.depth
-        if lane.group and self._is_compact(lane) and tokens:
+        if not tokens:
+            some = self._model.turn(torch.zeros(self._model.spec.n_pos_axes, 1, dtype=torch.int64))
+            return Turn(some.cos[:0], some.sin[:0])
+        if lane.group and self._is_compact(lane):
             first = min(tokens[0], depth.start) if lane.waits else depth.count(lane.group, tokens[0])
             positions = torch.arange(first, first + len(tokens))[None]
         else:
