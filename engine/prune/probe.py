@@ -1,8 +1,8 @@
 """What a prompt shows at a pruning point: attention that was or will be paid, without ever building [heads, N, N].
 
 The engine fills a `Probe` per prompt and point. Its rows are the tokens from the first visual one to the end of the
-prompt that are still present, in order: no earlier token can see a picture, so nothing about pictures needs those as
-queries; as keys they count.
+prompt, or to the last visual one for a method that does not read the question, that are still present, in order: no
+earlier token can see a picture, so nothing about pictures needs those as queries; as keys they count.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from foveate.engine.grid import Grid
 
-_MAX_SCORES = 2**24  # float32 alive at once
+_MAX_SCORES = 2**21  # float32 at once: some stay in a processor's cache, and few passes fill a device
 Which = Literal["before", "this"]
 
 
@@ -45,13 +45,22 @@ class View:
         own = _rotated(self.k[self.m :], cos, sin)
         return View(_rotated(self.q, cos, sin), own, torch.ones_like(cos), torch.zeros_like(sin), self.scale)
 
+    @cached_property
+    def _keys(self) -> Tensor:
+        """[n_kv_heads, d, m + n] float32"""
+        return self.k.float().permute(1, 2, 0).contiguous()
+
+    def _products(self, rows: Tensor, keys: Tensor, scale: float) -> Tensor:
+        """[n_heads, R, C] float32, scaled, of query rows and keys [n_kv_heads, d, C]."""
+        n_kv_heads, head_dim, n_cols = keys.shape
+        q = (self.q[rows].float() * scale).unflatten(1, (n_kv_heads, -1)).permute(1, 2, 0, 3)
+        return torch.bmm(q.reshape(n_kv_heads, -1, head_dim), keys).view(-1, len(rows), n_cols)
+
     def scores(self, rows: Tensor, cols: Tensor) -> Tensor:
         """[n_heads, R, C] float32 scaled products of query rows and key columns, both numbered as the probe's rows;
         -inf where a key comes after its query."""
-        group = self.q.shape[1] // self.k.shape[1]
-        k = self.k[self.m + cols].float().repeat_interleave(group, 1)
-        scores = torch.einsum("rhd,chd->hrc", self.q[rows].float(), k) * self.scale
-        return scores.masked_fill(cols[None] > rows[:, None], -torch.inf)
+        scores = self._products(rows, self._keys[:, :, self.m + cols], self.scale)
+        return scores.masked_fill_(cols[None] > rows[:, None], -torch.inf)
 
     def blocks(self, rows: Tensor, n_cols: int) -> Iterator[Tensor]:
         """`rows` in pieces whose scores over `n_cols` columns fit the memory allowed."""
@@ -60,22 +69,26 @@ class View:
             yield rows[start : start + step]
 
     def _lse(self, rows: Tensor, temperature: float) -> Tensor:
-        k = self.k.float().repeat_interleave(self.q.shape[1] // self.k.shape[1], 1)
-        cols, parts = torch.arange(k.shape[0], device=k.device), [k.new_empty(0, self.q.shape[1])]
-        for some in self.blocks(rows, k.shape[0]):
-            scores = torch.einsum("rhd,chd->rhc", self.q[some].float(), k) * (self.scale / temperature)
-            ahead = cols[None] > (self.m + some)[:, None]
-            parts.append(scores.masked_fill(ahead[:, None], -torch.inf).logsumexp(-1))
+        cols = torch.arange(self.k.shape[0], device=self.k.device) - self.m
+        parts = [torch.empty(0, self.q.shape[1], device=self.k.device)]
+        for some in self.blocks(rows, len(cols)):
+            ahead, seen = self.m + int(some.min()) + 1, self.m + int(some.max()) + 1
+            scores = self._products(some, self._keys[:, :, :seen], self.scale / temperature)
+            scores[:, :, ahead:].masked_fill_(cols[ahead:seen] > some[:, None], -torch.inf)
+            parts.append(scores.logsumexp(-1).T)
         return torch.cat(parts)
 
     def propagate(self, weights: Tensor, temperature: float) -> Tensor:
         """[n_heads, n] float32: `weights` [n_heads, n] of the rows, sent along their attention: sum_i w_i A[i, j]."""
         n, device = self.q.shape[0], self.q.device
-        everything, out = torch.arange(n, device=device), torch.zeros(self.q.shape[1], n, device=device)
+        cols, out = torch.arange(n, device=device), torch.zeros(self.q.shape[1], n, device=device)
         lse = self._sharp(temperature)
-        for rows in self.blocks(everything, n):
-            a = (self.scores(rows, everything) / temperature - lse[rows].T[:, :, None]).exp()
-            out += torch.einsum("hr,hrc->hc", weights[:, rows], a)
+        for rows in self.blocks(cols, n):
+            first, seen = int(rows[0]), int(rows[-1]) + 1
+            a = self._products(rows, self._keys[:, :, self.m : self.m + seen], self.scale / temperature)
+            a[:, :, first:].masked_fill_(cols[first:seen] > rows[:, None], -torch.inf)
+            a.sub_(lse[rows].T[:, :, None]).exp_()
+            out[:, :seen] += torch.bmm(weights[:, None, rows], a)[:, 0]
         return out
 
     def _sharp(self, temperature: float) -> Tensor:
@@ -156,7 +169,7 @@ class Probe:
                 lse = scores.logsumexp(-1, keepdim=True)
                 a = torch.where(lse.isfinite(), (scores - lse).exp(), 0.0)  # a row before every picture sees none
             else:
-                a = (scores - view.normaliser(some).T[:, :, None]).exp()
+                a = scores.sub_(view.normaliser(some).T[:, :, None]).exp_()
             parts.append(a if per_head else a.mean(0))
         return torch.cat(parts, dim=-2)
 

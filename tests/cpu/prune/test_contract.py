@@ -13,7 +13,7 @@ import foveate.engine.reduce as reducers
 from foveate.engine.find import find, names
 from foveate.engine.grid import Grid
 from foveate.engine.prune.base import Leaves, Pruner
-from foveate.engine.prune.probe import Probe
+from foveate.engine.prune.probe import Probe, View
 from foveate.engine.prune.schedule import mean_share, scaled
 
 every_method = pytest.mark.parametrize("name", names(family))
@@ -43,6 +43,18 @@ def check(leaves: Leaves, probe: Probe, counts: Sequence[int]) -> None:
 def same(one: Leaves, other: Leaves) -> bool:
     mixes = one.mix is None and other.mix is None
     return torch.equal(one.keep, other.keep) and (mixes or torch.equal(one.mix, other.mix))
+
+
+def without_question(probe: Probe) -> Probe:
+    """Cut behind the last visual token."""
+    stop = int(probe.visual[-1]) + 1
+
+    def views(which: str) -> View:
+        view = probe.views(which)
+        lse = None if view.lse is None else view.lse[:stop]
+        return View(view.q[:stop], view.k[: view.m + stop], view.cos[:stop], view.sin[:stop], view.scale, lse)
+
+    return dataclasses.replace(probe, rows=probe.rows[:stop], views=views, inputs=lambda: probe.inputs()[:stop])
 
 
 @every_method
@@ -116,8 +128,11 @@ def test_only_what_reads_the_question_depends_on_it(prompts, name: str) -> None:
         counts = prompts.counts(one, seed)
         first, second = (method().select(case.probe, counts) for case in (one, other))
         changed |= not torch.equal(first.keep, second.keep)
-        if not method.question_aware and first.mix is not None:
-            torch.testing.assert_close(first.mix, second.mix)
+        if not method.question_aware:
+            blind = method().select(without_question(one.probe), counts)
+            assert torch.equal(blind.keep, first.keep), "the engine does not wait for the question"
+            if first.mix is not None:
+                torch.testing.assert_close([blind.mix, second.mix], [first.mix] * 2)
     assert changed == method.question_aware
 
 
