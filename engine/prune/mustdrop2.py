@@ -1,4 +1,4 @@
-"""MustDrop, stage 2: in stages, drop the visual tokens that no word of the question and not all together look at.
+"""MustDrop, stage 2: in stages, drop the visual tokens that the words of the question look at neither together nor one by one.
 
 Source: Liu et al., 2024, arXiv:2411.10803 (released code: liuting20/MustDrop), its stage in the prefill; the one at the
 encoder is the reducer `mustdrop`, so both is `mustdrop+mustdrop2`.

@@ -1,4 +1,4 @@
-"""ToDRE, stage 2: at a late layer all visual tokens leave; by then the text has taken over what they say.
+"""ToDRE, stage 2: drop all visual tokens at a late layer; by then the text has taken over what they say.
 
 Source: Li et al., 2025, arXiv:2505.18757 (the authors have released no code), its stage inside the language model; the
 one before it is the reducer `todre`, so both is `todre+todre2`.
