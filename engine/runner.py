@@ -12,14 +12,15 @@ from torch import Tensor
 
 from foveate.engine.cache.store import KVStore
 from foveate.engine.cache.tables import BlockTables
-from foveate.engine.models.base import Model
+from foveate.engine.models.base import CachedAttend, Model
 from foveate.engine.pruning import Lane, Pruning
 from foveate.engine.scheduler import Chunk
 from foveate.kernels.attention import AttentionBatch, paged_attention
+from foveate.kernels.decoder import Cache
 from foveate.kernels.store import store
 
 
-class PagedAttention:
+class PagedAttention(CachedAttend):
     """The model's `attend` for the layers of one segment: stores new keys and values, and attends over the cache.
 
     Attributes:
@@ -42,6 +43,11 @@ class PagedAttention:
         if layer == self.watched:
             self.seen = q, lse
         return out
+
+    @property
+    def cache(self) -> Cache | None:
+        """None where a layer is watched."""
+        return None if self.watched >= 0 else Cache(self.keys, self.values, self.batch, self.slots, self.scale)
 
 
 class Runner:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from foveate.kernels.native import kernels
 
-_STORED = (torch.float32, torch.bfloat16)  # blocks the compiled kernel reads
+STORED = (torch.float32, torch.bfloat16)  # blocks the compiled kernel reads
 _TREE = "a tree mask is bool, new tokens x new tokens"
 _MAX_SCORES = 2**26  # alive at once in `reference`: a chunk of 2048 over 32k keys would else hold many GB
 
@@ -101,7 +101,7 @@ def paged_attention(
     """
     assert q.shape[1] % key_blocks.shape[2] == 0, "every key head serves the same number of query heads"
     compiled = kernels()
-    if compiled is None or q.device.type != "cpu" or q.dtype != torch.float32 or key_blocks.dtype not in _STORED:
+    if compiled is None or q.device.type != "cpu" or q.dtype != torch.float32 or key_blocks.dtype not in STORED:
         return reference(q, key_blocks, value_blocks, batch, scale, tree_mask, layer)
     return _compiled(compiled, q, key_blocks, value_blocks, batch, scale, tree_mask, layer)
 

@@ -13,10 +13,23 @@ from foveate.engine.grid import Grid
 from foveate.engine.reduce.cut import TowerCut
 from foveate.engine.reduce.inputs import VisualInputs
 from foveate.engine.reduce.signals import Signal, Tower
+from foveate.kernels.decoder import Cache
 
 # (layer, q [n, n_heads, d], k [n, n_kv_heads, d], v [n, n_kv_heads, d]) -> [n, n_heads, d].
 # Keys arrive already rotated; the callee stores k and v in the paged cache and attends over it.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+class CachedAttend(ABC):
+    """An `Attend` that may let a run of layers store and attend by itself."""
+
+    @abstractmethod
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+    @property
+    @abstractmethod
+    def cache(self) -> Cache | None:
+        """What such a run needs; None: every layer must go through the call."""
 
 
 class Turn(NamedTuple):

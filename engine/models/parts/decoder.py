@@ -1,16 +1,19 @@
 """The Llama / Mistral / Qwen2 decoder: pre-norm, grouped-query attention, RoPE or M-RoPE, SwiGLU."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from foveate.engine.errors import ModelError
-from foveate.engine.models.base import Attend, Turn
+from foveate.engine.models.base import Attend, CachedAttend, Turn
 from foveate.engine.models.parts.layers import RMSNorm, require, rope_frequencies, rope_section
 from foveate.engine.models.parts.matrix import Embedding, FusedLinear, GatedLinear, Linear
 from foveate.engine.section import Section
+from foveate.kernels.decoder import MOST_ROWS, Layer, Layers, Product, run_layers
 from foveate.kernels.rotary import rotate
+from foveate.kernels.weights import PackedWeight
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,8 +134,28 @@ class Decoder(nn.Module):
 
     def turn(self, positions: Tensor) -> Turn:
         """As `Model.turn`."""
-        angles = positions.to(self.axes.device)[self.axes].T.float() * self.frequencies  # [n, head_dim / 2]
+        at = positions.to(self.axes.device)[self.axes].T.contiguous()  # [n, head_dim / 2], as kernels read angles
+        angles = at.float() * self.frequencies
         return Turn(angles.cos(), angles.sin())
+
+    def run(self, rows: Tensor, turn: Turn, attend: Attend, layers: range) -> Tensor:
+        """As `Model.run`: in one call where rows are few and nobody looks on, else operation by operation."""
+        cache = attend.cache if isinstance(attend, CachedAttend) and len(rows) <= MOST_ROWS else None
+        if cache is not None and self.packed is not None:
+            return run_layers(rows, turn.cos, turn.sin, self.packed, cache, layers)
+        for i in layers:
+            rows = self.layers[i](rows, turn, attend)
+        return rows
+
+    @cached_property
+    def packed(self) -> Layers | None:
+        """The layers' weights where the CPU's kernels hold them; None elsewhere. Asked for once they are filled."""
+        layers = [layer.packed() for layer in self.layers if isinstance(layer, _Layer)]
+        whole = [layer for layer in layers if layer is not None]
+        config = self.config
+        if len(whole) < config.n_layers:
+            return None
+        return Layers(whole, config.n_heads, config.n_kv_heads, config.head_dim, config.norm_eps)
 
     def project(self, layer: int, rows: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
         """As `Model.project`."""
@@ -154,6 +177,15 @@ class _Layer(nn.Module):
         rows = self.self_attn(self.input_layernorm(rows), turn, attend, rows)
         out: Tensor = self.mlp(self.post_attention_layernorm(rows), rows)
         return out
+
+    def packed(self) -> Layer | None:
+        """Its weights; None where a matrix is a plain tensor."""
+        matrices = (self.self_attn.qkv_proj, self.self_attn.o_proj, self.mlp.gate_up_proj, self.mlp.down_proj)
+        products = [Product(m.weight, m.bias) for m in matrices if isinstance(m.weight, PackedWeight)]
+        if len(products) < len(matrices):
+            return None
+        qkv, out, gate_up, down = products
+        return Layer(self.input_layernorm.weight, qkv, out, self.post_attention_layernorm.weight, gate_up, down)
 
 
 class _Attention(nn.Module):

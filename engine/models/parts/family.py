@@ -80,9 +80,7 @@ class Family(Model):
         return self.language_model.turn(positions)
 
     def run(self, rows: Tensor, turn: Turn, attend: Attend, layers: range) -> Tensor:
-        for i in layers:
-            rows = self.language_model.layers[i](rows, turn, attend)
-        return rows
+        return self.language_model.run(rows, turn, attend, layers)
 
     def project(self, layer: int, rows: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
         return self.language_model.project(layer, rows, turn)
