@@ -1,4 +1,4 @@
-"""MustDrop, stage 2: in stages, drop the visual tokens that the words of the question look at neither together nor one by one.
+"""MustDrop, stage 2: in stages, drop visual tokens that the words of the question do not look at, alone or together.
 
 Source: Liu et al., 2024, arXiv:2411.10803 (released code: liuting20/MustDrop), its stage in the prefill; the one at the
 encoder is the reducer `mustdrop`, so both is `mustdrop+mustdrop2`.

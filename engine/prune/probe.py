@@ -53,8 +53,8 @@ class View:
     def _products(self, rows: Tensor, keys: Tensor, scale: float) -> Tensor:
         """[n_heads, R, C] float32, scaled, of query rows and keys [n_kv_heads, d, C]."""
         n_kv_heads, head_dim, n_cols = keys.shape
-        q = (self.q[rows].float() * scale).unflatten(1, (n_kv_heads, -1)).permute(1, 2, 0, 3)
-        return torch.bmm(q.reshape(n_kv_heads, -1, head_dim), keys).view(-1, len(rows), n_cols)
+        q = (self.q[rows].float() * scale).transpose(0, 1).reshape(n_kv_heads, -1, head_dim)  # a group after another
+        return torch.bmm(q, keys).view(-1, len(rows), n_cols)
 
     def scores(self, rows: Tensor, cols: Tensor) -> Tensor:
         """[n_heads, R, C] float32 scaled products of query rows and key columns, both numbered as the probe's rows;
