@@ -10,6 +10,8 @@ from foveate.engine.reduce.inputs import VisualInputs
 from foveate.engine.reduce.primitives import complement, finite, top, unit
 from foveate.engine.reduce.transform import Space, TokenTransform
 
+_ROUNDING = 1e-12  # of a squared distance, in shares of what it is the difference of
+
 
 class Match(NamedTuple):
     """Each even row's best odd partner."""
@@ -67,6 +69,19 @@ class Clusters(NamedTuple):
     owner: Tensor  # [n] int64, the cluster of each row, 0..c-1
 
 
+def _distances(rows: Tensor) -> Tensor:
+    """[n, C] -> float32 [n, n], Euclidean over sqrt(C), equal rows at 0.
+
+    By a matrix product, in float64 and around the mean, since it subtracts: what then is left of equal rows is rounding.
+    """
+    wide = rows.double()
+    wide = wide - wide.mean(0)
+    square = wide.square().sum(1)
+    apart = square[:, None] + square
+    squared = apart - 2 * wide @ wide.T
+    return squared.masked_fill(squared <= _ROUNDING * apart, 0.0).div_(rows.shape[1]).sqrt().float()
+
+
 def dpc_knn(rows: Tensor, c: int, n_neighbours: int, seed: int = 0) -> Clusters:
     """P3: density peaks. Centres are the c rows densest and farthest from anything denser; others join the nearest.
 
@@ -75,9 +90,8 @@ def dpc_knn(rows: Tensor, c: int, n_neighbours: int, seed: int = 0) -> Clusters:
         n_neighbours: rows that make a density, the row itself among them; cut to n.
         seed: of the noise below 1e-6 that parts equal densities.
     """
-    rows = rows.float()
     n = rows.shape[0]
-    distance = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist") / rows.shape[1] ** 0.5
+    distance = _distances(rows)
     near = distance.topk(min(n_neighbours, n), largest=False).values
     noise = torch.rand(n, generator=torch.Generator().manual_seed(seed)) * 1e-6
     density = (-near.square().mean(1)).exp() + noise.to(rows.device)
