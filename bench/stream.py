@@ -17,6 +17,7 @@ class Streamed:
     output_tokens: int
     visual_kept: int = 0
     encode_s: float = 0.0
+    reduce_s: float = 0.0
     prefill_s: float = 0.0
 
     @property
@@ -62,5 +63,6 @@ async def streamed(client: httpx.AsyncClient, url: str, request: bytes, headers:
         output_tokens=usage["completion_tokens"],
         visual_kept=ours.get("visual", {}).get("kept", 0),
         encode_s=spent.get("encode", 0.0) / 1e3,
+        reduce_s=spent.get("reduce", 0.0) / 1e3,
         prefill_s=spent.get("prefill", 0.0) / 1e3,
     )

@@ -108,18 +108,19 @@ class Encoder:
             return []
         start = time.monotonic()
         features, errors = self._encode(wanted)
+        elapsed = time.monotonic() - start
+        for request in {id(r): r for r, _ in wanted}.values():
+            request.encode_s += elapsed
         failures: list[Failure] = []
         for request, i in wanted:
-            key = request.pictures[i].key
+            key, began = request.pictures[i].key, time.monotonic()
             try:
                 if key in errors:
                     raise errors[key]
                 self._reduce(request, i, features[key].inputs)
             except Exception as error:
                 failures.append((request, error))
-        elapsed = time.monotonic() - start
-        for request in {id(r): r for r, _ in wanted}.values():
-            request.encode_s += elapsed
+            request.reduce_s += time.monotonic() - began
         return failures
 
     def _signals(self, request: Request) -> frozenset[Signal]:

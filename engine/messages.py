@@ -138,6 +138,7 @@ class Usage(Struct, frozen=True, kw_only=True):
     preemptions: int
     queue_s: float
     encode_s: float
+    reduce_s: float
     prefill_s: float
     decode_s: float
     peak_kv_tokens: int

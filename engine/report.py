@@ -11,8 +11,8 @@ log = logging.getLogger(__name__)
 
 
 def usage(sequence: Sequence) -> Usage:
-    """Queue, prefill and decode add up to the choice's life; `encode_s`, the encode stages that served its pictures,
-    lies within the first two."""
+    """Queue, prefill and decode add up to the choice's life; `encode_s`, the tower's batches with its pictures in
+    them, and `reduce_s`, their reduction, lie within the first two."""
     now, request = time.monotonic(), sequence.request
     admitted = sequence.admitted or now
     answered = sequence.answered or now
@@ -23,6 +23,7 @@ def usage(sequence: Sequence) -> Usage:
         preemptions=sequence.n_preemptions,
         queue_s=admitted - request.arrived,
         encode_s=request.encode_s,
+        reduce_s=request.reduce_s,
         prefill_s=answered - admitted,
         decode_s=now - answered,
         peak_kv_tokens=sequence.peak_kv_tokens,

@@ -80,7 +80,8 @@ class Request:
     rows: list[Tensor | None] = field(init=False)  # [kept, hidden_size] per picture, while some choice needs them
     sequences: list["Sequence"] = field(default_factory=list)
     arrived: float = 0.0  # monotonic seconds, when added
-    encode_s: float = 0.0
+    encode_s: float = 0.0  # of the tower's batches that its pictures were in
+    reduce_s: float = 0.0  # of the reduction of its pictures
     encoder_hits: int = 0  # pictures whose features were in the cache when first asked for
 
     def __post_init__(self) -> None:

@@ -54,6 +54,7 @@ class VisualReport(Reply):
 class TimeReport(Reply):
     queue: float
     encode: float
+    reduce: float
     prefill: float
     decode: float
 

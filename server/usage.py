@@ -79,6 +79,7 @@ def report(answers: Sequence[Answer]) -> UsageReport:
         time_ms=TimeReport(
             queue=_milliseconds([u.queue_s for u in usages]),
             encode=_milliseconds([u.encode_s for u in usages]),
+            reduce=_milliseconds([u.reduce_s for u in usages]),
             prefill=_milliseconds([u.prefill_s for u in usages]),
             decode=_milliseconds([u.decode_s for u in usages]),
         ),

@@ -72,7 +72,7 @@ class Clusters(NamedTuple):
 def _distances(rows: Tensor) -> Tensor:
     """[n, C] -> float32 [n, n], Euclidean over sqrt(C), equal rows at 0.
 
-    By a matrix product, in float64 and around the mean, since it subtracts: what then is left of equal rows is rounding.
+    By a matrix product, in float64 and around the mean, since it subtracts: equal rows leave but rounding.
     """
     wide = rows.double()
     wide = wide - wide.mean(0)

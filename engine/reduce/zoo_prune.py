@@ -4,7 +4,7 @@ Source: Kim et al., 2025, arXiv:2509.24837 (the released code is a stub).
 How much the projector's output moves when a token is moved a little in random directions, by central differences, is
 its sensitivity, brought to 0..1. The most sensitive is kept first, then that with the largest product of sensitivity
 and cosine distance to the nearest kept one.
-Departs from it: 4 directions where the paper takes 64: each is two passes of all tokens through the projector. They are
+Departs from it: 3 directions where the paper takes 64: each is two passes of all tokens through the projector. They are
 the same for all tokens, so that chance moves all sensitivities alike and the order of tokens does not matter. The step
 is 0.01, the paper's, in float32, and larger in narrower types, which would round it away: the cube root of their
 resolution. Where sensitivities are within 2 % of each other, or there is no projector to ask (after a stage that mixed
@@ -34,7 +34,7 @@ class ZooPrune(Reducer):
 
     source: ClassVar[str] = "arXiv:2509.24837"
 
-    directions: int = 4  # the paper's: 64
+    directions: int = 3  # the paper's: 64
     step: float = 0.01  # how far a token is moved, times a direction of standard normal numbers
 
     def __post_init__(self) -> None:

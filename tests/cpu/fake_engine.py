@@ -40,8 +40,8 @@ BEAT = Heartbeat(
     images_encoded=1, encoder_hits=2,
 )  # fmt: skip
 USAGE = Usage(
-    cached_tokens=1, output_tokens=2, encoder_hits=0, preemptions=0, queue_s=0.0, encode_s=0.0, prefill_s=0.0,
-    decode_s=0.0, peak_kv_tokens=3,
+    cached_tokens=1, output_tokens=2, encoder_hits=0, preemptions=0, queue_s=0.0, encode_s=0.0, reduce_s=0.0,
+    prefill_s=0.0, decode_s=0.0, peak_kv_tokens=3,
 )  # fmt: skip
 
 

@@ -143,7 +143,7 @@ class FakeClient:
         ids = ids[: request.sampling.max_tokens]
         usage = Usage(
             cached_tokens=7, output_tokens=len(ids), encoder_hits=1, preemptions=0, queue_s=0.001, encode_s=0.002,
-            prefill_s=0.003, decode_s=0.004, peak_kv_tokens=n_prompt + len(ids),
+            reduce_s=0.0005, prefill_s=0.003, decode_s=0.004, peak_kv_tokens=n_prompt + len(ids),
         )  # fmt: skip
         for place, token in enumerate(ids):
             last = place == len(ids) - 1

@@ -34,14 +34,15 @@ def test_an_answer_and_its_accounting(api: Any, png: str, image_part: Part) -> N
             "method": "divprune",
             "per_image": [{"grid": [6, 6], "offered": 36, "kept": 9}],
         },
-        "time_ms": {"queue": 1.0, "encode": 2.0, "prefill": 3.0, "decode": 4.0},
+        "time_ms": {"queue": 1.0, "encode": 2.0, "reduce": 0.5, "prefill": 3.0, "decode": 4.0},
         "sched": {"preemptions": 0},
         "kv": {"peak_tokens": usage["total_tokens"]},
     }
     assert reply.headers["VLM-Resolved"] == "vis=9, method=divprune, floor=1"
     assert reply.headers["VLM-Request-Id"] == body["id"] == request.id
     assert reply.headers["VLM-Spent"].startswith("vis_in=36, vis_kept=9, enc_hits=1, prefix_hit=7, kv_peak=")
-    assert reply.headers["Server-Timing"] == "queue;dur=1.0, encode;dur=2.0, prefill;dur=3.0, decode;dur=4.0"
+    timing = "queue;dur=1.0, encode;dur=2.0, reduce;dur=0.5, prefill;dur=3.0, decode;dur=4.0"
+    assert reply.headers["Server-Timing"] == timing
     assert api.metrics.routes == ["/v1/chat/completions"]
     assert api.metrics.outcomes == [("success", "stop")]
     assert api.metrics.spent == [(usage["prompt_tokens"], 7, usage["completion_tokens"], 36, 9)]
