@@ -212,7 +212,7 @@ class Encoder:
         picture = request.pictures[i]
         run, n = request.runs[i], picture.grid.n_tokens
         if run.stop - run.start == n:
-            request.place(i, inputs.proj if inputs.whole is None else inputs.whole, torch.arange(n))
+            request.place(i, inputs.unreduced(picture.grid), torch.arange(n))
             return
         inputs = self._with_request(inputs, request, i)
         transform = TokenTransform.identity(inputs.n)

@@ -99,8 +99,8 @@ class Llava(Family):
         rows, cells, n = hidden.flatten(0, 1), cells.to(hidden.device), self.vision_tower.config.n_rows
         own, enc, needed = rows[cells], ENC in taps.wanted, CELLS in taps.wanted
         found = {s: t[cells] for s, t in taps.found.items() if s.kind != "qk"}
-        if len(grid.tiles) == 1:  # tiles do not attend to each other
-            found |= {s: _apart(t[first : first + n]) for s, t in taps.found.items() if s.kind == "qk"}
+        end = first + n if len(grid.tiles) == 1 else first  # tiles do not attend to each other
+        found |= {s: _apart(t[first:end]) for s, t in taps.found.items() if s.kind == "qk"}
         return VisualInputs(
             grid=grid,
             proj=self.multi_modal_projector(own),

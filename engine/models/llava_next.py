@@ -86,21 +86,16 @@ class LlavaNext(Llava):
         if original is None:
             grid = Grid(tower.side, tower.side, newlines="last")
             cells = first + torch.arange(self.n_skipped, tower.n_rows)
-            return self._with_newlines(self._inputs(grid.bare, first, cells, hidden, taps), grid)
+            return replace(self._inputs(grid.bare, first, cells, hidden, taps), newline=self.image_newline)
         tiling = self._tiling(original)
         tile, cell = torch.tensor(tiling.cells()).T
         cells = first + tile * tower.n_rows + self.n_skipped + cell
         inputs = self._inputs(tiling.grid.bare, first, cells, hidden, taps)
         inputs = self._scaled(inputs, tiling) if tiling.is_scaled else inputs
-        return self._with_newlines(inputs, tiling.grid)
+        return replace(inputs, newline=self.image_newline)
 
     def _scaled(self, inputs: VisualInputs, tiling: Tiling) -> VisualInputs:
         raise AssertionError("only a family that limits its tiles scales them down")
-
-    def _with_newlines(self, inputs: VisualInputs, grid: Grid) -> VisualInputs:
-        whole = self.image_newline.to(inputs.proj.dtype).repeat(grid.n_tokens, 1)
-        whole[torch.tensor(grid.tokens(), device=whole.device)] = inputs.proj
-        return replace(inputs, whole=whole)
 
 
 FAMILY = LlavaNext

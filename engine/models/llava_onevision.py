@@ -39,7 +39,7 @@ class LlavaOnevision(LlavaNext):
         return int(found[1])
 
     def _scaled(self, inputs: VisualInputs, tiling: Tiling) -> VisualInputs:
-        taps = {signal: _scale(values, tiling) for signal, values in inputs.taps.items()}
+        taps = {s: values if s.kind == "qk" else _scale(values, tiling) for s, values in inputs.taps.items()}
         return replace(inputs, proj=_scale(inputs.proj, tiling), taps=taps, enc=None, cells=None, project=None)
 
 

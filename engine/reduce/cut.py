@@ -50,8 +50,7 @@ class PixelCut(Reducer):
         for tile in inputs.grid.tiles:
             pixels = inputs.tile_pixels(tile)
             assert pixels is not None, "a method that reads pixels asks for them"
-            if pixels.numel():
-                scores[torch.tensor(tile.cells())] = self.worth(pixels, tile.grid).scores
+            scores[torch.tensor(tile.cells())] = self.worth(pixels, tile.grid).scores
         return top(scores if inputs.places is None else scores[inputs.places.cpu()], k)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from foveate.engine.errors import ImageError
 from foveate.engine.grid import Grid, Tile
 from foveate.engine.reduce import signals as named
 from foveate.engine.reduce.signals import Layer, Signal, Tower
@@ -26,7 +27,7 @@ class VisualInputs:
 
     grid: Grid
     proj: Tensor  # [n, D] rows as the language model would read them
-    whole: Tensor | None = None  # [offered, D] the unreduced picture, newlines between its rows; None: `proj` is
+    newline: Tensor | None = None  # [D] stands for each newline of the unreduced picture; None: it has none
     tower: Tower = Tower(has_cls=False, depth=1)  # resolves the layers of the accessors below
     taps: Mapping[Signal, Tensor] = field(default_factory=dict)  # by resolved signal; read through the accessors
     enc: Tensor | None = None  # [n, C] rows before the projector; ENC, None for merging encoders
@@ -51,9 +52,24 @@ class VisualInputs:
 
     @property
     def cell_yx(self) -> tuple[Tensor, Tensor]:
-        """Row and column of each token on the grid: two int64 [n], on the CPU."""
+        """Row and column of each token on the grid: two int64 [n], on the CPU.
+
+        A cell of a tiled picture's thumbnail stands where the middle of what it shows does.
+        """
         at = torch.arange(self.n) if self.places is None else self.places.cpu()
-        return at // self.grid.cols, at % self.grid.cols
+        grid, side = self.grid, max(1, self.grid.thumbnail)
+        cell, in_thumbnail = at - grid.n_thumbnail, at < grid.n_thumbnail
+        y = torch.where(in_thumbnail, (2 * (at // side) + 1) * grid.rows // (2 * side), cell // grid.cols)
+        x = torch.where(in_thumbnail, (2 * (at % side) + 1) * grid.cols // (2 * side), cell % grid.cols)
+        return y, x
+
+    def unreduced(self, grid: Grid) -> Tensor:
+        """[grid.n_tokens, D]: all rows, with the newlines of `grid`, which is `self.grid` but for them, between."""
+        if self.newline is None:
+            return self.proj
+        rows = self.newline.to(self.proj.dtype).repeat(grid.n_tokens, 1)
+        rows[torch.tensor(grid.tokens(), device=rows.device)] = self.proj
+        return rows
 
     def saliency(self, layer: Layer = -1) -> Tensor:
         return self._tap(named.saliency(layer))
@@ -84,8 +100,17 @@ class VisualInputs:
 
         Not renormalised: what goes to the CLS row or to dropped tokens is left out (to those dropped inside the tower,
         nothing goes). Streams over queries.
+
+        Raises:
+            ImageError: the picture is read in tiles, which do not attend to each other.
         """
-        q, k = self._tap(named.qk(layer))  # [CLS and all tokens, patches of each, heads, d]
+        tap = self._tap(named.qk(layer))
+        if not tap.numel():
+            raise ImageError(
+                "the picture is read in tiles, and the method asks for attention between all its tokens; "
+                "choose another vlm.visual.method"
+            )
+        q, k = tap  # [CLS and all tokens, patches of each, heads, d]
         n_extra = k.shape[0] - (self.grid.n_tokens if self.encoded is None else len(self.encoded))
         at = torch.arange(self.n, device=q.device) if self.places is None else self.places.to(q.device)
         at = at if self.encoded is None else torch.searchsorted(self.encoded.to(q.device), at)
@@ -121,11 +146,10 @@ class VisualInputs:
         )
 
     def of_tile(self, tile: Tile) -> "VisualInputs":
-        """One tile of a tiled picture, as a picture of its own; `qk` is not given per tile."""
-        only = replace(self, taps={s: t for s, t in self.taps.items() if s.kind != "qk"})
+        """One tile of a tiled picture, as a picture of its own."""
         rows = torch.tensor(tile.cells())
-        taken = only.take(TokenTransform.selection(rows, self.n))
-        return replace(taken, grid=tile.grid, places=None)
+        taken = self.take(TokenTransform.selection(rows, self.n))
+        return replace(taken, grid=tile.grid, places=None, pixels=self.tile_pixels(tile))
 
     def parts(self, split: Split) -> list[Part]:
         """The tiles of a tiled picture, as `split` wants to see them."""
@@ -147,12 +171,27 @@ class VisualInputs:
         return slice(y[0], y[1]), slice(x[0], x[1])
 
     def tile_pixels(self, tile: Tile) -> Tensor | None:
-        """A tile's own square of the stack that a tiled picture is prepared as: the thumbnail, then the crops."""
+        """What a tile's cells show, out of the stack a tiled picture is prepared as: the thumbnail, then the crops.
+
+        The black around the picture lies evenly at two of its edges and is no cell's.
+        """
         if self.pixels is None or not (self.grid.thumbnail or len(self.grid.tiles) > 1):
             return self.pixels
-        side, n_cols = self.pixels.shape[1], len(self.grid.col_cuts) - 1
-        at = side * (0 if tile.kind == "thumbnail" else 1 + tile.tile_row * n_cols + tile.tile_col)
-        return self.pixels[at : at + side]
+        side, grid = self.pixels.shape[1], self.grid
+        if tile.kind == "thumbnail":
+            return self.pixels[:side]
+        n_rows, n_cols = len(grid.row_cuts) - 1, len(grid.col_cuts) - 1
+        density = max(grid.rows / (n_rows * side), grid.cols / (n_cols * side))  # cells per pixel
+        rows = _seen(n_rows, side, round(grid.rows / density), tile.tile_row)
+        cols = _seen(n_cols, side, round(grid.cols / density), tile.tile_col)
+        at = side * (1 + tile.tile_row * n_cols + tile.tile_col)
+        return self.pixels[at : at + side][rows, cols]
+
+
+def _seen(n_tiles: int, side: int, n_pixels: int, tile: int) -> slice:
+    """Which of one tile's pixels along an axis lie in a picture of `n_pixels` amid `n_tiles` tiles."""
+    start = (n_tiles * side - n_pixels) // 2 - tile * side
+    return slice(max(0, start), max(0, min(side, start + n_pixels)))
 
 
 def _attend(q: Tensor, k: Tensor) -> Tensor:

@@ -69,7 +69,10 @@ def values(layer: Layer = -1) -> Signal:
 
 
 def qk(layer: Layer = -1) -> Signal:
-    """Queries and keys as attention sees them, for `VisualInputs.rows` and `full`: 8 * M * C bytes, so ask seldom."""
+    """Queries and keys as attention sees them, for `VisualInputs.rows` and `full`: 8 * M * C bytes, so ask seldom.
+
+    A picture in tiles has none, and who reads it there gets an ImageError.
+    """
     return Signal("qk", layer)
 
 

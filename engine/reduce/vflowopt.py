@@ -112,13 +112,12 @@ def _n_dropped(squares: Tensor, k: int, n_squares: int) -> int:
 
 def _texture(inputs: VisualInputs) -> Tensor:
     """[n] float32: softmax over each tile of the entropy, in bits, of the grey values in each cell."""
-    assert inputs.pixels is not None, "a method that asks for pixels gets them"
-    grid, grey = inputs.grid, inputs.pixels.cpu().float().mean(2).round().long()
-    shapes = [(grid.thumbnail, grid.thumbnail)] if grid.thumbnail else []
-    texture = torch.cat([_entropy(grey, *shape) for shape in [*shapes, (grid.rows, grid.cols)]])
-    for tile in grid.tiles:
-        cells = torch.tensor(tile.cells())
-        texture[cells] = texture[cells].softmax(0)
+    texture = torch.zeros(inputs.grid.bare.n_tokens)
+    for tile in inputs.grid.tiles:
+        seen = inputs.tile_pixels(tile)
+        assert seen is not None, "a method that asks for pixels gets them"
+        grey = seen.cpu().float().mean(2).round().long()
+        texture[torch.tensor(tile.cells())] = _entropy(grey, tile.rows, tile.cols).softmax(0)
     return texture if inputs.places is None else texture[inputs.places.cpu()]
 
 

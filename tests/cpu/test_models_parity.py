@@ -49,7 +49,7 @@ def run(model: Model, prompt: list[int], pictures: list[Image.Image]) -> Tensor:
             image, grid = next(seen), next(grids)
             assert image.grid == grid.bare and image.proj.shape[0] == grid.bare.n_tokens
             segments.append(grid)
-            rows.append(image.proj if image.whole is None else image.whole)
+            rows.append(image.unreduced(grid))
         else:
             segments.append(1)
             rows.append(model.embed(torch.tensor([token])))

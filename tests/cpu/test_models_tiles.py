@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from foveate.engine.errors import ModelError
+from foveate.engine.encoder import Features
+from foveate.engine.errors import ImageError, ModelError
 from foveate.engine.models.loader import load_model
 from foveate.engine.models.parts.decoder import read_mistral
 from foveate.engine.reduce.signals import CELLS, ENC, Signal
@@ -98,16 +99,18 @@ def test_signals_of_tiles(tiny_models, tmp_path, family):
         assert torch.allclose(one.hidden(0), seen.hidden_states[1][tile, row], atol=1e-5)
         assert torch.allclose(one.enc, seen.hidden_states[layer + 1][tile, row], atol=1e-5)
         assert torch.equal(one.cells, one.enc) and torch.allclose(one.project(one.enc), one.proj, atol=1e-6)
-        assert not any(signal.kind == "qk" for signal in one.taps), "tiles do not attend to each other"
+        with pytest.raises(ImageError, match="read in tiles"):  # which do not attend to each other
+            one.full(layer)
         if clip:
             assert torch.allclose(one.cls_row(), weights[tile, 0, row], atol=1e-6)
             assert torch.allclose(one.cls, seen.hidden_states[layer + 1][0, 0], atol=1e-5)
         else:
             assert one.cls is None
-        newlines = torch.ones(one.whole.shape[0], dtype=torch.bool)
-        newlines[model._tiling(size).grid.tokens()] = False
-        assert torch.equal(one.whole[~newlines], one.proj)
-        assert torch.equal(one.whole[newlines], model.image_newline.expand(int(newlines.sum()), -1))
+        grid = model._tiling(size).grid
+        whole, newlines = one.unreduced(grid), torch.ones(grid.n_tokens, dtype=torch.bool)
+        newlines[grid.tokens()] = False
+        assert torch.equal(whole[~newlines], one.proj)
+        assert torch.equal(whole[newlines], model.image_newline.expand(int(newlines.sum()), -1))
 
 
 def test_signals_of_cells_scaled_down(tiny_models, tmp_path):
@@ -140,7 +143,18 @@ def test_batch_of_tiled_pictures_is_each_alone(tiny_models, tmp_path):
     for pixels, size, one in zip(raw, sizes, model.encode(raw, _all(model), sizes), strict=True):
         (alone,) = model.encode([pixels], _all(model), [size])
         assert alone.grid == one.grid == model.grid(*pixels.shape[:2], size).bare
-        for name in ("proj", "whole", "enc", "cls"):
+        for name in ("proj", "newline", "enc", "cls"):
             assert torch.allclose(getattr(one, name), getattr(alone, name), atol=1e-5)
         assert one.taps.keys() == alone.taps.keys()
         assert all(torch.allclose(one.taps[s], alone.taps[s], atol=1e-5) for s in one.taps)
+
+
+@pytest.mark.parametrize("family", TILED)
+def test_what_is_kept_of_a_tiled_picture_is_its_rows_once(tiny_models, tmp_path, family):
+    """Newlines are one row, laid between the others when all are read."""
+    tiny_models.save_tiled(tmp_path, family=family, decoder="qwen2")
+    model = load_model(tmp_path, torch.float32, "cpu")
+    (size,) = TILED[family][:1]
+    raw = _bytes(model.processor.prepare_tiles(tiny_models.picture(*size)))
+    (one,) = model.encode([raw], frozenset(), [size])
+    assert Features(one, frozenset()).n_bytes == one.proj.nbytes + one.newline.nbytes

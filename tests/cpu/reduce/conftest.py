@@ -31,6 +31,14 @@ TOWERS = {
 Value = bool | int | float | str
 
 
+def _prepared(grid: Grid) -> tuple[int, int]:
+    """Height and width in pixels of a picture as it is prepared: its tiles one above the other, if it has any."""
+    if not grid.thumbnail:
+        return grid.rows * CELL_PIXELS, grid.cols * CELL_PIXELS
+    side, n_crops = grid.thumbnail * CELL_PIXELS, (len(grid.row_cuts) - 1) * (len(grid.col_cuts) - 1)
+    return side * (1 + n_crops), side
+
+
 class Pictures:
     towers = TOWERS
 
@@ -70,7 +78,7 @@ class Pictures:
             if s.kind in shapes or s.kind in ("cls_row", "cls_cat", "recv")
         }
         enc = ENC in wanted and not tower.merges
-        pixels = torch.randint(0, 256, (grid.rows * CELL_PIXELS, grid.cols * CELL_PIXELS, 3), generator=g)
+        pixels = torch.randint(0, 256, (*_prepared(grid), 3), generator=g)
         return VisualInputs(
             grid=grid,
             proj=before @ matrix,
