@@ -242,7 +242,7 @@ def composed(text: str) -> VisualBudget:
 @pytest.mark.parametrize(
     "text",
     ["pixelprune", "pixelprune+divprune", "evit", "evit;layer=0.5;keep=0.6+divprune", "tome", "expedite+pool",
-     "expedite;keep=0.5+hiprune", "pixelprune+evit+visionzip", "tome+todre"],
+     "expedite;keep=0.5+hiprune", "pixelprune+evit+visionzip", "tome+todre", "mctf"],
 )  # fmt: skip
 def test_cuts_run_in_the_engine(load, tiny_models, tower: str, text: str) -> None:
     model = load(tower)

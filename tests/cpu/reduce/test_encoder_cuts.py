@@ -1,5 +1,8 @@
 """The methods that cut inside the tower, each against its steps written out, on the rows of one layer."""
 
+from dataclasses import replace
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +15,7 @@ from foveate.engine.reduce.build import build
 from foveate.engine.reduce.cut import Offer, plan_all
 from foveate.engine.reduce.evit import EViT
 from foveate.engine.reduce.expedite import Expedite
+from foveate.engine.reduce.mctf import MCTF
 from foveate.engine.reduce.tome import ToMe
 from foveate.kernels.vision_attention import vision_attention
 
@@ -66,6 +70,63 @@ def test_tome_is_the_paper_step_by_step(pictures, seed: int) -> None:
     torch.testing.assert_close(transform.mix(inputs.proj), expected, rtol=1e-4, atol=1e-5)
 
 
+def plain_mctf(inputs, k: int, info: float, size_power: float) -> list[tuple[int, list[int], Tensor]]:
+    """Destination, members and row of each group, by destination."""
+    rows, worth = [row for row in inputs.proj], inputs.recv(-1).tolist()
+    groups, anchors = [[i] for i in range(inputs.n)], list(range(inputs.n))
+    while len(groups) > k:
+        n, r = len(groups), min(len(groups) - k, len(groups) // 2)
+        even, odd = list(range(0, n, 2)), list(range(1, n, 2))
+        score = {}
+        for a, b in product(even, odd):
+            cosine = float(torch.nn.functional.cosine_similarity(rows[a], rows[b], dim=0, eps=1e-6))
+            spared = (worth[a] * worth[b]) ** -info * (len(groups[a]) * len(groups[b])) ** -size_power
+            score[a, b] = (cosine + 1) / 2 * spared
+        into = {}
+        drawn = {a: max(odd, key=lambda b: (score[a, b], -b)) for a in even}
+        for a in sorted(even, key=lambda a: (-score[a, drawn[a]], a))[: r // 2]:
+            into[a] = drawn[a]
+        left = [a for a in even if a not in into]
+        drawn = {b: max(left, key=lambda a: (score[a, b], -a)) for b in odd}
+        for b in sorted(odd, key=lambda b: (-score[drawn[b], b], b))[: r - r // 2]:
+            into[b] = drawn[b]
+        root = [into.get(into.get(i, i), into.get(i, i)) for i in range(n)]
+        ends = sorted(set(root))
+        members = [[i for i in range(n) if root[i] == end] for end in ends]
+        mass = [worth[i] * len(groups[i]) for i in range(n)]
+        rows = [sum(mass[i] * rows[i] for i in m) / sum(mass[i] for i in m) for m in members]
+        worth = [sum(worth[i] for i in m) for m in members]
+        groups = [[i for j in m for i in groups[j]] for m in members]
+        anchors = [anchors[end] for end in ends]
+    return sorted(zip(anchors, groups, rows, strict=True), key=lambda group: group[0])
+
+
+@pytest.mark.parametrize(("info", "size"), [(0.05, 0.025), (0.5, 0.3)])
+@pytest.mark.parametrize("seed", range(20))
+def test_mctf_is_the_paper_step_by_step(pictures, seed: int, info: float, size: float) -> None:
+    inputs, k = pictures.draw("mctf", seed)
+    expected = plain_mctf(inputs, k, info, size)
+    transform = MCTF(info=info, size=size).reduce(inputs, k)
+    assert transform.anchor.tolist() == [anchor for anchor, _, _ in expected]
+    for number, (_, group, _) in enumerate(expected):
+        assert (transform.back[group] == number).all() and transform.size[number] == len(group)
+    rows = torch.stack([row for _, _, row in expected])
+    torch.testing.assert_close(transform.mix(inputs.proj), rows, rtol=1e-4, atol=1e-4)
+
+
+def test_mctf_spares_what_is_looked_at_and_what_is_large(pictures) -> None:
+    inputs = pictures.make(MCTF(), Grid(6, 8), "cls", fill=1.0)
+    worth = torch.full((48,), 0.01)
+    worth[[3, 10, 20, 33]] = 0.5
+    inputs = replace(inputs, taps={signal: worth for signal in inputs.taps})
+    alone = MCTF(info=0.5).reduce(inputs, 24)
+    assert all(int(alone.size[alone.back[token]]) == 1 for token in (3, 10, 20, 33))
+    even = replace(inputs, taps={signal: torch.full((48,), 0.01) for signal in inputs.taps})
+    big = torch.ones(48).index_fill_(0, torch.tensor([5, 6]), 9.0)
+    left = MCTF(size=0.5).cut(even, 24, -1, big)
+    assert all(int(left.size[left.back[token]]) == 1 for token in (5, 6))
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_expedite_is_local_k_means_around_a_lattice(pictures, seed: int) -> None:
     inputs, budget = pictures.draw("expedite", seed)
@@ -118,6 +179,7 @@ def test_layers_and_counts(pictures) -> None:
     assert ToMe().counts(100, 40, 6) == [90, 80, 70, 60, 50, 40]
     assert (Expedite().layers(cls), Expedite().back_layer(cls)) == ((6,), 16)
     for method, values in ((EViT, {"layer": 1.5}), (EViT, {"cuts": 0}), (ToMe, {"start": 0.9, "stop": 0.1}),
+                           (MCTF, {"info": 1.5}), (MCTF, {"start": 2.0}),
                            (Expedite, {"near": 0}), (Expedite, {"sharpness": -1.0})):  # fmt: skip
         with pytest.raises(ConfigError, match=next(iter(values))):
             method(**values)

@@ -1,0 +1,300 @@
+"""What a method costs beside what it saves, on the random LLaVA: 576 visual tokens, a decoder of 0.5 B parameters.
+
+    python -m bench.reducers_cost                  every method at 50, 25 and 11 %; then pages that are half blank
+    python -m bench.reducers_cost --methods divprune visionzip --ratios 0.25 --pages 0
+
+In process, features cached: a reducer's time is that of its own code and of mixing its rows; the prefill it saves is
+the decoder's forward of all tokens less that of the kept ones, 27 of text among both. What recording its signals adds
+to the tower is told beside it. Of methods that act before or inside the tower the time is what ranking the pixels
+takes, or what they do between its layers; the tower's own falls. Pages go through a server: TTFT as a client sees it,
+each page another one, so that no cache helps. Times need a quiet machine: load_1m is in the result.
+"""
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from random import Random
+from statistics import median
+
+import httpx
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+import foveate.engine.reduce as family
+from bench.random_model import build
+from bench.random_text import text_of
+from bench.report import Json, provenance, table, write
+from bench.scaling import decoding, filled
+from bench.server import Server, serving
+from bench.stream import streamed
+from foveate.configs.errors import ConfigError
+from foveate.configs.load import load as load_config
+from foveate.engine.find import names
+from foveate.engine.grid import Grid
+from foveate.engine.models.base import Model
+from foveate.engine.process import load
+from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.build import build_reducer
+from foveate.engine.reduce.cut import EncoderCut, PixelCut, plan
+from foveate.engine.reduce.inputs import VisualInputs
+from foveate.engine.reduce.signals import OF_REQUEST, Signal
+from foveate.engine.reduce.transform import TokenTransform
+from foveate.engine.runner import Runner
+from foveate.engine.scheduler import Chunk
+
+RATIOS = (0.5, 0.25, 0.11)
+TEXT_TOKENS, SIDE = 27, 336
+PAGE_METHODS = (
+    "none", "divprune", "visionzip", "pixelprune", "pixelprune+divprune", "evit", "evit;keep=0.5+divprune", "tome",
+    "mctf", "expedite", "flowcut",
+)  # fmt: skip
+TARGET, PAGE_TARGET, PAGE_RATIO = 0.10, 0.45, 0.25
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One method at one budget, seconds."""
+
+    method: str
+    ratio: float
+    reduce_s: float
+    saved_s: float  # of the decoder's prefill
+    signals_s: float  # what recording its signals adds to the tower
+    tower_s: float | None = None  # of a tower that is cut
+
+    @property
+    def share(self) -> float:
+        return self.reduce_s / self.saved_s
+
+
+@dataclass(frozen=True)
+class Page:
+    """TTFT of pages that are half blank."""
+
+    method: str
+    kept: int
+    encode_s: float
+    ttft_s: float
+
+
+def timed(run: Callable[[], object], tries: int = 5) -> float:
+    """Seconds: the median, the first try left out."""
+    times = []
+    for _ in range(tries + 1):
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return median(times[1:])
+
+
+def page(seed: int) -> Image.Image:
+    """Letters on white in the upper half, nothing in the lower; every cell of the upper half shows some."""
+    picture, random = Image.new("RGB", (SIDE, SIDE), "white"), Random(seed)
+    draw = ImageDraw.Draw(picture)
+    for y in range(0, SIDE // 2, 12):
+        for x in range(0, SIDE, 7):
+            draw.text((x, y), chr(random.randrange(65, 91)), fill="black")
+    draw.rectangle((0, SIDE // 2, SIDE, SIDE), fill="white")
+    return picture
+
+
+def pixels_of(picture: Image.Image) -> Tensor:
+    raw = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return raw.view(picture.height, picture.width, 3)
+
+
+def prefill_s(model: Model, counts: Sequence[int]) -> dict[int, float]:
+    """The decoder's forward of so many visual tokens and the text, logits of the last included."""
+    most = max(counts) + TEXT_TOKENS
+    kv = filled(model.spec, model.dtype, most)
+    runner, found = Runner(model, kv), {}
+    for n in counts:
+        (chunk,) = decoding(model.spec, kv, 1, n + TEXT_TOKENS)
+        chunk.sequence.n_computed = 0
+        whole = [Chunk(chunk.sequence, 0, n + TEXT_TOKENS)]
+        found[n] = timed(lambda whole=whole: runner.run(whole), 3)  # type: ignore[misc]
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clocked(EncoderCut):
+    """A method inside the tower, and how long it took each time."""
+
+    inner: EncoderCut
+    spent_s: list[float]
+
+    def cut(self, inputs: VisualInputs, k: int, layer: int, size: Tensor) -> TokenTransform:
+        started = time.perf_counter()
+        transform = self.inner.cut(inputs, k, layer, size)
+        self.spent_s.append(time.perf_counter() - started)
+        return transform
+
+    def is_weighing(self) -> bool:
+        return self.inner.is_weighing()
+
+    def spread(self, rows: Tensor, reduced: Tensor) -> Tensor:
+        return self.inner.spread(rows, reduced)
+
+
+class Costs:
+    """One picture, its features with all signals, and what the tower takes for each set of them."""
+
+    def __init__(self, model: Model, reducers: dict[str, Reducer]) -> None:
+        self._model, self._picture = model, pixels_of(page(0).rotate(45, fillcolor="grey"))
+        wanted = frozenset[Signal]().union(*(r.wanted(model.spec.tower) for r in reducers.values()))
+        question = model.embed(torch.arange(300, 315))
+        (seen,) = model.encode([self._picture], frozenset(s for s in wanted if s.kind not in OF_REQUEST))
+        self._seen = replace(seen, question=question, caption=question, pixels=self._picture, seed=1)
+        self._tower_s: dict[frozenset[Signal], float] = {}
+        self.plain_s = self._tower(frozenset())
+
+    def _tower(self, signals: frozenset[Signal]) -> float:
+        if signals not in self._tower_s:
+            self._tower_s[signals] = timed(lambda: self._model.encode([self._picture], signals), 3)
+        return self._tower_s[signals]
+
+    def of(self, name: str, reducer: Reducer, ratio: float, saved_s: float) -> Cost:
+        grid, budget = self._seen.grid, round(self._seen.n * ratio)
+        if isinstance(reducer, PixelCut | EncoderCut):
+            return self._cut(Cost(name, ratio, 0.0, saved_s, 0.0), reducer, grid, budget)
+        reads = frozenset(s for s in reducer.wanted(self._model.spec.tower) if s.kind not in OF_REQUEST)
+        signals_s = self._tower(reads) - self.plain_s
+        return Cost(name, ratio, timed(lambda: _reduced(reducer, self._seen, budget)), saved_s, signals_s)
+
+    def _cut(self, cost: Cost, reducer: Reducer, grid: Grid, budget: int) -> Cost:
+        worths = [reducer.worth(self._picture, grid)] if isinstance(reducer, PixelCut) else []
+        cut = plan(reducer, self._model.spec.tower, grid, budget, worths).cut
+        assert cut is not None, "a budget below all cells cuts"
+        spent_s: list[float] = []
+        clocked = [replace(c, method=Clocked(inner=c.method, spent_s=spent_s)) for c in cut.layers]
+        cut = replace(cut, layers=tuple(clocked))
+        tower_s = timed(lambda: self._model.encode_cut(self._picture, frozenset(), cut), 3)
+        if isinstance(reducer, PixelCut):
+            return replace(cost, tower_s=tower_s, reduce_s=timed(lambda: reducer.worth(self._picture, grid)))
+        return replace(cost, tower_s=tower_s, reduce_s=sum(spent_s) / 4)  # of four runs
+
+
+def _reduced(reducer: Reducer, seen: VisualInputs, budget: int) -> Tensor:
+    transform = reducer.reduce(seen, budget)
+    return transform.apply_to(seen.proj, seen.enc, seen.project)
+
+
+def methods(model: Model, chosen: Sequence[str]) -> dict[str, Reducer]:
+    """Every method that is for this tower, or the chosen ones."""
+    found = {}
+    for name in chosen or names(family):
+        reducer = build_reducer(name, {})
+        try:
+            reducer.wanted(model.spec.tower)
+        except ConfigError:
+            continue
+        if name != "none":
+            found[name] = reducer
+    return found
+
+
+@torch.inference_mode()
+def measure(model: Model, chosen: Sequence[str], ratios: Sequence[float]) -> tuple[list[Cost], str]:
+    """Costs of every method at every budget, and what they are beside, in words."""
+    reducers = methods(model, chosen)
+    costs = Costs(model, reducers)
+    n = model.grid(SIDE, SIDE).n_tokens
+    takes = prefill_s(model, [n, *(round(n * ratio) for ratio in ratios)])
+    found = []
+    for name, reducer in reducers.items():
+        found += [costs.of(name, reducer, r, takes[n] - takes[round(n * r)]) for r in ratios]
+        print(f"{name}: {', '.join(f'{1e3 * c.reduce_s:.1f}' for c in found[-len(ratios) :])} ms", flush=True)
+    prefills = ", ".join(f"{1e3 * seconds:.0f} ms of {count}" for count, seconds in takes.items())
+    said = f"Tower: {1e3 * costs.plain_s:.0f} ms. Prefill of visual tokens and {TEXT_TOKENS} of text: {prefills}."
+    return found, said
+
+
+async def _ask(server: Server, method: str, seed: int) -> Page:
+    raw = io.BytesIO()
+    page(seed).save(raw, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(raw.getvalue()).decode()
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text_of(12, seed)}]
+    visual = {"method": method, "ratio": 1.0 if method == "none" else PAGE_RATIO}
+    request = {
+        "model": server.model,
+        "messages": [{"role": "user", "content": content}],
+        "temperature": 0,
+        "max_tokens": 2,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "vlm": {"visual": visual, "strict": True},
+    }
+    async with httpx.AsyncClient(timeout=120.0, trust_env=False) as client:
+        found = await streamed(client, server.url, json.dumps(request).encode(), {})
+    return Page(method, found.visual_kept, found.encode_s, found.pieces_s[0])
+
+
+def pages(folder: Path, n: int) -> list[Page]:
+    """Medians over `n` pages, the methods in turns, so that what slows the machine for a while slows all of them."""
+    found: dict[str, list[Page]] = {method: [] for method in PAGE_METHODS}
+    with serving(str(folder)) as server:
+        asyncio.run(_ask(server, "none", 1))
+        for i in range(n * len(PAGE_METHODS)):
+            method = PAGE_METHODS[i % len(PAGE_METHODS)]
+            found[method].append(asyncio.run(_ask(server, method, 2 + i)))
+    middle = [sorted(own, key=lambda one: one.ttft_s)[len(own) // 2] for own in found.values()]
+    return middle
+
+
+def cost_table(costs: Sequence[Cost]) -> str:
+    """Rows: methods, the dearest first; by budget the reducer's ms and their share of the prefill saved."""
+    ratios = sorted({cost.ratio for cost in costs}, reverse=True)
+    by_name: dict[str, list[Cost]] = {}
+    for cost in costs:
+        by_name.setdefault(cost.method, []).append(cost)
+    rows = []
+    for name, own in sorted(by_name.items(), key=lambda item: -max(c.share for c in item[1])):
+        told = [f"{1e3 * c.reduce_s:.1f} ({100 * c.share:.1f} %)" for c in own]
+        tower = ", ".join("-" if c.tower_s is None else f"{1e3 * c.tower_s:.0f}" for c in own)
+        within = "yes" if all(c.share <= TARGET for c in own) else "no"
+        rows.append([name, *told, f"{1e3 * own[0].signals_s:.0f}", tower if own[0].tower_s else "-", within])
+    header = ["method", *(f"{100 * r:g} %: ms (of saved)" for r in ratios)]
+    return table([*header, "signals ms", "cut tower ms", f"<= {TARGET:.0%}"], rows)
+
+
+def page_table(found: Sequence[Page]) -> str:
+    full = found[0].ttft_s
+    rows = [
+        [p.method, str(p.kept), f"{p.encode_s:.2f}", f"{p.ttft_s:.2f}", f"{p.ttft_s / full:.2f}"]
+        for p in sorted(found, key=lambda p: -p.ttft_s)
+    ]
+    return table(["method", "visual tokens", "tower s", "TTFT s", "of full"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", default=[], help="only these")
+    parser.add_argument("--ratios", nargs="+", type=float, default=list(RATIOS))
+    parser.add_argument("--pages", type=int, default=3, help="half-blank pages per method; 0: none")
+    parser.add_argument("--models", type=Path, default=Path(".peers/models"), help="where the random model is or goes")
+    args = parser.parse_args()
+    made_by, folder = provenance("bench.reducers_cost"), args.models / "llava"
+    build("llava", folder)
+    model = load(load_config(None, [f"model.path={folder}"]))
+    costs, said = measure(model, args.methods, args.ratios)
+    sections = [said, cost_table(costs)]
+    del model
+    found = pages(folder, args.pages) if args.pages else []
+    if found:
+        why = f"A page of {SIDE} x {SIDE} whose lower half is blank, {PAGE_RATIO:.0%} of the tokens, through the server"
+        sections += [f"{why}; the target of what spares the tower is {PAGE_TARGET:.2f} of the full TTFT:"]
+        sections += [page_table(found)]
+    results: Json = {"costs": [asdict(cost) for cost in costs], "pages": [asdict(one) for one in found]}
+    write("reducers_cost", "What methods cost and save", made_by, results, sections)
+
+
+if __name__ == "__main__":
+    main()
