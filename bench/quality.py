@@ -26,6 +26,7 @@ from pathlib import Path
 import httpx
 
 from bench.quality_cells import Answer, Cell, Kept, as_json, code_of, models, score
+from bench.quality_reported import reported_table
 from bench.quality_table import accuracy_section, sections
 from bench.quality_times import measure_times
 from bench.report import RESULTS, Json, provenance, write
@@ -34,7 +35,10 @@ from bench.server import Server, serving
 
 MODELS = ("tiny-llava", "tiny-qwen2-vl")
 RATIOS = (1.0, 0.5, 0.33, 0.22, 0.11, 0.055)
-COMPOSITIONS = ("pixelprune+divprune", "pixelprune+visionzip", "evit;keep=0.5+divprune", "visionzip;keep=0.5+divprune")
+COMPOSITIONS = (
+    "pixelprune+divprune", "pixelprune+visionzip", "evit;keep=0.5+divprune", "visionzip;keep=0.5+divprune",
+    "pixelprune+foveal", "evit;keep=0.5+foveal",
+)  # fmt: skip
 CONCURRENCY = 8
 MAX_TOKENS = 80
 REDUCERS = Path(__file__).parent / "reducers"
@@ -141,6 +145,8 @@ def budgets(args: argparse.Namespace) -> None:
             with serving(model, url=args.url, reducers=REDUCERS) as server:
                 run.model(server, model)
     found = [section for model in models(kept.cells) for section in sections(model, kept.of(model), RESULTS, args.name)]
+    if args.name == "quality":
+        found += ["## Beside the papers", reported_table({model: kept.of(model) for model in models(kept.cells)})]
     ordered: list[Json] = [as_json(cell) for model in models(kept.cells) for cell in kept.of(model)]
     write(args.name, "Quality at a budget", kept.made_by, ordered, found)
 
