@@ -52,8 +52,8 @@ from foveate.engine.scheduler import Chunk
 RATIOS = (0.5, 0.25, 0.11)
 TEXT_TOKENS, SIDE = 27, 336
 PAGE_METHODS = (
-    "none", "divprune", "visionzip", "pixelprune", "pixelprune+divprune", "evit", "pixelprune+foveal", "evit;keep=0.5+foveal", "tome",
-    "mctf", "expedite", "flowcut",
+    "none", "divprune", "foveal", "pixelprune", "pixelprune+divprune", "pixelprune+foveal", "evit",
+    "evit;keep=0.5+foveal", "tome", "mctf", "expedite", "flowcut",
 )  # fmt: skip
 TARGET, PAGE_TARGET, PAGE_RATIO = 0.10, 0.45, 0.25
 

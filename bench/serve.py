@@ -25,7 +25,7 @@ from bench.stream import streamed
 
 MODELS = ("tiny-llava", "tiny-qwen2-vl")
 CONCURRENCY = (1, 8)
-BUDGETS = (("full", "none", 1.0), ("quarter", "divprune", 0.25))
+BUDGETS = (("full", "none", 1.0), ("quarter", "foveal", 0.25))
 OUTPUT_TOKENS = 48
 FIRST_SCENE = 100_000  # away from the scenes of bench.quality
 

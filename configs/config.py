@@ -92,7 +92,7 @@ class VisionConfig:
 class BudgetConfig:
     """The visual budget of a request that states none, and the bounds of one that does."""
 
-    method: str = "divprune"  # as VLM-Visual-Method; reducers act once a budget is below what the images offer
+    method: str = "foveal"  # as VLM-Visual-Method; reducers act once a budget is below what the images offer
     tokens: int = 0  # default total per request; 0: no cap
     ratio: float = 1.0  # default share of the offered tokens
     floor: int = 1  # default least number of visual tokens per request

@@ -95,7 +95,7 @@ class Encoder:
     def cost(self, request: Request, i: int) -> int:
         """Patches the tower must read for picture `i` now."""
         picture = request.pictures[i]
-        return 0 if self.cache.get(picture.key, self._signals(request)) else picture.n_read
+        return 0 if self.cache.get(picture.key, self._needed(request, i)) else picture.n_read
 
     @torch.inference_mode()
     def run(self, wanted: Sequence[Wanted]) -> list[Failure]:
@@ -124,22 +124,29 @@ class Encoder:
         return failures
 
     def _signals(self, request: Request) -> frozenset[Signal]:
-        """What the tower records for a request."""
+        """What the tower records for a request, of a picture that is kept whole too: it may be asked about again."""
         return frozenset(signal for signal in request.signals if signal.kind not in OF_REQUEST)
+
+    def _needed(self, request: Request, i: int) -> frozenset[Signal]:
+        """What picture `i` must come with: nothing if it is kept whole."""
+        is_whole = request.runs[i].stop - request.runs[i].start == request.pictures[i].grid.n_tokens
+        return frozenset() if is_whole else self._signals(request)
 
     def _encode(self, wanted: Iterable[Wanted]) -> tuple[dict[bytes, Features], dict[bytes, Exception]]:
         """Features of all pictures, by key, and the errors of those that have none."""
         pictures: dict[bytes, Picture] = {}
+        needs: dict[bytes, frozenset[Signal]] = {}
         signals: dict[bytes, frozenset[Signal]] = {}
         first: dict[bytes, Request] = {}
         for request, i in wanted:
             picture = request.pictures[i]
             pictures[picture.key] = picture
+            needs[picture.key] = needs.get(picture.key, frozenset()) | self._needed(request, i)
             signals[picture.key] = signals.get(picture.key, frozenset()) | self._signals(request)
             first.setdefault(picture.key, request)
 
         features: dict[bytes, Features] = {}
-        for key, needed in signals.items():
+        for key, needed in needs.items():
             if entry := self.cache.get(key, needed):
                 features[key] = entry
         missing = [key for key in pictures if key not in features]

@@ -27,7 +27,7 @@ class VisualBudget(Struct, frozen=True, kw_only=True):
     per_image: int | None = None  # cap per image; None: no cap
     ratio: float = 1.0  # of the tokens offered, in (0, 1]
     floor: int = 1  # total; clamped to what the images offer
-    method: str = "divprune"  # a file of engine/reduce
+    method: str = "foveal"  # a file of engine/reduce
     params: dict[str, bool | int | float | str] = {}  # fields of that method
     stages: list[Stage] = []  # of a composition, in order; then `method` is its text and `params` is empty
     split: str = "area"  # a file of engine/reduce/split: how several images, or tiles, share the budget

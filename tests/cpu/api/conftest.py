@@ -63,7 +63,7 @@ METHODS = [
     )
     for name, fields in (
         ("none", []),
-        ("divprune", [FieldInfo(name="alpha", type="float", default=0.5)]),
+        ("foveal", [FieldInfo(name="alpha", type="float", default=0.5)]),
         ("pool", [FieldInfo(name="how", type='"mean" | "max"', default="mean")]),
     )
 ] + [

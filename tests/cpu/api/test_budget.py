@@ -13,7 +13,7 @@ from foveate.server.protocol import ImagePart, VlmFields
 from foveate.server.structured import parse
 
 METHOD = MethodInfo(
-    name="divprune", summary="", source="", fields=[], question_aware=False, shared=True, signals_cls=[],
+    name="foveal", summary="", source="", fields=[], question_aware=False, shared=True, signals_cls=[],
     signals_no_cls=[],
 )  # fmt: skip
 
@@ -95,7 +95,7 @@ def test_the_cap_holds_for_everyone() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value", "params"),
-    [("12", 12, {}), ("-1.5", -1.5, {}), ("?1", True, {}), ("divprune", "divprune", {}),
+    [("12", 12, {}), ("-1.5", -1.5, {}), ("?1", True, {}), ("foveal", "foveal", {}),
      ('a; b=2;c ;d="x;y\\"";e=0.25;f=?0', "a", {"b": 2, "c": True, "d": 'x;y"', "e": 0.25, "f": False})],
 )  # fmt: skip
 def test_structured_fields(text: str, value: object, params: dict[str, object]) -> None:

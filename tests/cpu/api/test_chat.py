@@ -31,14 +31,14 @@ def test_an_answer_and_its_accounting(api: Any, png: str, image_part: Part) -> N
             "offered": 36,
             "kept": 9,
             "kept_mean": 9.0,
-            "method": "divprune",
+            "method": "foveal",
             "per_image": [{"grid": [6, 6], "offered": 36, "kept": 9}],
         },
         "time_ms": {"queue": 1.0, "encode": 2.0, "reduce": 0.5, "prefill": 3.0, "decode": 4.0},
         "sched": {"preemptions": 0},
         "kv": {"peak_tokens": usage["total_tokens"]},
     }
-    assert reply.headers["VLM-Resolved"] == "vis=9, method=divprune, floor=1"
+    assert reply.headers["VLM-Resolved"] == "vis=9, method=foveal, floor=1"
     assert reply.headers["VLM-Request-Id"] == body["id"] == request.id
     assert reply.headers["VLM-Spent"].startswith("vis_in=36, vis_kept=9, enc_hits=1, prefix_hit=7, kv_peak=")
     timing = "queue;dur=1.0, encode;dur=2.0, reduce;dur=0.5, prefill;dur=3.0, decode;dur=4.0"
@@ -80,7 +80,7 @@ def test_a_stream_without_usage_has_none(api: Any) -> None:
 
 def test_a_stream_says_what_was_resolved_before_its_first_byte(api: Any, png: str, image_part: Part) -> None:
     reply = api.chat([image_part(png)], headers={"VLM-Visual-Tokens": "5"}, stream=True)
-    assert reply.headers["VLM-Resolved"] == "vis=5, method=divprune, floor=1"
+    assert reply.headers["VLM-Resolved"] == "vis=5, method=foveal, floor=1"
     assert reply.headers["content-type"].startswith("text/event-stream")
 
 
@@ -137,7 +137,7 @@ def test_header_and_body_resolve_alike(api: Any, png: str, image_part: Part) -> 
         ({"VLM-Visual-Ratio": "1"}, {"ratio": 1}),
         ({"VLM-Visual-Floor": "4", "VLM-Visual-Ratio": "0.5"}, {"floor": 4, "ratio": 0.5}),
         ({"VLM-Visual-Method": "pool;how=max"}, {"method": "pool;how=max"}),
-        ({"VLM-Visual-Method": "divprune;alpha=1"}, {"method": "divprune;alpha=1"}),
+        ({"VLM-Visual-Method": "foveal;alpha=1"}, {"method": "foveal;alpha=1"}),
     ]
     for headers, visual in pairs:
         by_header = api.chat([image_part(png)], headers=headers)
@@ -228,7 +228,7 @@ def test_models_methods_tokens_health(api: Any) -> None:
     card = api.send("GET", "/v1/models").json()["data"][0]
     assert card["id"] == "m" and card["max_model_len"] == 2000 and api.send("GET", "/v1/models/m").json() == card
     methods = api.send("GET", "/v1/vlm/methods").json()
-    assert [m["name"] for m in methods["data"]] == ["none", "divprune", "pool", "fastv"]
+    assert [m["name"] for m in methods["data"]] == ["none", "foveal", "pool", "fastv"]
     assert methods["data"][1]["fields"] == [{"name": "alpha", "type": "float", "default": 0.5}]
     tokens = api.send("POST", "/tokenize", json={"prompt": "hé", "return_token_strs": True}).json()
     assert tokens["count"] == 3 == len(tokens["token_strs"]) and tokens["max_model_len"] == 2000

@@ -90,7 +90,7 @@ def test_kept_maps_are_run_lengths(survives: list[bool]) -> None:
 
 
 def test_the_servers_default_is_read_like_a_header(make_api: Any, png: str, image_part: Any) -> None:
-    api = make_api(budget=BudgetConfig(method="divprune;alpha=0.25+fastv;k=1"))
+    api = make_api(budget=BudgetConfig(method="foveal;alpha=0.25+fastv;k=1"))
     assert api.chat([image_part(png)]).status_code == 200
     [request] = api.client.requests
     assert request.visual.params == {"alpha": 0.25} and request.visual.prune == Stage(method="fastv", params={"k": 1})
@@ -99,21 +99,21 @@ def test_the_servers_default_is_read_like_a_header(make_api: Any, png: str, imag
 def test_header_and_body_say_the_same(make_api: Any, png: str, image_part: Any) -> None:
     api = make_api()
     api.chat([image_part(png)], headers={"VLM-Visual-Split": "uniform", "VLM-Explain": "kept_map",
-                                         "VLM-Visual-Method": "divprune+divprune"})  # fmt: skip
-    visual = {"split": "uniform", "method": "divprune+divprune"}
+                                         "VLM-Visual-Method": "foveal+foveal"})  # fmt: skip
+    visual = {"split": "uniform", "method": "foveal+foveal"}
     api.chat([image_part(png)], vlm={"visual": visual, "explain": "kept_map"})
     api.chat([image_part(png)])
     by_header, by_body, plain = api.client.requests
     assert by_header.visual == by_body.visual and by_header.visual.split == "uniform"
     assert len(by_header.visual.stages) == 2 and by_header.explain == by_body.explain == "kept_map"
     assert (plain.visual.split, plain.explain, plain.visual.stages, plain.question_ids) == ("area", "", [], [])
-    reply = api.chat([image_part(png)], headers={"VLM-Visual-Method": "divprune;keep=0.5+fastv;k=3"})
+    reply = api.chat([image_part(png)], headers={"VLM-Visual-Method": "foveal;keep=0.5+fastv;k=3"})
     [*_, pruned] = api.client.requests
-    assert (pruned.visual.method, pruned.visual.enter) == ("divprune", 0.5)
+    assert (pruned.visual.method, pruned.visual.enter) == ("foveal", 0.5)
     assert pruned.visual.prune == Stage(method="fastv", params={"k": 3})
     visual = reply.json()["usage"]["vlm"]["visual"]
-    assert (visual["method"], visual["kept"], visual["kept_mean"]) == ("divprune+fastv", 36, 18.0)
+    assert (visual["method"], visual["kept"], visual["kept_mean"]) == ("foveal+fastv", 36, 18.0)
     assert visual["by_layer"] == [[0, 36], [2, 0]]
-    assert reply.headers["VLM-Resolved"] == "vis=36, vis_mean=18.00, method=divprune+fastv, floor=1"
-    for headers in ({"VLM-Explain": "why"}, {"VLM-Visual-Split": "3"}, {"VLM-Visual-Method": "divprune;x=1"}):
+    assert reply.headers["VLM-Resolved"] == "vis=36, vis_mean=18.00, method=foveal+fastv, floor=1"
+    for headers in ({"VLM-Explain": "why"}, {"VLM-Visual-Split": "3"}, {"VLM-Visual-Method": "foveal;x=1"}):
         assert api.chat([image_part(png)], headers=headers).status_code == 400

@@ -91,10 +91,10 @@ CHAT: list[tuple[dict[str, Any], str, str, str]] = [
     ({"vlm": {"visual": {"tokens": 0}}}, "vlm.visual.tokens", "invalid_vlm_parameter", ""),
     ({"vlm": {"visual": {"tokens": "many"}}}, "vlm.visual.tokens", "invalid_vlm_parameter", ""),
     ({"vlm": {"visual": {"floor": -1}}}, "vlm.visual.floor", "invalid_vlm_parameter", ""),
-    ({"vlm": {"visual": {"method": "nosuch"}}}, "vlm.visual.method", "invalid_vlm_parameter", "none, divprune, pool"),
+    ({"vlm": {"visual": {"method": "nosuch"}}}, "vlm.visual.method", "invalid_vlm_parameter", "none, foveal, pool"),
     ({"vlm": {"visual": {"method": "pool;how=odd"}}}, "vlm.visual.method", "invalid_vlm_parameter", '"max"'),
     ({"vlm": {"visual": {"method": "pool;size=3"}}}, "vlm.visual.method", "invalid_vlm_parameter", "size"),
-    ({"vlm": {"visual": {"method": "divprune;alpha=?1"}}}, "vlm.visual.method", "invalid_vlm_parameter", "float"),
+    ({"vlm": {"visual": {"method": "foveal;alpha=?1"}}}, "vlm.visual.method", "invalid_vlm_parameter", "float"),
     ({"vlm": {"strict": True, "visual": {"tokns": 1}}}, "vlm.visual.tokns", "invalid_vlm_parameter", ""),
     ({"vlm": 3}, "vlm", "invalid_vlm_parameter", ""),
 ]

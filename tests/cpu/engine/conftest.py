@@ -18,7 +18,7 @@ from foveate.engine.reduce.signals import Signal, Tower
 
 IMAGE_ID, EOS_ID, CELL = 256, 257, 4
 TOWER = Tower(has_cls=False, depth=2)
-EVERYTHING = [Signal(kind, layer) for kind in ("recv", "keys") for layer in (0, 1)]
+EVERYTHING = [Signal(kind, layer) for kind in ("recv", "keys", "hidden") for layer in (0, 1)]
 NAN_PIXEL = 251  # a picture that starts with it has features that are not finite
 RAISING_PIXEL = 252  # and one that starts with this makes the tower raise
 

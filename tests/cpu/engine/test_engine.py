@@ -150,6 +150,20 @@ def test_one_picture_is_encoded_once_whatever_the_budgets(
     assert (beat.images_encoded, beat.encoder_hits) == (1, 4)
 
 
+def test_a_picture_that_was_read_whole_is_not_encoded_again_for_a_budget(
+    make_engine: MakeEngine, run: Run, picture: MakePicture, model: Any
+) -> None:
+    """Whole, it needs no signals, but what its method would read is recorded with it."""
+    engine = make_engine(cache={"prefix_sharing": False})
+    for i, tokens in enumerate((None, 5, None)):
+        visual = VisualBudget(tokens=tokens, method="foveal")
+        engine.add(greedy(f"r{i}", [i, IMAGE_ID, 5], [picture(4)], visual=visual))
+        run(engine)
+    engine.add(greedy("other", [3, IMAGE_ID, 5], [picture(4)], visual=VisualBudget(tokens=None, method="hiprune")))
+    run(engine)
+    assert model.encoded == [1]
+
+
 def test_the_budget_shortens_the_prompt_and_is_accounted_for(
     make_engine: MakeEngine, run: Run, picture: MakePicture
 ) -> None:
