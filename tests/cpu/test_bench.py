@@ -39,7 +39,17 @@ def bench():
         where = {"submodule_search_locations": [str(_FOLDER)]}
         spec = importlib.util.spec_from_file_location("bench", _FOLDER / "__init__.py", **where)
         sys.modules["bench"] = importlib.util.module_from_spec(spec)
-    names = ("random_model", "random_config", "random_text", "peer_table", "peer_work", "limits", "scaling", "peers")
+    names = (
+        "random_model",
+        "random_config",
+        "random_text",
+        "peer_table",
+        "peer_work",
+        "limits",
+        "scaling",
+        "peers",
+        "reducers_cost",
+    )
     return SimpleNamespace(**{name: importlib.import_module(f"bench.{name}") for name in names})
 
 
@@ -171,3 +181,24 @@ def test_variants_are_chosen_by_how_they_begin(bench):
     assert len(bench.peers.chosen("")) == len(bench.peers.VARIANTS)
     with pytest.raises(SystemExit, match="there are ours bf16"):
         bench.peers.chosen("mine")
+
+
+def test_what_methods_cost_is_measured_where_they_act(bench, tmp_path):
+    bench.random_model.build("llava", tmp_path, bench.random_config.Shape(**_SMALL))
+    model = load_model(tmp_path, torch.float32, "cpu", ModelConfig())
+    names = ["divprune", "evit", "pixelprune", "none"]
+    found, said = bench.reducers_cost.measure(model, names, (0.5, 0.25), side=56)
+    assert [(cost.method, cost.ratio) for cost in found] == [(m, r) for m in names[:3] for r in (0.5, 0.25)]
+    assert all(cost.reduce_s > 0 for cost in found)
+    assert [cost.tower_s is None for cost in found] == [True, True, False, False, False, False]
+    assert "ms of 16" in said and "ms of 4" in said
+    line = bench.reducers_cost.Cost("divprune", 0.25, 0.02, 0.1, 0.005)
+    assert "| divprune | 20.0 (20.0 %) | 5 | - | no |" in bench.reducers_cost.cost_table([line])
+
+
+def test_a_half_blank_page_is_half_blank(bench):
+    pixels = bench.reducers_cost.pixels_of(bench.reducers_cost.page(3))
+    assert (pixels[168:] == 255).all()
+    cells = pixels[:168].view(12, 14, 24, 14, 3).transpose(1, 2).flatten(2)
+    assert ((cells < 255).any(-1)).all(), "every cell of the upper half shows something"
+    assert not torch.equal(pixels, bench.reducers_cost.pixels_of(bench.reducers_cost.page(4)))
