@@ -5,6 +5,7 @@
     python -m bench.quality --timing 5             time and memory of every cell there is, 5 pictures, one client
     python -m bench.quality --table                only the tables and plots, from bench/results/quality.json
     python -m bench.quality --name quality-quarter --ratios 0.25 --scenes 300 --methods divprune visionzip
+    python -m bench.quality --prune --name quality-prune --ratios 1 0.5 0.33 0.22 0.11
     python -m bench.quality --accuracy             both tiny models at full budget on 1,000 scenes
     python -m bench.quality --accuracy --weights auto int8 int4        ... and with quantized weights
     python -m bench.quality tiny-llava --url http://127.0.0.1:8000
@@ -13,7 +14,8 @@ Keep-all is the identity for every method (tests/cpu/reduce/test_contract.py), s
 each row; `none` refuses smaller budgets. The oracle row keeps the cells that hold something: see
 bench/reducers/oracle.py. It needs the server this starts itself; one given by --url has no such method.
 Accuracy does not depend on how busy the machine is; times do, so they are a pass of their own. --resume keeps cells of
-the same questions, weights and method; who changes what methods share runs without it.
+the same questions, weights and method; who changes what methods share runs without it. A budget of what prunes inside
+the decoder is the mean over its layers; in a method's text `{enter}` is 1.5 times the budget.
 """
 
 import argparse
@@ -68,7 +70,7 @@ async def ask(server: Server, items: Sequence[Item], method: str, ratio: float) 
             data = reply.json()
             visual = data["usage"]["vlm"]["visual"]
             text = data["choices"][0]["message"]["content"] or ""
-            answers.append(Answer(item, text, visual["offered"], visual["kept"]))
+            answers.append(Answer(item, text, visual["offered"], visual["kept_mean"]))
 
     async with httpx.AsyncClient(timeout=120.0, trust_env=False) as client:
         await worker(client, iter(items[:1]))
@@ -79,18 +81,24 @@ async def ask(server: Server, items: Sequence[Item], method: str, ratio: float) 
     return answers
 
 
-def methods(server: Server) -> list[str]:
-    """The reducers the server has."""
+def methods(server: Server, *, prune: bool) -> list[str]:
+    """The reducers the server has, or what prunes inside the decoder, alone and behind the default reducer."""
     reply = httpx.get(f"{server.url}/v1/vlm/methods", timeout=10.0, trust_env=False)
     reply.raise_for_status()
-    return sorted(entry["name"] for entry in reply.json()["data"])
+    inside = sorted(entry["name"] for entry in reply.json()["data"] if entry["stage"] == "decoder")
+    if prune:
+        return [*inside, *(f"{reply.json()['default']};keep={{enter}}+{name}" for name in inside)]
+    return sorted(entry["name"] for entry in reply.json()["data"] if entry["name"] not in inside)
 
 
 class Run:
     """One run over some models: what is asked, and where it is kept."""
 
-    def __init__(self, items: Sequence[Item], ratios: Sequence[float], chosen: Sequence[str], kept: Kept) -> None:
-        self._items, self._ratios, self._chosen, self._kept = items, ratios, chosen, kept
+    def __init__(
+        self, items: Sequence[Item], ratios: Sequence[float], chosen: Sequence[str], kept: Kept, *, prune: bool
+    ) -> None:
+        self._items, self._ratios, self._chosen, self._kept = items, ratios, list(chosen), kept
+        self._prune = prune
         self._n_scenes = len({item.scene.seed for item in items})
 
     def _cell(self, server: Server, model: str, method: str, ratio: float) -> Cell:
@@ -105,7 +113,8 @@ class Run:
     def model(self, server: Server, model: str) -> None:
         """Score every cell of one model's table that the server can serve, or those of the chosen methods."""
         full = self._cell(server, model, "none", 1.0)
-        wanted = self._chosen or [*(name for name in methods(server) if name != "none"), *COMPOSITIONS]
+        wanted = self._chosen or [name for name in methods(server, prune=self._prune) if name != "none"]
+        wanted += [] if self._chosen or self._prune else COMPOSITIONS
         for method in wanted:
             try:
                 for ratio in self._ratios:
@@ -140,7 +149,7 @@ def budgets(args: argparse.Namespace) -> None:
     if args.timing:
         measure_times(kept, args.models, args.timing, REDUCERS)
     elif not args.table:
-        run = Run(held_out(args.scenes or 100), args.ratios, args.methods, kept)
+        run = Run(held_out(args.scenes or 100), args.ratios, args.methods, kept, prune=args.prune)
         for model in args.models:
             with serving(model, url=args.url, reducers=REDUCERS) as server:
                 run.model(server, model)
@@ -157,6 +166,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, help="held-out scenes (default: 100; 1,000 with --accuracy)")
     parser.add_argument("--accuracy", action="store_true", help="full budget only")
     parser.add_argument("--methods", nargs="+", default=[], help="only these, beside `none`")
+    parser.add_argument("--prune", action="store_true", help="what acts inside the decoder, alone and behind a reducer")
     parser.add_argument("--ratios", nargs="+", type=float, default=list(RATIOS), help="shares that are kept")
     parser.add_argument("--name", default="quality", help="of the files in bench/results")
     parser.add_argument("--resume", action="store_true", help="keep the cells that are there")

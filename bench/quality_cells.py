@@ -61,7 +61,7 @@ class Answer:
     item: Item
     text: str
     offered: int
-    kept: int
+    kept: float  # in a layer of the decoder, on average
 
     @property
     def right(self) -> bool:
@@ -96,7 +96,8 @@ def code_of(model: str, method: str, n_scenes: int) -> str:
         files.append(bundled / "model.safetensors")
     for stage in method.split("+"):
         name = stage.partition(";")[0]
-        own = (ROOT / "engine" / "reduce" / f"{name}.py", ROOT / "bench" / "reducers" / f"{name}.py")
+        folders = (ROOT / "engine" / "reduce", ROOT / "engine" / "prune", ROOT / "bench" / "reducers")
+        own = [folder / f"{name}.py" for folder in folders]
         files += [file for file in own if file.is_file()]
     for file in files:
         found.update(file.read_bytes())

@@ -35,6 +35,8 @@ from bench.server import Server, serving
 from bench.stream import streamed
 from foveate.configs.errors import ConfigError
 from foveate.configs.load import load as load_config
+from foveate.engine.cache.pool import BlockPool
+from foveate.engine.cache.tables import BlockTables
 from foveate.engine.find import names
 from foveate.engine.grid import Grid
 from foveate.engine.models.base import Model
@@ -113,7 +115,7 @@ def prefill_s(model: Model, counts: Sequence[int]) -> dict[int, float]:
     """The decoder's forward of so many visual tokens and the text, logits of the last included."""
     most = max(counts) + TEXT_TOKENS
     kv = filled(model.spec, model.dtype, most)
-    runner, found = Runner(model, kv), {}
+    runner, found = Runner(model, kv, BlockTables(BlockPool(kv.n_pages), kv.block_tokens)), {}
     for n in counts:
         (chunk,) = decoding(model.spec, kv, 1, n + TEXT_TOKENS)
         chunk.sequence.n_computed = 0

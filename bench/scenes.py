@@ -40,6 +40,7 @@ def body(model: str, item: Item, max_tokens: int, method: str, ratio: float) -> 
         {"type": "text", "text": item.question.text},
     ]
     stated = f"oracle;scene={item.scene.seed}" if method == "oracle" else method
+    stated = stated.replace("{enter}", f"{min(1.0, 1.5 * ratio):g}")
     visual = {"method": stated, "ratio": ratio}
     return {
         "model": model,
