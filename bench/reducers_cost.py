@@ -7,7 +7,7 @@ In process, features cached: a reducer's time is that of its own code and of mix
 the decoder's forward of all tokens less that of the kept ones, 27 of text among both. What recording its signals adds
 to the tower is told beside it. Of methods that act before or inside the tower the time is what ranking the pixels
 takes, or what they do between its layers; the tower's own falls. Pages go through a server: TTFT as a client sees it,
-each page another one, so that no cache helps. Times need a quiet machine: load_1m is in the result.
+and no page comes twice.
 """
 
 import argparse
@@ -30,13 +30,11 @@ import foveate.engine.reduce as family
 from bench.random_model import build
 from bench.random_text import text_of
 from bench.report import Json, provenance, table, write
-from bench.scaling import decoding, filled
+from bench.scaling import decoding, filled, runner_on
 from bench.server import Server, serving
 from bench.stream import streamed
 from foveate.configs.errors import ConfigError
 from foveate.configs.load import load as load_config
-from foveate.engine.cache.pool import BlockPool
-from foveate.engine.cache.tables import BlockTables
 from foveate.engine.find import names
 from foveate.engine.grid import Grid
 from foveate.engine.models.base import Model
@@ -47,14 +45,12 @@ from foveate.engine.reduce.cut import EncoderCut, PixelCut, plan
 from foveate.engine.reduce.inputs import VisualInputs
 from foveate.engine.reduce.signals import OF_REQUEST, Signal
 from foveate.engine.reduce.transform import TokenTransform
-from foveate.engine.runner import Runner
 from foveate.engine.scheduler import Chunk
 
-RATIOS = (0.5, 0.25, 0.11)
-TEXT_TOKENS, SIDE = 27, 336
+RATIOS, TEXT_TOKENS, SIDE = (0.5, 0.25, 0.11), 27, 336
 PAGE_METHODS = (
-    "none", "divprune", "foveal", "pixelprune", "pixelprune+divprune", "pixelprune+foveal", "evit",
-    "evit;keep=0.5+foveal", "tome", "mctf", "expedite", "flowcut",
+    "none", "divprune", "foveal", "pixelprune", "pixelprune+divprune", "pixelprune+foveal", "evit", "tome", "mctf",
+    "evit;keep=0.5+foveal", "expedite", "flowcut",
 )  # fmt: skip
 TARGET, PAGE_TARGET, PAGE_RATIO = 0.10, 0.45, 0.25
 
@@ -115,7 +111,7 @@ def prefill_s(model: Model, counts: Sequence[int]) -> dict[int, float]:
     """The decoder's forward of so many visual tokens and the text, logits of the last included."""
     most = max(counts) + TEXT_TOKENS
     kv = filled(model.spec, model.dtype, most)
-    runner, found = Runner(model, kv, BlockTables(BlockPool(kv.n_pages), kv.block_tokens)), {}
+    runner, found = runner_on(model, kv), {}
     for n in counts:
         (chunk,) = decoding(model.spec, kv, 1, n + TEXT_TOKENS)
         chunk.sequence.n_computed = 0

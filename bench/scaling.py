@@ -103,10 +103,14 @@ def decoding(spec: ModelSpec, kv: KVStore, n_sequences: int, context: int) -> li
     return chunks
 
 
+def runner_on(model: Model, kv: KVStore) -> Runner:
+    """A runner over a pool of which nobody else holds a page."""
+    return Runner(model, kv, BlockTables(BlockPool(kv.n_pages), kv.block_tokens))
+
+
 def measure(model: Model, kv: KVStore, n_sequences: int, context: int) -> Cell:
     """Time one step, again and again."""
-    tables = BlockTables(BlockPool(kv.n_pages), kv.block_tokens)
-    runner, chunks = Runner(model, kv, tables), decoding(model.spec, kv, n_sequences, context)
+    runner, chunks = runner_on(model, kv), decoding(model.spec, kv, n_sequences, context)
     runner.run(chunks)
     times: list[float] = []
     while len(times) < _FEWEST or (sum(times) < _CELL_S and len(times) < _MOST):

@@ -49,6 +49,7 @@ class Depth:
     start: int = 0  # the span: tokens [start, stop) of the prompt
     stop: int = 0
     visual_stop: int = 0  # end of the last visual token's run
+    n_newlines: int = 0  # of pictures in tiles that entered whole: in every group, and counted in none
     key: bytes = b""  # what a decision depends on: the prompt up to `stop`, the method and its points
     decision: Decision | None = None
 
@@ -80,8 +81,12 @@ class Depth:
         return self.start if self.decision is None else self.decision.members[group - 1][n - self.start]
 
     def mean(self) -> float:
-        """Visual tokens in a layer of the decoder, on average."""
-        return sum(sum(group.counts) * len(group.layers) for group in self.groups) / self.n_layers
+        """Visual tokens in a layer of the decoder, newlines among them, on average."""
+        return sum(n * len(group.layers) for n, group in zip(self.visual(), self.groups, strict=True)) / self.n_layers
+
+    def visual(self) -> list[int]:
+        """Visual tokens in each group, newlines among them."""
+        return [sum(group.counts) + self.n_newlines for group in self.groups]
 
     def waits(self, n: int) -> bool:
         """Whether tokens computed from n on wait at the first point until the span is complete."""

@@ -153,7 +153,7 @@ class Pruning:
             if sequence.waiting is not None:
                 span = _joined(sequence.waiting, span)
             present: Sequence[int] = range(depth.start, depth.stop)
-            lane.visual = [t for run in sequence.request.runs for t in range(run.start, run.stop)]
+            lane.visual = list(sequence.request.cells)
         else:
             present = lane.members[-1]
         leaves = self._leaves(lane, layer, present, rows[:low], pages, span)
@@ -191,7 +191,7 @@ class Pruning:
     ) -> Tensor:
         """The kept rows with those of visual tokens mixed."""
         assert leaves.mix is not None, "only then"
-        is_visual = {t for run in lane.sequence.request.runs for t in range(run.start, run.stop)}
+        is_visual = lane.sequence.request.cells
         sources = torch.tensor([i for i, t in enumerate(present) if t in is_visual], device=rows.device)
         targets = torch.tensor([i for i, t in enumerate(kept) if t in is_visual], device=rows.device)
         mixed = leaves.mix.to(rows.device) @ rows[sources].float()
@@ -212,8 +212,7 @@ class Pruning:
     ) -> Probe:
         request = lane.sequence.request
         place = {token: i for i, token in enumerate(present)}
-        picture_of = {t: i for i, run in enumerate(request.runs) for t in range(run.start, run.stop)}
-        cells = [int(request.anchors[i][t - request.runs[i].start]) for t in lane.visual for i in [picture_of[t]]]
+        pictures, cells = zip(*(request.cells[t] for t in lane.visual), strict=True)
         cos, sin = self._turn(lane, present)
         views: dict[Which, View] = {}
 
@@ -235,10 +234,10 @@ class Pruning:
             n_layers=self._kv.n_layers,
             rows=span.rows,
             visual=torch.tensor([place[t] for t in lane.visual]),
-            picture=torch.tensor([picture_of[t] for t in lane.visual]),
+            picture=torch.tensor(pictures),
             cell=torch.tensor(cells),
             grids=[picture.grid for picture in request.pictures],
-            entered=[run.stop - run.start for run in request.runs],
+            entered=lane.depth.groups[0].counts,
             seed=int.from_bytes(request.runs[0].key[:8]) & (2**63 - 1),
             views=view,
             inputs=inputs,

@@ -11,17 +11,18 @@ import msgspec
 import torch
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.cache.prefix import ImageRun, decision_key, image_key, root_key
-from foveate.engine.depth import Depth, LayerGroup, plan
+from foveate.engine.cache.prefix import ImageRun, image_key, root_key
+from foveate.engine.depth import Depth
 from foveate.engine.encoder import pixels_of
 from foveate.engine.errors import BudgetError, ImageError, RequestError, TooLongError
 from foveate.engine.grid import Grid
+from foveate.engine.layer_groups import depth_of, entering
 from foveate.engine.layout import expand, positions_of
-from foveate.engine.messages import Generate, Image, ImageUsage, SamplingParams, VisualBudget, VisualUsage
+from foveate.engine.messages import Generate, Image, ImageUsage, SamplingParams, VisualUsage
 from foveate.engine.models.base import Model, ModelSpec
 from foveate.engine.reduce.base import Reducer
 from foveate.engine.reduce.budget import split
-from foveate.engine.reduce.build import build, build_pruner, build_split
+from foveate.engine.reduce.build import build, build_split
 from foveate.engine.reduce.cut import Offer, Way, plan_all
 from foveate.engine.reduce.signals import PIXELS, Signal, Tower, saliency
 from foveate.engine.reduce.split.base import Part, Split
@@ -64,7 +65,7 @@ def resolve(generate: Generate, model: Model, room: Room) -> Request:
         budgets = split(generate.visual, grids, caps, _visual_room(generate, left), weights)
     allowed = sum(budgets)
     reducer = _reducer(generate) if grids else None
-    ways = _ways(generate, reducer, model, grids, _entering(generate.visual, grids, budgets)) if reducer else []
+    ways = _ways(generate, reducer, model, grids, entering(generate.visual, grids, budgets)) if reducer else []
     budgets, kept = [way.budget for way in ways], [way.n_kept for way in ways]
     _check_length(n_text, sum(kept), sum(grid.n_tokens for grid in grids), room)
 
@@ -76,7 +77,7 @@ def resolve(generate: Generate, model: Model, room: Room) -> Request:
     ]
     runs = [ImageRun(start, start + k, key) for start, k, key in zip(starts, kept, keys, strict=True)]
     root = _root_key(generate, str(model.dtype))
-    depth = _depth(generate, runs, prompt_ids, allowed, root, spec.n_layers)
+    depth = depth_of(generate, grids, runs, prompt_ids, allowed, root, spec.n_layers)
     return Request(
         id=generate.id,
         sampling=_sampling(generate.sampling, room.n_tokens - len(prompt_ids)),
@@ -162,42 +163,6 @@ def _reducer(generate: Generate) -> Reducer:
         return build(generate.visual)
     except (ConfigError, TypeError) as error:
         raise BudgetError(f"vlm.visual.method: {error}", "vlm.visual.method") from error
-
-
-def _entering(visual: VisualBudget, grids: Sequence[Grid], budgets: Sequence[int]) -> list[int]:
-    """What the reducers may leave of each image. With a pruner behind them the budget is what a layer of the decoder
-    holds on average: then all enters where there is no reducer, or the share that is stated."""
-    if visual.prune is not None and visual.method == "none":
-        return [grid.n_tokens for grid in grids]
-    if visual.enter is not None:
-        return [max(b, round(visual.enter * grid.n_tokens)) for b, grid in zip(budgets, grids, strict=True)]
-    return list(budgets)
-
-
-def _depth(
-    generate: Generate, runs: Sequence[ImageRun], prompt_ids: Sequence[int], allowed: int, root: bytes, n_layers: int
-) -> Depth:
-    """Which visual tokens go how deep: their counts and layers. Which ones they are is decided when they are there."""
-    entered = [run.stop - run.start for run in runs]
-    whole = LayerGroup(range(n_layers), tuple(entered))
-    if generate.visual.prune is None or not runs:
-        return Depth(groups=(whole,))
-    try:
-        pruner = build_pruner(generate.visual.prune)
-        groups = plan(pruner, entered, allowed, n_layers)
-    except ConfigError as error:
-        raise BudgetError(f"vlm.visual.method: {error}", "vlm.visual.method") from error
-    if len(groups) == 1:
-        return Depth(groups=(whole,))
-    stop = len(prompt_ids) if pruner.question_aware else runs[-1].stop
-    return Depth(
-        groups=groups,
-        pruner=pruner,
-        start=runs[0].start,
-        stop=stop,
-        visual_stop=runs[-1].stop,
-        key=decision_key(root, prompt_ids[:stop], runs, f"{pruner!r} {groups!r}"),
-    )
 
 
 def _split(name: str) -> Split:
@@ -290,7 +255,9 @@ def _usage(generate: Generate, grids: list[Grid], kept: list[int], depth: Depth)
         offered=offered,
         kept=sum(kept),
         mean=depth.mean(),
-        layers=[] if depth.is_flat else [(group.layers.start, sum(group.counts)) for group in depth.groups],
+        layers=[]
+        if depth.is_flat
+        else [(g.layers.start, n) for g, n in zip(depth.groups, depth.visual(), strict=True)],
         method="none" if depth.is_flat and sum(kept) == offered else generate.visual.label,
         per_image=[
             ImageUsage(offered=grid.n_tokens, kept=k, rows=grid.rows, cols=grid.cols)

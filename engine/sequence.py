@@ -90,6 +90,17 @@ class Request:
         self.anchors = [torch.zeros(0, dtype=torch.int64) for _ in self.pictures]
         assert len(self.prompt_ids) == self.positions.shape[1], "every prompt token has a position"
 
+    @cached_property
+    def cells(self) -> dict[int, tuple[int, int]]:
+        """Visual tokens, in order, and of each its picture and its place among those offered; newlines are text."""
+        found: dict[int, tuple[int, int]] = {}
+        for i, (run, picture) in enumerate(zip(self.runs, self.pictures, strict=True)):
+            of_pixels = set(picture.grid.tokens())
+            for token, offered in enumerate(self.anchors[i].tolist(), run.start):
+                if offered in of_pixels:
+                    found[token] = (i, offered)
+        return found
+
     def is_reduced(self, i: int) -> bool:
         """Whether picture `i` was reduced once; its positions stay, its rows may have gone since."""
         return int(self.positions[0, self.runs[i].start]) >= 0

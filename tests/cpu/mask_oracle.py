@@ -58,7 +58,7 @@ def run(model: Model, request: Request, rows: Sequence[Tensor | None], ids: Sequ
     for own, visual in zip(request.runs, rows, strict=True):
         assert visual is not None
         x[own.start : own.stop] = visual
-    is_visual = {t for own in request.runs for t in range(own.start, own.stop)}
+    is_visual = request.cells
     present = list(range(n))
     layers, everyone = [], []
     for i, group in enumerate(depth.groups):
@@ -90,7 +90,7 @@ def choices(model: Model, request: Request, rows: Sequence[Tensor | None], dense
     """What the method chooses at each point when it is shown the oracle's own queries and keys."""
     depth, pruner, chosen = request.depth, request.depth.pruner, []
     assert pruner is not None
-    picture = {t: i for i, own in enumerate(request.runs) for t in range(own.start, own.stop)}
+    picture = {t: i for t, (i, _) in request.cells.items()}
     for before, group in pairwise(depth.groups):
         layer = group.layers.start
         here = dense.present[layer - 1]
@@ -119,9 +119,7 @@ def choices(model: Model, request: Request, rows: Sequence[Tensor | None], dense
                     layer=layer, n_layers=depth.n_layers, rows=dense.layers[layer - 1].left[span],
                     visual=torch.tensor([place[t] for t in visual]),
                     picture=torch.tensor([picture[t] for t in visual]),
-                    cell=torch.tensor([
-                        int(request.anchors[picture[t]][t - request.runs[picture[t]].start]) for t in visual
-                    ]),
+                    cell=torch.tensor([request.cells[t][1] for t in visual]),
                     grids=[p.grid for p in request.pictures], entered=list(depth.groups[0].counts),
                     seed=int.from_bytes(request.runs[0].key[:8]) & (2**63 - 1), views=view, inputs=inputs,
                 ),

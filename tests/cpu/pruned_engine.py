@@ -72,10 +72,11 @@ class Watched:
 
     def __init__(self, model: Model, monkeypatch: pytest.MonkeyPatch, *, pages_mb: int = 16, **scheduler: int) -> None:
         import foveate.engine.engine as module
+        import foveate.engine.layer_groups as groups
         import foveate.engine.resolve as resolving
 
-        built = resolving.build_pruner
-        monkeypatch.setattr(resolving, "build_pruner", lambda stage: OURS.get(stage.method) or built(stage))
+        built = groups.build_pruner
+        monkeypatch.setattr(groups, "build_pruner", lambda stage: OURS.get(stage.method) or built(stage))
         self.requests: dict[str, Request] = {}
         self.rows: dict[str, list[torch.Tensor | None]] = {}
 
@@ -159,9 +160,14 @@ def ask(
 
     images, ids = [], words(5)
     for i in range(n_images):
-        ready = model.processor.prepare(render(make_scene(100 * seed + i, (224, 160 + 32 * i))))
+        picture, cut = render(make_scene(100 * seed + i, (224, 160 + 32 * i))), model.processor.is_cut(n_images)
+        ready = model.processor.prepare_tiles(picture) if cut else model.processor.prepare(picture)
+        original = (picture.height, picture.width) if cut else None
         pixels = ready.tobytes()
-        images.append(Image(pixels=pixels, height=ready.height, width=ready.width, digest=sha256(pixels).digest()))
+        images.append(
+            Image(pixels=pixels, height=ready.height, width=ready.width, original=original,
+                  digest=sha256(pixels).digest())
+        )  # fmt: skip
         ids += [model.spec.image_token_id, *words(3)]
     budget = VisualBudget(**({"method": "none", "prune": Stage(method=prune) if prune else None} | visual))
     return Generate(

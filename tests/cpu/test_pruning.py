@@ -1,11 +1,14 @@
 """Pruning inside the decoder, through the whole engine, against a dense run in which those who left are masked."""
 
 import importlib.util
+import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import foveate.bundled
 import foveate.engine.prune as family
@@ -186,3 +189,29 @@ def test_too_small_a_budget_is_refused_with_what_is_possible(llava, monkeypatch)
     [event] = watched.engine.step()
     assert isinstance(event, Failed) and event.code != "internal_error"
     assert "0.25" in event.message and "a+b" in event.message and event.param == "vlm.visual.method"
+
+
+def test_newlines_of_a_tiled_picture_stay(monkeypatch, tmp_path):
+    """The bundled LLaVA, dressed as a LLaVA-NeXT: what separates its rows is text, and leaves nowhere."""
+    shutil.copytree(foveate.bundled.path("tiny-llava"), tmp_path, dirs_exist_ok=True)
+    for name, more in (
+        ("config", {"model_type": "llava_next", "image_grid_pinpoints": [[168, 336], [336, 336]]}),
+        ("preprocessor_config", {"image_processor_type": "LlavaNextImageProcessor"}),
+    ):
+        file = tmp_path / f"{name}.json"
+        own = json.loads(file.read_text()) | {"image_grid_pinpoints": [[168, 336], [336, 336]]} | more
+        file.write_text(json.dumps(own))
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["image_newline"] = torch.randn(192, generator=torch.Generator().manual_seed(0)).bfloat16()
+    save_file(tensors, tmp_path / "model.safetensors")
+    model = load_model(tmp_path, torch.float32, "cpu")
+    watched = Watched(model, monkeypatch)
+    answers = watched.answers([ask(model, name, name) for name in ("noisy", "all out", "feather", "visiondrop2")])
+    for name in ("noisy", "all out", "feather", "visiondrop2"):
+        watched.check(name, answers[f"{name}/0"])
+        request = watched.requests[name]
+        grid, run = request.pictures[0].grid, request.runs[0]
+        newlines = set(range(run.start, run.stop)) - {run.start + token for token in grid.tokens()}
+        assert len(newlines) == grid.rows == request.depth.n_newlines
+        assert all(newlines <= set(members) for members in request.depth.decision.members)
+        assert request.visual.layers[-1][1] == sum(request.depth.groups[-1].counts) + grid.rows
