@@ -20,13 +20,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from foveate.kernels import memory
+from foveate.kernels.native import kernels
 
 Form = Literal["float32", "bfloat16", "int8", "int4"]
 FORMS: tuple[Form, ...] = get_args(Form)
 PANEL = 16  # rows of a panel
 GROUP = {"float32": 1, "bfloat16": 2, "int8": 128, "int4": 64}  # k is padded to whole ones; int: values to a scale
 _PER_WORD = {"float32": 1, "bfloat16": 2, "int8": 4, "int4": 8}
-_SLAB = 64 * PANEL  # rows packed at a time: what packing holds beside its input and its result
+_SOURCES = (torch.float32, torch.bfloat16, torch.float16)  # what the compiled version packs, as pack.h counts them
+_SLAB = 64 * PANEL  # rows that the plain version packs at a time, and `unpack` unpacks
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +72,32 @@ def pack(weight: Tensor, form: Form, *, gated: bool = False, round_inputs: bool 
     data = memory.weights.empty((panels, groups * GROUP[form] // _PER_WORD[form], PANEL), torch.int32)
     scales = memory.weights.empty((panels, groups, PANEL), torch.float32) if form in ("int8", "int4") else None
     for which, half in enumerate(halves):
-        for panel, slab in _slabs(half, groups * GROUP[form]):
-            end = panel + slab.shape[0] // PANEL
-            words, slab_scales = _words(slab, form)
-            data[which :: len(halves)][panel:end] = _transposed(words)
-            if scales is not None and slab_scales is not None:
-                scales[which :: len(halves)][panel:end] = _transposed(slab_scales)
+        _fill(half, form, data[which :: len(halves)], None if scales is None else scales[which :: len(halves)])
     assert data.data_ptr() % 64 == 0, "a step of a panel is one cache line"
     return PackedWeight(form, n, k, data, scales, gated, round_inputs)
+
+
+def _fill(matrix: Tensor, form: Form, data: Tensor, scales: Tensor | None) -> None:
+    """Write the panels of a matrix; those of `data` and `scales` may lie apart."""
+    native = kernels()
+    if native is None or matrix.device.type != "cpu" or matrix.dtype not in _SOURCES:
+        return reference(matrix, form, data, scales)
+    (n, k), matrix = matrix.shape, matrix if matrix.stride(1) == 1 else matrix.contiguous()
+    step = data.stride(0) // (data.shape[1] * PANEL)
+    native.pack(
+        *(matrix.data_ptr(), _SOURCES.index(matrix.dtype), matrix.stride(0), n, k, FORMS.index(form)),
+        *(data.data_ptr(), 0 if scales is None else scales.data_ptr(), step),
+    )
+
+
+def reference(matrix: Tensor, form: Form, data: Tensor, scales: Tensor | None) -> None:
+    """The definition of the layout and of its quantization: write the panels of one projection."""
+    for panel, slab in _slabs(matrix, data.shape[1] * _PER_WORD[form]):
+        end = panel + slab.shape[0] // PANEL
+        words, slab_scales = _words(slab, form)
+        data[panel:end] = _transposed(words)
+        if scales is not None and slab_scales is not None:
+            scales[panel:end] = _transposed(slab_scales)
 
 
 def unpack(packed: PackedWeight) -> Tensor:

@@ -8,6 +8,7 @@
 #include "decoder.h"
 #include "elementwise.h"
 #include "linear.h"
+#include "pack.h"
 #include "runtime.h"
 #include "sampling.h"
 
@@ -46,6 +47,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("linear", &call_linear);
   module.def("run_decoder", &call_decoder);
   module.def("distrust_linear", [](int at) { linear_distrusted[at] = true; });
+  module.def("pack", &pack);
   module.def("store_float32", &store_float32);
   module.def("store_bfloat16", &store_bfloat16);
   module.def("paged_attention", &paged_attention);

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from foveate.kernels import native
 from foveate.kernels.weights import FORMS, GROUP, Form, pack, rows, unpack
 
 SHAPES = [(1, 1), (15, 7), (16, 64), (17, 129), (33, 200), (130, 513), (1040, 70)]
@@ -31,6 +32,23 @@ def test_floats_come_back_to_the_bit(shape: tuple[int, int], dtype: torch.dtype,
     matrix = _matrix(shape[0] * (2 if gated else 1), shape[1]).to(dtype)
     assert torch.equal(unpack(pack(matrix, "float32", gated=gated)), matrix.float())
     assert torch.equal(unpack(pack(matrix, "bfloat16", gated=gated)), matrix.bfloat16().float())
+
+
+@pytest.mark.skipif(native.machine() == "reference", reason="the compiled kernels are not here, or no AVX2")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_compiled_packing_has_the_bits_of_the_definition(dtype: torch.dtype, form: Form) -> None:
+    for n, k in [*SHAPES, (48, 256), (5, 1000)]:
+        for gated in (False, True):
+            wide = torch.full((n * (2 if gated else 1), k + 3), torch.nan, dtype=dtype)
+            matrix = wide[:, :k]
+            matrix.copy_(_matrix(*matrix.shape))
+            with native.force("reference"):
+                wanted = pack(matrix, form, gated=gated)
+            got = pack(matrix, form, gated=gated)
+            assert torch.equal(got.data, wanted.data), (n, k, gated)
+            if got.scales is not None and wanted.scales is not None:
+                assert torch.equal(got.scales, wanted.scales), (n, k, gated)
 
 
 @pytest.mark.parametrize("gated", [False, True])
