@@ -11,7 +11,7 @@ One layout per form serves every instruction set. `data` is panel after panel, a
 All four are words of 32 bits, 16 to a step of k, so packing is one transposition of words.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -54,25 +54,35 @@ class PackedWeight:
         return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
 
-def pack(weight: Tensor, form: Form, *, gated: bool = False, round_inputs: bool = False) -> PackedWeight:
+def pack(
+    weight: Tensor | Sequence[Tensor], form: Form, *, gated: bool = False, round_inputs: bool = False
+) -> PackedWeight:
     """Pack a matrix [n, k] of float32, bfloat16 or float16; int8 and int4 are quantized group-wise along k.
+
+    Args:
+        weight: the matrix, or pieces of it, one above the other, which are then not put together first.
 
     Raises:
         ValueError: the form is unknown, or a gated matrix has an odd number of rows.
     """
     if form not in FORMS:
         raise ValueError(f"weight form {form!r}: there are {', '.join(FORMS)}")
-    n, k = weight.shape
+    assert not round_inputs or form == "bfloat16", "only bfloat16 weights have inputs to round"
+    pieces = [weight] if isinstance(weight, Tensor) else list(weight)
+    n, k = sum(len(piece) for piece in pieces), pieces[0].shape[1]
     if gated and n % 2:
         raise ValueError(f"a gated weight is two projections of equal size, but this one has {n} rows; pass both")
-    assert not round_inputs or form == "bfloat16", "only bfloat16 weights have inputs to round"
-    halves = weight.chunk(2) if gated else (weight,)
-    panels = len(halves) * -(-(n // len(halves)) // PANEL)
+    if gated and [len(piece) for piece in pieces] != [n // 2, n // 2]:
+        pieces = list(torch.cat(pieces).chunk(2))
+    elif not gated and any(len(piece) % PANEL for piece in pieces[:-1]):
+        pieces = [torch.cat(pieces)]
+    counts = [-(-len(piece) // PANEL) for piece in pieces]  # panels
     groups = -(-k // GROUP[form])
-    data = memory.weights.empty((panels, groups * GROUP[form] // _PER_WORD[form], PANEL), torch.int32)
-    scales = memory.weights.empty((panels, groups, PANEL), torch.float32) if form in ("int8", "int4") else None
-    for which, half in enumerate(halves):
-        _fill(half, form, data[which :: len(halves)], None if scales is None else scales[which :: len(halves)])
+    data = memory.weights.empty((sum(counts), groups * GROUP[form] // _PER_WORD[form], PANEL), torch.int32)
+    scales = memory.weights.empty((sum(counts), groups, PANEL), torch.float32) if form in ("int8", "int4") else None
+    for i, piece in enumerate(pieces):
+        where = slice(i, None, 2) if gated else slice(sum(counts[:i]), sum(counts[: i + 1]))
+        _fill(piece, form, data[where], None if scales is None else scales[where])
     assert data.data_ptr() % 64 == 0, "a step of a panel is one cache line"
     return PackedWeight(form, n, k, data, scales, gated, round_inputs)
 

@@ -30,7 +30,7 @@ from foveate.engine.preprocess import ImageProcessor
 from foveate.engine.section import Section
 
 _NOT_FAMILIES = {"base", "loader", "parts", "weights"}
-_MAPPED_BYTES = 128 * 2**20  # of a file, read before it is opened again
+_MAPPED_BYTES = 32 * 2**20  # of a file, read before it is opened again
 _AS_IT_COMES = ModelConfig()
 # Tables that old versions saved and everyone computes: harmless in a file, and never read.
 _COMPUTED = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq)$")

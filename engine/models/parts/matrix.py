@@ -4,6 +4,7 @@ On the CPU a matrix is packed once, at load, in the form its role asks for (kern
 there are no compiled kernels, it is a plain tensor in the model's dtype.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +23,15 @@ class Storage:
     device: torch.device
     form: Form | None  # packed so; None: a plain tensor
 
-    def hold(self, matrix: Tensor, gated: bool = False) -> PackedWeight | Tensor:
-        """The matrix as the model keeps it; the argument is not referred to afterwards."""
+    def hold(self, pieces: Sequence[Tensor], gated: bool = False) -> PackedWeight | Tensor:
+        """The matrix as the model keeps it, from pieces one above the other, which are not referred to afterwards."""
         if self.form is None:
-            return torch.empty(matrix.shape, dtype=self.dtype, device=self.device).copy_(matrix)
-        return pack(matrix, self.form, gated=gated, round_inputs=self.dtype == torch.bfloat16)
+            n_rows = [len(piece) for piece in pieces]
+            matrix = torch.empty(sum(n_rows), pieces[0].shape[1], dtype=self.dtype, device=self.device)
+            for rows, piece in zip(torch.split(matrix, n_rows), pieces, strict=True):
+                rows.copy_(piece)
+            return matrix
+        return pack(pieces, self.form, gated=gated, round_inputs=self.dtype == torch.bfloat16)
 
 
 class Matrix(nn.Module):
@@ -49,8 +54,7 @@ class Matrix(nn.Module):
         self._arrived[piece] = rows
         if len(self._arrived) == len(self.pieces):
             assert self.storage is not None, "the loader says how a matrix is held before it fills it"
-            ordered = [self._arrived[name] for name in self.pieces]
-            self._weight = self.storage.hold(ordered[0] if len(ordered) == 1 else torch.cat(ordered), self.gated)
+            self._weight = self.storage.hold([self._arrived[name] for name in self.pieces], self.gated)
             self._arrived = {}
 
     @property

@@ -51,6 +51,18 @@ def test_compiled_packing_has_the_bits_of_the_definition(dtype: torch.dtype, for
                 assert torch.equal(got.scales, wanted.scales), (n, k, gated)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("sizes", [(32, 16, 5), (17, 30), (24, 24), (16, 16)])
+def test_pieces_pack_as_the_whole(sizes: tuple[int, ...], form: Form) -> None:
+    matrix = _matrix(sum(sizes), 140)
+    for gated in (False, True):
+        if gated and sum(sizes) % 2:
+            continue
+        whole, parts = pack(matrix, form, gated=gated), pack(matrix.split(sizes), form, gated=gated)
+        assert (parts.n, parts.k) == matrix.shape and torch.equal(parts.data, whole.data)
+        assert torch.equal(unpack(parts), unpack(whole))
+
+
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_int8_is_within_half_a_step(shape: tuple[int, int], gated: bool) -> None:
