@@ -212,7 +212,8 @@ class Pruning:
     ) -> Probe:
         request = lane.sequence.request
         place = {token: i for i, token in enumerate(present)}
-        pictures, cells = zip(*(request.cells[t] for t in lane.visual), strict=True)
+        told = [(place[t], *request.cells[t]) for t in lane.visual]
+        visual, picture, cell = torch.tensor(told, device=span.rows.device).T
         cos, sin = self._turn(lane, present)
         views: dict[Which, View] = {}
 
@@ -233,9 +234,9 @@ class Pruning:
             layer=layer,
             n_layers=self._kv.n_layers,
             rows=span.rows,
-            visual=torch.tensor([place[t] for t in lane.visual]),
-            picture=torch.tensor(pictures),
-            cell=torch.tensor(cells),
+            visual=visual,
+            picture=picture,
+            cell=cell,
             grids=[picture.grid for picture in request.pictures],
             entered=lane.depth.groups[0].counts,
             seed=int.from_bytes(request.runs[0].key[:8]) & (2**63 - 1),

@@ -13,7 +13,7 @@ from typing import ClassVar
 from foveate.configs.errors import ConfigError
 from foveate.engine.prune.base import Leaves, Pruner, best
 from foveate.engine.prune.probe import Probe
-from foveate.engine.prune.schedule import Point, fitted, staged
+from foveate.engine.prune.schedule import Point, at_depth, staged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,17 +22,17 @@ class FastV(Pruner):
 
     source: ClassVar[str] = "arXiv:2403.06764"
 
-    k: int = 2  # layers that see all tokens
+    k: int = 0  # layers that see all tokens; 0: the paper's 2 of 32, scaled to the depth
     r: float = 0.5  # share that is dropped after them
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ConfigError(f"k: {self.k} is not at least 1; random tokens without any layer are the method horizon")
+        if self.k < 0:
+            raise ConfigError(f"k: {self.k} is not at least 1, or 0 for the paper's")
         if not 0.0 <= self.r <= 1.0:
             raise ConfigError(f"r: {self.r} is not in [0, 1]; it is the share that is dropped")
 
     def points(self, n_layers: int) -> tuple[Point, ...]:
-        return staged([fitted(self.k, FastV.k, n_layers)], [1 - self.r], n_layers)
+        return staged([self.k or at_depth(2, 32, n_layers)], [1 - self.r], n_layers)
 
     def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
         return Leaves(best(probe, probe.attention(probe.last)[0], counts))

@@ -18,7 +18,7 @@ from torch import Tensor
 from foveate.configs.errors import ConfigError
 from foveate.engine.prune.base import Leaves, Pruner, as_they_are, best
 from foveate.engine.prune.probe import Probe
-from foveate.engine.prune.schedule import Point, fitted, staged
+from foveate.engine.prune.schedule import Point, at_depth, staged
 from foveate.engine.reduce.primitives import complement
 
 
@@ -28,18 +28,18 @@ class HoliTom(Pruner):
 
     source: ClassVar[str] = "arXiv:2505.21334"
 
-    k: int = 3  # layers that see all tokens
+    k: int = 0  # layers that see all tokens; 0: the paper's 3 of 28, scaled to the depth
     r: float = 0.5  # share that is merged into the others after them
     merge: Literal["sequential", "mean"] = "sequential"
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ConfigError(f"k: {self.k} is not at least 1")
+        if self.k < 0:
+            raise ConfigError(f"k: {self.k} is not at least 1, or 0 for the paper's")
         if not 0.0 <= self.r <= 1.0:
             raise ConfigError(f"r: {self.r} is not in [0, 1]; it is the share that is merged away")
 
     def points(self, n_layers: int) -> tuple[Point, ...]:
-        return staged([fitted(self.k, HoliTom.k, n_layers)], [1 - self.r], n_layers)
+        return staged([self.k or at_depth(3, 28, n_layers)], [1 - self.r], n_layers)
 
     def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
         keep = best(probe, probe.attention(probe.last)[0], counts)

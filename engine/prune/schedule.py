@@ -25,11 +25,6 @@ def at_depth(layer: int, of: int, n_layers: int) -> int:
     return min(max(1, round(layer * n_layers / of)), n_layers - 1)
 
 
-def fitted(layer: int, default: int, n_layers: int) -> int:
-    """A layer that is a setting: its default goes into a decoder of any depth, another value must be one of its own."""
-    return min(layer, n_layers - 1) if layer == default else layer
-
-
 def numbers(key: str, text: str) -> list[float]:
     """Read a field such as "8,16,24".
 

@@ -20,7 +20,7 @@ def test_where_and_how_many() -> None:
     assert FastV().points(32) == (Point(2, 0.5),) and FastV().points(2) == (Point(1, 0.5),)
     assert FastV(k=3, r=0.75).points(24) == (Point(3, 0.25),)
     assert FastV(r=0.0).points(4) == (), "what drops nothing is no point"
-    assert FastV(r=1.0).points(4) == (Point(2, 0.0),)
+    assert FastV(r=1.0).points(4) == (Point(1, 0.0),) and FastV(k=2, r=1.0).points(4) == (Point(2, 0.0),)
 
 
 def test_a_smaller_count_keeps_a_subset(prompts) -> None:
@@ -30,7 +30,7 @@ def test_a_smaller_count_keeps_a_subset(prompts) -> None:
 
 
 def test_what_it_refuses() -> None:
-    for fields, message in (({"k": 0}, "k: 0"), ({"r": 1.5}, "r: 1.5"), ({"r": -0.1}, "share that is dropped")):
+    for fields, message in (({"k": -1}, "k: -1"), ({"r": 1.5}, "r: 1.5"), ({"r": -0.1}, "share that is dropped")):
         with pytest.raises(ConfigError, match=message):
             FastV(**fields)
     with pytest.raises(ConfigError, match=r"layers: 30 is not in 1..23"):

@@ -46,8 +46,8 @@ def test_many_into_one_stay_finite_and_later_ones_weigh_more(prompts) -> None:
 
 
 def test_where_and_what_it_refuses() -> None:
-    assert HoliTom().points(28) == (Point(3, 0.5),) and HoliTom().points(3) == (Point(2, 0.5),)
+    assert HoliTom().points(28) == (Point(3, 0.5),) and HoliTom().points(4) == (Point(1, 0.5),)
     assert HoliTom(r=0.0).points(28) == ()
-    for fields, message in (({"k": 0}, "k: 0"), ({"r": 1.5}, "r: 1.5")):
+    for fields, message in (({"k": -1}, "k: -1"), ({"r": 1.5}, "r: 1.5")):
         with pytest.raises(ConfigError, match=message):
             HoliTom(**fields)
