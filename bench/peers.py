@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--family", choices=FAMILIES, default="llava")
     parser.add_argument("--only", default="", help="names or their beginnings, separated by commas")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch-rounds", type=int, default=3, help="rounds in which 8 clients are measured too")
+    parser.add_argument("--batch-rounds", type=int, default=5, help="rounds in which 8 clients are measured too")
     parser.add_argument("--quick", action="store_true", help="two rounds, one of them with 8 clients")
     parser.add_argument("--envs", type=Path, default=Path(".peers"), help="the peers' environments and models")
     parser.add_argument("--install", action="store_true", help="make the environments that are missing")

@@ -156,8 +156,16 @@ class Row {
     while (last + 1 < kBuckets && before + masses[last].mass < limit) before += masses[last++].mass;
     while (masses[last].mass == 0) --last;  // rounding left nothing below; the first bucket has the largest
     candidates_.clear();
-    for (std::int64_t i = 0; i < n_; ++i)
-      if (bucket(x_[i]) == last) candidates_.push_back({x_[i], std::int32_t(i), mass(x_[i])});
+    for (std::size_t block = 0; block < tops_.size(); ++block) {
+      if (bucket(tops_[block].value) > last) continue;
+      const std::int64_t start = block * kBlock, stop = std::min(n_, start + kBlock);
+      for (std::int64_t i = start, end; i < stop; i = end) {
+        end = std::min(stop, i + W);
+        if (end == i + W && !_mm256_movemask_epi8((__m256i)(buckets(load<W>(x_ + i)) == last))) continue;
+        for (std::int64_t j = i; j < end; ++j)
+          if (bucket(x_[j]) == last) candidates_.push_back({x_[j], std::int32_t(j), mass(x_[j])});
+      }
+    }
     keep_mass(limit - before);
     last_ = *std::max_element(candidates_.begin(), candidates_.end(), ahead);
   }
@@ -170,14 +178,20 @@ class Row {
     std::vector<Total> masses(kBuckets);
     std::int64_t i = 0;
     for (; i + W <= n_; i += W) {
-      const vf<W> weights = exp<W>((load<W>(x_ + i) - best_) * scale_);
-      for (int lane = 0; lane < W; ++lane) masses[bucket(x_[i + lane])].mass += weights[lane];
+      const vf<W> values = load<W>(x_ + i), weights = exp<W>((values - best_) * scale_);
+      const vi<W> places = buckets(values);
+      for (int lane = 0; lane < W; ++lane) masses[places[lane]].mass += weights[lane];
     }
     for (; i < n_; ++i) masses[bucket(x_[i])].mass += mass(x_[i]);
     return masses;
   }
 
   int bucket(float value) const { return int(std::min((best_ - value) * scale_ * kPerNat, kBuckets - 1.0f)); }
+
+  vi<W> buckets(vf<W> values) const {
+    const vf<W> place = (best_ - values) * scale_ * kPerNat, end = set1<W>(kBuckets - 1.0f);
+    return __builtin_convertvector(place < end ? place : end, vi<W>);
+  }
 
   // A float a little below x, so that rounding never leaves a candidate out.
   static float below(double x) { return float(x - (std::abs(x) * 1e-6 + 1e-30)); }
@@ -253,16 +267,23 @@ class Row {
 
   std::int64_t race() {
     enter(best_id_, best_, noise<std::uint32_t>(std::uint32_t(best_id_), key_));  // so that the bar is high at once
-    U token = {0, 1, 2, 3, 4, 5, 6, 7};
+    constexpr U lanes = {0, 1, 2, 3, 4, 5, 6, 7};
     std::int64_t i = 0;
-    for (; i + W <= n_; i += W, token += W) {
-      const U words = noise<U>(token, key_);
-      const vf<W> rest = __builtin_convertvector((vi<W>)(~words >> 8), vf<W>) * 0x1p-24f;  // at most 1 - u
-      const vf<W> weight = exp<W>((load<W>(x_ + i) - best_) * scale_);
-      const auto open = (weight >= rest * float(bar_)) & (load<W>(x_ + i) >= last_.value);
-      if (_mm256_movemask_ps((__m256)open))
-        for (int lane = 0; lane < W; ++lane)
-          if (open[lane]) enter_if_kept(i + lane, words[lane]);
+    for (std::int64_t block = 0; i + W <= n_; ++block) {
+      const std::int64_t stop = std::min((block + 1) * kBlock, n_);
+      if (tops_[block].value < last_.value) {  // none of it may be drawn
+        i = stop;
+        continue;
+      }
+      for (; i + W <= stop; i += W) {
+        const U words = noise<U>(lanes + std::uint32_t(i), key_);
+        const vf<W> rest = __builtin_convertvector((vi<W>)(~words >> 8), vf<W>) * 0x1p-24f;  // at most 1 - u
+        const vf<W> weight = exp<W>((load<W>(x_ + i) - best_) * scale_);
+        const auto open = (weight >= rest * float(bar_)) & (load<W>(x_ + i) >= last_.value);
+        if (_mm256_movemask_ps((__m256)open))
+          for (int lane = 0; lane < W; ++lane)
+            if (open[lane]) enter_if_kept(i + lane, words[lane]);
+      }
     }
     for (; i < n_; ++i) enter_if_kept(i, noise<std::uint32_t>(std::uint32_t(i), key_));
     return winner_;
