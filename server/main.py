@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NoReturn
 
 import foveate
@@ -28,6 +29,7 @@ examples:
   foveate serve Qwen/Qwen2-VL-2B-Instruct --set budget.ratio=0.5
                                                 a hub name; requests read half of their visual tokens by default
   foveate config --config long-documents        what a preset sets, with every other setting and its meaning
+  foveate tune ./my-model ./my-pictures         the cheapest budget that keeps 99 % of the answers on your own data
   foveate models                                what is bundled
 """
 
@@ -48,6 +50,20 @@ examples:
   foveate config                                every setting, its default and its meaning
   foveate config --config cpu --set server.port=9000 > mine.yaml
   foveate serve --config mine.yaml
+"""
+
+_TUNE_TEXT = "Find the fewest visual tokens, by layer and by method, that keep the model's answers; write a preset."
+_TUNE_EXAMPLES = """\
+examples:
+  foveate tune                                  the bundled tiny LLaVA on bundled pictures
+  foveate tune ./my-model data.jsonl --agreement 0.98 --limit 200
+  foveate tune Qwen/Qwen2-VL-2B-Instruct ./pictures --methods divprune "hiprune;alpha=0.2" --out ./tuned
+  foveate serve --config ./tuned/preset.yaml
+
+DATA is a file with one {"image": PATH or data URL, "question": TEXT} a line ("answer" may be added), or a folder of
+pictures with a .txt of questions beside each, one a line. Half of the pairs are searched on, a quarter chooses among
+what was found, a quarter confirms it. Run again with the same arguments it goes on where it stopped; with another
+--agreement or other --methods it measures only what is new. docs/tune.md says how to read the report.
 """
 
 
@@ -80,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command == "serve":
             return _serve(args, started)
+        if args.command == "tune":
+            return _tune(args)
         if args.command == "config":
             sys.stdout.write(render(load(args.config, args.set, os.environ)))
         else:
@@ -118,9 +136,31 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )  # fmt: skip
     _add_settings(config)
+    _add_tune(commands.add_parser(
+        "tune", help="find the budget that keeps the answers on your own data", description=_TUNE_TEXT,
+        epilog=_TUNE_EXAMPLES, formatter_class=raw, allow_abbrev=False,
+    ))  # fmt: skip
     text = "List the bundled models."
     commands.add_parser("models", help="list the bundled models", description=text, allow_abbrev=False)
     return parser
+
+
+def _add_tune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="as for serve")
+    parser.add_argument("data", nargs="?", metavar="DATA", default="scenes", help="default: the bundled scenes")
+    text = "share of answers that must stay the same (default: %(default)s)"
+    parser.add_argument("--agreement", metavar="X", type=float, default=0.99, help=text)
+    parser.add_argument("--limit", metavar="N", type=int, help="so many pairs, drawn by the seed (default: all)")
+    parser.add_argument("--scenes", metavar="N", type=int, default=90, help="bundled pictures (default: %(default)s)")
+    text = "tokens of an answer at most (default: %(default)s)"
+    parser.add_argument("--max-tokens", metavar="N", type=int, default=64, help=text)
+    text = "reducers to compare (default: divprune visionzip hiprune uniform)"
+    parser.add_argument("--methods", metavar="NAME", nargs="+", default=[], help=text)
+    text = "the schedule may change at every so many layers (default: so that about 12 are searched)"
+    parser.add_argument("--every", metavar="N", type=int, default=0, help=text)
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of all that is drawn (default: 0)")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where results go (default: ./tuned-MODEL)")
+    _add_settings(parser)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -131,14 +171,40 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 def _serve(args: argparse.Namespace, started: float) -> int:
     flags = [f"server.{flag}={value}" for flag in ("host", "port") if (value := getattr(args, flag)) is not None]
-    config = load(args.config, [*args.set, *flags], os.environ)
-    if args.model is not None:
-        config = replace(config, model=replace(config.model, path=args.model))
+    config = _config(args, flags)
     _check_method(config)
     from foveate.server.find_model import find_model
     from foveate.server.serve import run
 
     return run(*find_model(config), started)
+
+
+def _config(args: argparse.Namespace, flags: Sequence[str] = ()) -> Config:
+    config = load(args.config, [*args.set, *flags], os.environ)
+    if args.model is not None:
+        config = replace(config, model=replace(config.model, path=args.model))
+    return config
+
+
+def _tune(args: argparse.Namespace) -> int:
+    config = _config(args)
+    from foveate.tune.command import Options  # three seconds of imports
+    from foveate.tune.command import main as tune
+
+    return tune(
+        Options(
+            config=config,
+            data=args.data,
+            agreement=args.agreement,
+            limit=args.limit,
+            max_tokens=args.max_tokens,
+            methods=tuple(args.methods),
+            n_scenes=args.scenes,
+            every=args.every,
+            seed=args.seed,
+            out=args.out,
+        )
+    )
 
 
 def _check_method(config: Config) -> None:

@@ -13,7 +13,7 @@ from foveate.engine.find import find, names
 from foveate.engine.reduce.base import Reducer
 
 ROOT = Path(__file__).resolve().parents[2]
-LINKS = ("server", "engine", "kernels", "configs")
+LINKS = ("server", "engine", "kernels", "configs", "tune")
 MAX_LINES = 300
 LONGER = {
     "tests/cpu/conftest.py": "writers of tiny checkpoints in every published naming, and the oracle that reads them",
@@ -55,11 +55,11 @@ def test_help_names_every_target() -> None:
     assert set(re.findall(r"^  make ([a-z]+)", shown, re.MULTILINE)) == targets()
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/request.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/request.md", "docs/tune.md"])
 def test_files_that_pages_name_exist(page: str) -> None:
     """Every path in a link or in backquotes that starts with a folder of ours and ends in a suffix."""
     text = (ROOT / page).read_text()
-    folders = "bench|configs|docs|engine|foveate|kernels|server|tests|tools"
+    folders = "bench|configs|docs|engine|foveate|kernels|server|tests|tools|tune"
     named = set(re.findall(rf"`((?:{folders})/[\w./-]+\.(?:py|md|toml|yaml))`", text))
     named |= {target for target in re.findall(r"\]\(([\w./-]+)\)", text)}
     base = ROOT if "/" not in page else ROOT / "docs"
@@ -68,7 +68,7 @@ def test_files_that_pages_name_exist(page: str) -> None:
 
 
 def python_files() -> list[Path]:
-    folders = ("bench", "configs", "engine", "foveate/bundled", "kernels", "server", "tests", "tools")
+    folders = ("bench", "configs", "engine", "foveate/bundled", "kernels", "server", "tests", "tools", "tune")
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 

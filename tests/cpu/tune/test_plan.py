@@ -1,0 +1,244 @@
+"""A whole run on made-up answers: what it finds, that it can be killed anywhere, and what it writes."""
+
+import hashlib
+import itertools
+import json
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import foveate.bundled
+from foveate.configs.load import load
+from foveate.engine.depth import plan as layer_groups
+from foveate.engine.messages import Image, TokenLogprob, VisualUsage
+from foveate.engine.models.loader import load_model
+from foveate.engine.reduce.build import build_pruner, describe
+from foveate.server.protocol import ImagePart, ImageUrl
+from foveate.server.stages import read_method
+from foveate.tune import plan, report
+from foveate.tune.asking import Asked, Layer, Outcome
+from foveate.tune.data import PARTS
+from foveate.tune.heads import Heads
+from foveate.tune.measure import Bench, sure, wilson
+from foveate.tune.state import State
+
+N_LAYERS, OFFERED = 4, 144
+METHODS = describe()
+MODEL = load_model(foveate.bundled.path("tiny-llava"), torch.float32, "cpu")
+HEADS = Heads(8, [[0.1, 0.9]] * N_LAYERS, [[0.5, 0.25]] * N_LAYERS, [(0, 1)])
+
+
+class MadeUp:
+    """Answers that stay the same the likelier, the more visual tokens the deeper layers hold; drawn from the text of
+    pair and method. `left` questions on, it is killed."""
+
+    def __init__(self, left: float = float("inf")) -> None:
+        self.model = MODEL
+        self.layer = Layer(1000, 64)
+        self.calls: list[tuple[str, float, str]] = []
+        self._left = left
+
+    def ask(
+        self, asked: Sequence[Asked], method: str, ratio: float, max_tokens: int, logprobs: int | None = None
+    ) -> list[Outcome]:
+        if self._left <= 0:
+            raise KeyboardInterrupt
+        self._left -= 1
+        self.calls.append((method, ratio, f"{asked[0].where} {max_tokens}"))
+        visual = self._visual(method, ratio)
+        chance = 1 - (1 - visual.mean / OFFERED) ** 3 * 0.2
+        out = []
+        for one in asked:
+            digest = hashlib.sha256(f"{one.where} {method} {ratio}".encode()).digest()
+            same = method == "none" or int.from_bytes(digest[:4]) / 2**32 < chance
+            top = TokenLogprob(token_id=1, logprob=-0.5, top=[(1, -0.5 if same else -2.0), (2, -1.5)])
+            out.append(Outcome((1, 2) if same else (1, 3), 10, visual, (top,)))
+        return out
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        return " ".join(map(str, token_ids))
+
+    def _visual(self, text: str, ratio: float) -> VisualUsage:
+        method = read_method("m", text, METHODS)
+        allowed = max(1, int(ratio * OFFERED + 0.5))
+        entered = OFFERED if method.prune and method.name == "none" else allowed
+        if method.prune is None:
+            return VisualUsage(offered=OFFERED, kept=entered, mean=entered)
+        groups = layer_groups(build_pruner(method.prune), [entered], allowed, N_LAYERS)
+        counts = [(group.layers.start, sum(group.counts)) for group in groups]
+        mean = sum(sum(group.counts) * len(group.layers) for group in groups) / N_LAYERS
+        return VisualUsage(offered=OFFERED, kept=entered, mean=mean, layers=counts if len(counts) > 1 else [])
+
+
+def parts() -> dict[str, list[Asked]]:
+    part = ImagePart(type="image_url", image_url=ImageUrl(url=""))
+    image = Image(pixels=b"", height=0, width=0, digest=b"")
+    sizes = dict(zip(PARTS, (200, 100, 100), strict=True))
+    return {name: [Asked([1], image, part, [], "1 2", f"{name} {i}") for i in range(n)] for name, n in sizes.items()}
+
+
+def run(folder: Path, left: float = float("inf")) -> tuple[plan.Result, MadeUp, Bench]:
+    asker = MadeUp(left)
+    bench = Bench(asker, parts(), State(folder / "state.jsonl", "run"), 8, lambda text: None)
+    try:
+        return plan.run(bench, 0.97, ["divprune", "uniform"], 1, 0, range(9)), asker, bench
+    except KeyboardInterrupt:
+        raise Killed(asker) from None
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def no_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "find_heads", lambda model, words, seed: HEADS)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[plan.Result, MadeUp, Bench]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "find_heads", lambda model, words, seed: HEADS)
+        yield run(tmp_path_factory.mktemp("whole"))
+
+
+def test_nothing_is_measured_twice(whole) -> None:
+    _, asker, _ = whole
+    assert len(asker.calls) == len(set(asker.calls)) <= plan.expected_steps(N_LAYERS, 2)
+
+
+def test_what_is_found_holds(whole) -> None:
+    result, _, _ = whole
+    assert result.schedule.holds(0.97) and result.schedule.cost < 1
+    assert result.both is not None and result.both.holds(0.97)
+    for reducer in result.reducers:
+        cheaper = [p for p in result.points if p.method == reducer.method and p.cost < reducer.cost]
+        assert reducer.holds(0.97) and cheaper, "it was bisected"
+        assert not any(p.holds(0.97) for p in cheaper)
+    assert result.chosen.method == result.confirmed.method and result.chosen.ratio == result.confirmed.ratio
+    assert result.confirmed.asked == 100 and all(p.asked == 100 for p in [*result.tried, *result.others])
+    assert result.points and all(p.asked == 200 for p in result.points), "the frontier is the search's"
+
+
+def test_the_choice_is_the_first_that_holds_on_both_parts(whole) -> None:
+    result, _, _ = whole
+    ordered = sorted((p for p in result.points if p.holds(0.97) and p.cost < 1), key=lambda p: (p.cost, p.flops))
+    for i, (on_search, on_choice) in enumerate(zip(ordered, result.tried, strict=False)):
+        assert (on_search.method, on_search.ratio) == (on_choice.method, on_choice.ratio)
+        joined = sure(on_search.same + on_choice.same, 300, 0.97)
+        assert joined == (i == len(result.tried) - 1)
+
+
+@pytest.mark.parametrize("left", [0, 1, 7, 20, 33])
+def test_killed_anywhere_it_goes_on(tmp_path: Path, whole, left: int) -> None:
+    expected, alone, _ = whole
+    with pytest.raises(Killed) as killed:
+        run(tmp_path, left)
+    first: MadeUp = killed.value.args[0]
+    result, second, _ = run(tmp_path)
+    assert result == expected
+    repeated = [call for call in second.calls if call in first.calls]
+    assert all(call[2].endswith(" 1") for call in repeated), "but for passes of one value that takes several"
+    assert len(first.calls) + len(second.calls) - len(repeated) == len(alone.calls)
+    result, third, _ = run(tmp_path)
+    assert result == expected and third.calls == []
+
+
+def test_another_agreement_reuses_what_was_measured(tmp_path: Path) -> None:
+    run(tmp_path)
+    asker = MadeUp()
+    bench = Bench(asker, parts(), State(tmp_path / "state.jsonl", "run"), 8, lambda text: None)
+    plan.run(bench, 0.9, ["divprune", "uniform"], 1, 0, range(9))
+    fresh = MadeUp()
+    bench = Bench(fresh, parts(), State(tmp_path / "other.jsonl", "run"), 8, lambda text: None)
+    plan.run(bench, 0.9, ["divprune", "uniform"], 1, 0, range(9))
+    assert 0 < len(asker.calls) < len(fresh.calls)
+
+
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "draw", lambda out, agreement, result: [])
+
+
+def setting(result: plan.Result) -> report.Setting:
+    counts = {name: len(part) for name, part in parts().items()}
+    return report.Setting(
+        model="tiny-llava", data="data.jsonl", agreement=0.97, seed=0, max_tokens=8, every=1, counts=counts,
+        n_pictures=counts, right=dict.fromkeys(counts, 100),
+    )  # fmt: skip
+
+
+def test_the_preset_is_what_the_server_loads(tmp_path: Path, whole, no_plots) -> None:
+    result, _, _ = whole
+    lines = report.write(tmp_path, setting(result), result)
+    config = load(tmp_path / "preset.yaml")
+    assert (config.model.path, config.budget.method, config.budget.ratio) == (
+        "tiny-llava", result.chosen.method, result.chosen.ratio,
+    )  # fmt: skip
+    assert f"{result.confirmed.same} of 100 held-out pairs" in lines[1]
+    assert set(yaml.safe_load((tmp_path / "preset.yaml").read_text())) == {"model", "budget"}
+    document = json.loads((tmp_path / "report.json").read_text())
+    assert document["heads"]["retrieval"] == [[0, 1]] and document["horizon"] == result.horizon
+    assert [p["same"] for p in document["points"]] == [p.same for p in result.points]
+
+
+def test_the_report_has_every_point_and_no_broken_table(tmp_path: Path, whole, no_plots) -> None:
+    result, _, _ = whole
+    report.write(tmp_path, setting(result), result)
+    text = (tmp_path / "report.md").read_text()
+    for point in result.points:
+        assert f"| `{point.method}` | {point.ratio:g} |" in text
+    for is_row, group in itertools.groupby(text.splitlines(), key=lambda line: line.startswith("|")):
+        if is_row:
+            assert len({line.count("|") for line in group}) == 1
+    assert "layer 0 head 1" in text
+
+
+def test_plots_are_drawn_where_matplotlib_is(tmp_path: Path, whole) -> None:
+    pytest.importorskip("matplotlib")
+    result, _, _ = whole
+    report.write(tmp_path, setting(result), result)
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("frontier.png", "layers.png"))
+    assert "(frontier.png)" in (tmp_path / "report.md").read_text()
+
+
+def test_without_matplotlib_the_report_says_so(tmp_path: Path, whole, monkeypatch: pytest.MonkeyPatch) -> None:
+    result, _, _ = whole
+
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr("foveate.tune.plots.importlib.import_module", missing)
+    report.write(tmp_path, setting(result), result)
+    assert "pip install foveate[tune]" in (tmp_path / "report.md").read_text()
+    assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize(("same", "asked", "agreement", "is_sure"), [
+    (308, 309, 0.99, True), (307, 309, 0.99, False), (30, 30, 0.99, True), (29, 30, 0.99, False), (0, 9, 0.5, False),
+    (283, 309, 0.9, True), (280, 309, 0.9, False),
+])  # fmt: skip
+def test_few_enough_failures_are_sure(same: int, asked: int, agreement: float, is_sure: bool) -> None:
+    assert sure(same, asked, agreement) is is_sure
+
+
+def test_a_sure_point_is_good_four_times_in_five() -> None:
+    """Of draws from an agreement of exactly 95 %, about one in five or fewer passes for at least 95 %."""
+    rng = random.Random(0)
+    passed = sum(sure(sum(rng.random() < 0.95 for _ in range(300)), 300, 0.95) for _ in range(1000))
+    assert 100 < passed < 260
+
+
+def test_wilson_interval() -> None:
+    assert wilson(97, 100) == pytest.approx((0.91548, 0.98974), abs=1e-5)  # by the formula, with another program
+    assert wilson(5, 5)[1] == 1.0 and wilson(0, 5)[0] == 0.0
+
+
+def test_what_moves_between_two_distributions() -> None:
+    assert plan.moved({1: 0.5, 2: 0.25}, {1: 0.5, 2: 0.25}) == 0.0
+    assert plan.moved({1: 1.0}, {2: 1.0}) == 1.0
+    assert plan.moved({1: 0.5, 2: 0.25}, {1: 0.25, 2: 0.5}) == pytest.approx(0.25)

@@ -1,0 +1,210 @@
+"""Pairs through the engine in this process, resolved exactly as a server with the same budget settings would."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+from starlette.datastructures import Headers
+
+from foveate.configs.config import BudgetConfig, Config
+from foveate.configs.errors import ConfigError
+from foveate.engine.engine import Engine
+from foveate.engine.errors import ModelError
+from foveate.engine.messages import (
+    Accepted,
+    Delta,
+    Failed,
+    Generate,
+    Image,
+    MethodInfo,
+    SamplingParams,
+    TokenLogprob,
+    VisualUsage,
+)
+from foveate.engine.models.parts.family import Family
+from foveate.engine.models.parts.matrix import Matrix
+from foveate.engine.process import load
+from foveate.engine.reduce.build import describe
+from foveate.server.budget import ImageCap, resolve
+from foveate.server.errors import ApiError
+from foveate.server.media import Media
+from foveate.server.prompt import Prompter
+from foveate.server.protocol import ImagePart, ImageUrl, Message, TextPart
+from foveate.server.question import caption_ids, question_ids
+from foveate.server.stages import read_method
+from foveate.tune.data import Pair
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A pair as the engine takes it."""
+
+    prompt_ids: list[int]
+    image: Image
+    part: ImagePart
+    question_ids: list[int]
+    answer: str | None  # the right one
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the engine answered, and what that took."""
+
+    token_ids: tuple[int, ...]
+    n_text: int  # tokens of the prompt that are not visual
+    visual: VisualUsage
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+    def by_layer(self, n_layers: int) -> list[int]:
+        """Visual tokens in each layer of the decoder."""
+        groups = self.visual.layers or [(0, self.visual.kept)]
+        return [[n for first, n in groups if first <= layer][-1] for layer in range(n_layers)]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What one layer of the decoder multiplies for one token."""
+
+    n_weights: int  # of its matrices
+    width: int  # heads x head size: what attention multiplies, twice, for each pair of tokens
+
+    def prefill_flops(self, n: int) -> int:
+        """Of n tokens."""
+        return 2 * self.n_weights * n + 2 * self.width * n * (n + 1)
+
+
+class Asker:
+    """One model and one engine.
+
+    Args:
+        config: completed by `find_model`.
+
+    Raises:
+        ConfigError: the model cannot be loaded, or has no chat template.
+    """
+
+    def __init__(self, config: Config, directory: Path) -> None:
+        try:
+            model = load(config)
+        except ModelError as error:
+            raise ConfigError(str(error)) from None
+        assert isinstance(model, Family), "what the loader makes has a decoder"
+        self.model = model
+        self.methods: list[MethodInfo] = describe()
+        self.prompter = Prompter.load(directory)
+        self._config = config
+        self._engine = Engine(model, config)
+        self._info = self._engine.info()
+        self._limit = min(config.scheduler.max_waiting, 2 * config.scheduler.max_running)
+        spec, block = model.spec, model.language_model.layers[0]
+        weights = sum(m.n_in * m.n_out for m in block.modules() if isinstance(m, Matrix))
+        self.layer = Layer(weights, spec.n_heads * spec.head_dim)
+
+    def prepare(self, pairs: Sequence[Pair]) -> list[Asked]:
+        """Decode and resize the pictures, render and tokenize the prompts. Raises ConfigError, naming the pair."""
+        return asyncio.run(self._prepare(pairs))
+
+    def check_method(self, text: str) -> MethodInfo:
+        """The last stage of what stands where `budget.method` does. Raises ConfigError."""
+        try:
+            read_method("budget.method", text, self.methods)
+        except ApiError as error:
+            raise ConfigError(error.message) from None
+        name = text.rpartition("+")[2].partition(";")[0].strip()
+        return next(method for method in self.methods if method.name == name)
+
+    def ask(
+        self, asked: Sequence[Asked], method: str, ratio: float, max_tokens: int, logprobs: int | None = None
+    ) -> list[Outcome]:
+        """Greedy answers under `budget.method` and `budget.ratio`, in order. Nothing is shared with other calls but
+        features of pictures.
+
+        Raises:
+            ConfigError: the engine refuses one; its place is named.
+        """
+        sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, logprobs=logprobs)
+        salt = f"{method} {ratio}".encode()
+        queue = iter([(i, self._generate(i, one, method, ratio, sampling, salt)) for i, one in enumerate(asked)])
+        tokens: list[list[int]] = [[] for _ in asked]
+        details: list[list[TokenLogprob]] = [[] for _ in asked]
+        accepted: dict[int, Accepted] = {}
+        for event in self._events(queue):
+            i = int(event.id)
+            match event:
+                case Accepted():
+                    accepted[i] = event
+                case Failed():
+                    raise ConfigError(f"{asked[i].where}: {method} at {ratio:g}: {event.message}")
+                case Delta():
+                    tokens[i] += event.token_ids
+                    details[i] += event.logprobs or []
+        return [
+            Outcome(tuple(tokens[i]), known.prompt_tokens - known.visual.kept, known.visual, tuple(details[i]))
+            for i, known in sorted(accepted.items())
+        ]
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Of an answer."""
+        text: str = self.prompter.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return text.strip()
+
+    def _events(self, queue: Iterator[tuple[int, Generate]]) -> Iterator[Accepted | Delta | Failed]:
+        n_open, left = 0, True
+        while left or self._engine.has_work:
+            while left and n_open < self._limit:
+                if (following := next(queue, None)) is None:
+                    left = False
+                else:
+                    self._engine.add(following[1])
+                    n_open += 1
+            for event in self._engine.step():
+                n_open -= isinstance(event, Failed) or (isinstance(event, Delta) and event.finish is not None)
+                yield event
+
+    def _generate(
+        self, number: int, one: Asked, method: str, ratio: float, sampling: SamplingParams, salt: bytes
+    ) -> Generate:
+        budget = replace(BudgetConfig(), method=method, ratio=ratio)
+        try:
+            resolved = resolve(Headers({}), None, [one.part], budget, self.methods)
+        except ApiError as error:
+            raise ConfigError(error.message) from None
+        aware = resolved.reads_question
+        return Generate(
+            id=str(number),
+            prompt_ids=one.prompt_ids,
+            images=[one.image if aware else msgspec.structs.replace(one.image, caption_ids=[])],
+            visual=resolved.visual,
+            sampling=sampling,
+            salt=salt,
+            question_ids=one.question_ids if aware else [],
+        )
+
+    async def _prepare(self, pairs: Sequence[Pair]) -> list[Asked]:
+        media = Media(self.model.processor, self._config.limits, self._config.server.decode_workers, None)
+        images: dict[str, Image] = {}
+        try:
+            for pair in pairs:
+                if pair.picture not in images:
+                    images[pair.picture] = await media.load(pair.picture, "image", ImageCap(), 1)
+        except ApiError as error:
+            raise ConfigError(f"{pair.where}: {error.message}") from None
+        finally:
+            media.close()
+        return [self._asked(pair, images[pair.picture]) for pair in pairs]
+
+    def _asked(self, pair: Pair, image: Image) -> Asked:
+        part = ImagePart(type="image_url", image_url=ImageUrl(url=""))  # the budget reads what stands beside the URL
+        content: list[ImagePart | TextPart] = [part, TextPart(type="text", text=pair.question)]
+        messages = [Message.model_validate({"role": "user", "content": content})]
+        try:
+            ids = self.prompter.chat(messages, self._info)
+        except ApiError as error:
+            raise ConfigError(f"{pair.where}: {error.message}") from None
+        tokenizer = self.prompter.tokenizer
+        (caption,) = caption_ids(tokenizer, messages)
+        image = msgspec.structs.replace(image, caption_ids=caption)
+        return Asked(ids, image, part, question_ids(tokenizer, messages), pair.answer, pair.where)

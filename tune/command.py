@@ -1,0 +1,146 @@
+"""`foveate tune MODEL DATA`: everything from arguments to files."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import foveate
+from foveate.configs.config import Config
+from foveate.configs.errors import ConfigError
+from foveate.engine.messages import MethodInfo
+from foveate.server.find_model import find_model
+from foveate.tune.asking import Asked, Asker
+from foveate.tune.data import PARTS, SCENES, read, sample, split
+from foveate.tune.measure import Bench, checked_agreement
+from foveate.tune.plan import expected_steps, run
+from foveate.tune.progress import Progress
+from foveate.tune.report import Setting, write
+from foveate.tune.state import State
+
+METHODS = ("divprune", "visionzip", "hiprune", "uniform")
+_SAMPLE_BYTES = 2**16  # of a file of weights, read in three places to tell it from another
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The arguments, as given."""
+
+    config: Config  # its model is what is tuned
+    data: str = SCENES
+    agreement: float = 0.99
+    limit: int | None = None
+    max_tokens: int = 64
+    methods: tuple[str, ...] = ()  # empty: METHODS, as far as they suit the model
+    n_scenes: int = 90
+    every: int = 0  # 0: so that about twelve layers are searched
+    seed: int = 0
+    out: Path | None = None
+
+
+def tune(options: Options) -> Path:
+    """Search, choose, confirm and write; return the folder.
+
+    Raises:
+        ConfigError: an argument, the data or the model is wrong.
+    """
+    checked_agreement(options.agreement)
+    for name in ("limit", "max_tokens", "n_scenes"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}: {value} is not positive")
+    if options.every < 0:
+        raise ConfigError(f"--every: {options.every} is negative; 0 means automatic")
+    asked_for = options.config.model.path
+    config, directory = find_model(options.config)
+    pairs = sample(read(options.data, options.n_scenes), options.limit, options.seed)
+    parts = split(pairs, options.seed)
+    out = _folder(options.out or Path(f"tuned-{config.model.name}"))
+    asker = Asker(config, directory)
+    methods = _methods(options.methods, asker)
+    prepared = {part: asker.prepare(parts[part]) for part in PARTS}
+    state = State(out / "state.jsonl", _fingerprint(config, directory, prepared, options))
+    every = options.every or -(-asker.model.spec.n_layers // 12)
+    progress = Progress(expected_steps(asker.model.spec.n_layers // every, len(methods)))
+    bench = Bench(asker, prepared, state, options.max_tokens, progress.step)
+    try:
+        result = run(bench, options.agreement, methods, every, options.seed, _words(asker))
+    finally:
+        progress.end()
+    setting = Setting(
+        model=str(directory) if Path(asked_for).expanduser().is_dir() else asked_for,
+        data=options.data,
+        agreement=options.agreement,
+        seed=options.seed,
+        max_tokens=options.max_tokens,
+        counts={part: len(parts[part]) for part in PARTS},
+        n_pictures={part: len({pair.picture for pair in parts[part]}) for part in PARTS},
+        right={part: bench.reference(part).right for part in PARTS},
+        every=every,
+    )
+    for line in write(out, setting, result):
+        print(line)
+    return out
+
+
+def _folder(out: Path) -> Path:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: {out}: {error.strerror}") from None
+    return out
+
+
+def _methods(given: Sequence[str], asker: Asker) -> list[str]:
+    """The reducers to compare. Raises ConfigError for one that is none, or does not suit the model."""
+    for text in given:
+        info = asker.check_method(text)
+        if info.stage == "decoder":
+            raise ConfigError(f"--methods: {text} acts inside the decoder; name what reduces before it")
+        if info.name == "none":
+            raise ConfigError("--methods: none keeps everything; name what reduces")
+        if not _suits(info, asker):
+            raise ConfigError(f"--methods: {text} is not for this model's vision tower")
+    if given:
+        return list(dict.fromkeys(given))
+    return [name for name in METHODS if _suits(asker.check_method(name), asker)]
+
+
+def _suits(info: MethodInfo, asker: Asker) -> bool:
+    """`tiles`: a method for pictures in tiles is tried on any."""
+    has_cls = asker.model.spec.tower.has_cls
+    return info.fits in ("any", "tiles") or (info.fits == "cls") == has_cls
+
+
+def _words(asker: Asker) -> list[int]:
+    """Tokens a text may hold: none that is special."""
+    tokenizer, spec = asker.prompter.tokenizer, asker.model.spec
+    added = {spec.image_token_id, *spec.eos_ids, *tokenizer.get_added_tokens_decoder()}
+    return sorted(i for i in tokenizer.get_vocab().values() if i not in added and i < spec.vocab_size)
+
+
+def _fingerprint(config: Config, directory: Path, parts: dict[str, list[Asked]], options: Options) -> str:
+    """What every measurement depends on beside its own point: not the agreement asked for, nor the methods."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.iterdir()):
+        if path.suffix in (".json", ".jinja", ".txt", ".model"):
+            digest.update(f"{path.name} ".encode() + path.read_bytes())
+        elif path.suffix == ".safetensors":
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size} ".encode())
+            with path.open("rb") as opened:
+                for place in (0, size // 2, max(0, size - _SAMPLE_BYTES)):
+                    opened.seek(place)
+                    digest.update(opened.read(_SAMPLE_BYTES))
+    for part, asked in parts.items():
+        for one in asked:
+            digest.update(f"{part} {one.image.digest.hex()} {one.prompt_ids} {one.answer!r}\n".encode())
+    held = replace(config.model, path="", name="")
+    digest.update(f"{held} {options.max_tokens} {options.seed} {foveate.__version__}".encode())
+    return digest.hexdigest()[:16]
+
+
+def main(options: Options) -> int:
+    """Run; return the exit status. Raises ConfigError."""
+    out = tune(options)
+    print(f"{out}/report.md says how; serve with: foveate serve --config {out}/preset.yaml")
+    return 0

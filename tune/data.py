@@ -1,0 +1,180 @@
+"""Pairs of a picture and a question: from a JSON Lines file, a folder, or the bundled scenes; and how they are split.
+
+A JSON Lines file has one object a line: `image` (a path, relative to the file, or a data URL), `question`, and
+optionally `answer`; other keys are left alone. A folder has pictures and, beside each, a text file of the same stem
+with one question a line.
+"""
+
+import base64
+import io
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from foveate.bundled.scenes import HELD_OUT_SEED, make_scene, questions, render
+from foveate.configs.errors import ConfigError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SCENES = "scenes"  # the bundled ones, as the name of a data set
+FIRST_SCENE = HELD_OUT_SEED + 8_000_000  # neither trained on, nor in the published tables, nor in the tests
+PARTS = ("search", "choice", "held out")
+_SHARES = (0.5, 0.75)  # of the pairs, where the first and the second part end
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One question about one picture."""
+
+    picture: str  # a data URL
+    question: str
+    answer: str | None  # the right one, if the user gave it
+    where: str  # for messages: "data.jsonl:12"
+
+
+class _Line(msgspec.Struct, frozen=True):
+    image: str
+    question: str
+    answer: str | None = None
+
+
+def read(source: str, n_scenes: int) -> list[Pair]:
+    """All pairs of a file, a folder, or, for the name "scenes", of `n_scenes` bundled pictures.
+
+    Raises:
+        ConfigError: one line that names the file and the line.
+    """
+    if source == SCENES:
+        return scenes(n_scenes)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.is_file():
+        raise ConfigError(f"{source}: no such file or folder; give a .jsonl file, a folder, or {SCENES!r}")
+    return _read_lines(path)
+
+
+def scenes(n: int, first: int = FIRST_SCENE) -> list[Pair]:
+    """One question of each kind about each of `n` bundled scenes that training never saw."""
+    pairs = []
+    for seed in range(first, first + n):
+        scene = make_scene(seed)
+        buffer = io.BytesIO()
+        render(scene).save(buffer, "PNG")
+        url, where = _data_url(buffer.getvalue()), f"scene {seed}"
+        pairs += [Pair(url, asked.text, asked.answer, where) for asked in questions(scene, seed=0)]
+    return pairs
+
+
+def sample(pairs: Sequence[Pair], n: int | None, seed: int) -> list[Pair]:
+    """`n` of the pairs, in their order; all of them for None."""
+    if n is None or n >= len(pairs):
+        return list(pairs)
+    return [pairs[i] for i in sorted(random.Random(f"sample/{seed}").sample(range(len(pairs)), n))]
+
+
+def split(pairs: Sequence[Pair], seed: int) -> dict[str, list[Pair]]:
+    """Half of the pairs to search on, a quarter to choose among what was found, a quarter to confirm the choice with.
+    No picture is in two parts.
+
+    Raises:
+        ConfigError: there are too few pictures for that.
+    """
+    pictures = list(dict.fromkeys(pair.picture for pair in pairs))
+    if len(pictures) < 4:
+        raise ConfigError(f"{len(pairs)} pairs about {len(pictures)} pictures: give at least 4, as half is held out")
+    random.Random(f"split/{seed}").shuffle(pictures)
+    of: dict[str, list[Pair]] = {picture: [] for picture in pictures}
+    for pair in pairs:
+        of[pair.picture].append(pair)
+    parts: dict[str, list[Pair]] = {part: [] for part in PARTS}
+    done = 0
+    for i, picture in enumerate(pictures):
+        left = len(pictures) - i
+        part = PARTS[sum(done >= share * len(pairs) for share in _SHARES)]
+        if missing := [name for name in PARTS if not parts[name]][-left:]:  # one picture each, whatever their sizes
+            part = missing[0] if left <= len(missing) else part
+        parts[part] += of[picture]
+        done += len(of[picture])
+    return parts
+
+
+def _read_lines(path: Path) -> list[Pair]:
+    pairs: list[Pair] = []
+    urls: dict[Path, str] = {}  # a picture is read once
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            said = msgspec.json.decode(line, type=_Line)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{where}: {error}; a line is like {_EXAMPLE}") from None
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"{where}: not JSON: {error}") from None
+        if not said.question.strip():
+            raise ConfigError(f"{where}: the question is empty")
+        pairs.append(Pair(_url(said.image, path.parent, where, urls), said.question, said.answer, where))
+    if not pairs:
+        raise ConfigError(f"{path}: no pairs; a line is like {_EXAMPLE}")
+    return pairs
+
+
+_EXAMPLE = '{"image": "cat.png", "question": "What is this?"}'
+
+
+def _url(image: str, folder: Path, where: str, urls: dict[Path, str]) -> str:
+    if image[:5].lower() == "data:":
+        return image
+    if image.lower().startswith(("http://", "https://")):
+        raise ConfigError(f"{where}: {image[:60]}: pictures are not fetched; give a path or a data URL")
+    path = folder / Path(image).expanduser()
+    if path not in urls:
+        urls[path] = _picture(path, where)
+    return urls[path]
+
+
+def _read_folder(folder: Path) -> list[Pair]:
+    pictures: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES:
+            if path.stem in pictures:
+                raise ConfigError(f"{path}: {pictures[path.stem].name} has the same questions; give it another stem")
+            pictures[path.stem] = path
+    if not pictures:
+        raise ConfigError(f"{folder}: no pictures; a folder has {', '.join(SUFFIXES)} files and a .txt beside each")
+    pairs = []
+    for path in pictures.values():
+        asked = path.with_suffix(".txt")
+        if not asked.is_file():
+            raise ConfigError(f"{path}: no {asked.name} beside it with its questions, one a line")
+        url = _picture(path, str(path))
+        lines = [(number, line.strip()) for number, line in enumerate(_text(asked).splitlines(), 1)]
+        own = [Pair(url, line, None, f"{asked}:{number}") for number, line in lines if line]
+        if not own:
+            raise ConfigError(f"{asked}: no questions; write one a line")
+        pairs += own
+    return pairs
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text: byte {error.start} is {error.reason}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _picture(path: Path, where: str) -> str:
+    try:
+        return _data_url(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{where}: {path}: cannot be read: {error.strerror}") from None
+
+
+def _data_url(encoded: bytes) -> str:
+    """What it holds is told by its first bytes, whatever the name says."""
+    return "data:image/png;base64," + base64.b64encode(encoded).decode()

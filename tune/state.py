@@ -1,0 +1,73 @@
+"""What was measured, one line of JSON each as it comes in, so that a run that was cut off goes on where it stopped."""
+
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from foveate.configs.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class _Line(msgspec.Struct, frozen=True):
+    run: str
+    key: str
+    value: msgspec.Raw
+
+
+class State:
+    """A file of measurements.
+
+    Args:
+        run: what they depend on beside their key; lines of another run are left alone and never read.
+
+    Raises:
+        ConfigError: the file cannot be read or written, or a line of it is broken (a last line that was cut off is
+            removed: the writer was killed).
+    """
+
+    def __init__(self, file: Path, run: str) -> None:
+        self._file, self._run = file, run
+        self._values: dict[str, msgspec.Raw] = {}
+        self.n_found = 0  # values asked for that were there
+        if file.exists():
+            try:
+                self._read(file)
+            except OSError as error:
+                raise ConfigError(f"{file}: {error.strerror}") from None
+
+    def get(self, key: str, kind: type[T]) -> T | None:
+        """The value of a key, or None if it was never measured."""
+        if key not in self._values:
+            return None
+        try:
+            value = msgspec.json.decode(self._values[key], type=kind)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{self._file}: {key}: {error}; delete the file to start anew") from None
+        self.n_found += 1
+        return value
+
+    def put(self, key: str, value: object) -> None:
+        """Add a value; it is in the file when this returns."""
+        raw = msgspec.Raw(msgspec.json.encode(value))
+        try:
+            with self._file.open("ab") as out:
+                out.write(msgspec.json.encode(_Line(self._run, key, raw)) + b"\n")
+        except OSError as error:
+            raise ConfigError(f"{self._file}: {error.strerror}") from None
+        self._values[key] = raw
+
+    def _read(self, file: Path) -> None:
+        content = file.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            with file.open("r+b") as opened:
+                opened.truncate(len(whole))
+        for number, text in enumerate(whole.splitlines(), 1):
+            try:
+                line = msgspec.json.decode(text, type=_Line)
+            except msgspec.DecodeError as error:
+                raise ConfigError(f"{file}:{number}: broken ({error}); delete the file to start anew") from None
+            if line.run == self._run:
+                self._values[line.key] = msgspec.Raw(bytes(line.value))
