@@ -26,10 +26,14 @@ from torch.nn import functional
 
 from bench.random_config import Shape
 from bench.report import Json, provenance, table, write
+from foveate.kernels.linear import linear
+from foveate.kernels.weights import FORMS, Form, pack
 
 BUFFER_BYTES = 1 << 30
 _TRIES = 5
 _GEMM_S = 0.4  # of one try
+_PRODUCT_BYTES = 400e6  # of weights that products of few rows pass over: far more than caches hold
+_PRODUCT_ROWS = (1, 2, 4, 8, 16)
 _SOURCE = """
 #include <cstddef>
 #include <cstdint>
@@ -168,6 +172,34 @@ def _read(read: Callable[[int, int, int], int], ahead: int, part: np.ndarray) ->
     return read(part.ctypes.data, part.size, ahead)
 
 
+def product_bytes(shape: Shape, form: Form, rows: int) -> float:
+    """Bytes of packed weights per second that our products of `rows` rows get through, from memory."""
+    matrices = [torch.randn(n, k) for n, k in _linears(shape)]
+    layers = [[pack(matrix, form) for matrix in matrices]]
+    n_bytes = sum(weight.nbytes for weight in layers[0])
+    while n_bytes * len(layers) < _PRODUCT_BYTES:
+        layers.append([pack(matrix, form) for matrix in matrices])
+    inputs = {k: torch.randn(rows, k) for _, k in _linears(shape)}
+
+    def step() -> None:
+        for layer in layers:
+            for weight in layer:
+                linear(inputs[weight.k], weight)
+
+    return n_bytes * len(layers) / _best(step)
+
+
+def products_table(shape: Shape, read_bytes: float) -> str:
+    """Rates of our products of few rows, and what so many rows cost beside one."""
+    lines = []
+    for form in FORMS:
+        rates = {rows: product_bytes(shape, form, rows) for rows in _PRODUCT_ROWS}
+        shown = [f"{rate / 1e9:.1f} ({rates[1] / rate:.2f})" for rate in rates.values()]
+        lines.append([form, f"{rates[1] / read_bytes:.2f}", *shown])
+    heads = [f"{rows} rows: GB/s (cost)" for rows in _PRODUCT_ROWS]
+    return table(["a layer's products", "one row / reading", *heads], lines)
+
+
 def native_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 itself; an emulated product is a hundred times slower than float32."""
     info = Path("/proc/cpuinfo")
@@ -204,7 +236,8 @@ def main() -> None:
     made_by, shape = provenance("bench.limits"), Shape()
     limits, need = measure(shape), cost(Shape(), 27, 576)
     results: Json = {"limits": asdict(limits), "cost": asdict(need)}
-    write("limits", "Limits of the machine", made_by, results, [limits_table(limits), needs_table(limits, need)])
+    parts = [limits_table(limits), needs_table(limits, need), products_table(shape, limits.read_bytes)]
+    write("limits", "Limits of the machine", made_by, results, parts)
 
 
 if __name__ == "__main__":
