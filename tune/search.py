@@ -82,7 +82,7 @@ def fit_sigmoid(table: Sequence[float]) -> PSigmoid:
         return sum((a - b) ** 2 for a, b in zip(own, table, strict=True))
 
     alpha, beta, half = 25.0, 0.5, 1.0
-    for _ in range(10):
+    for _ in range(14):
         alphas = [min(100.0, max(0.0, round(alpha + 25 * half * i / 5, 4))) for i in range(-5, 6)]
         betas = [min(1.0, max(0.0, round(beta + 0.5 * half * i / 5, 4))) for i in range(-5, 6)]
         _, alpha, beta = min((away(a, b), a, b) for a in alphas for b in betas)
