@@ -66,6 +66,8 @@ fix: .venv/.installed ## Repair what ruff can repair
 # `-m bench...` finds the folder `bench` through the working directory, which PYTHONSAFEPATH hides.
 bench: .venv/.installed ## Measure quality at each budget, latency, throughput, host overhead: bench/results (takes long)
 	env -u PYTHONSAFEPATH $(BIN)/python -m bench.quality
+	env -u PYTHONSAFEPATH $(BIN)/python -m bench.quality --timing 5
+	env -u PYTHONSAFEPATH $(BIN)/python -m bench.reducers_cost
 	env -u PYTHONSAFEPATH $(BIN)/python -m bench.serve
 	env -u PYTHONSAFEPATH $(BIN)/python -m bench.host
 

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 
 from bench.quality_cells import Cell, wilson
 from bench.report import table
@@ -95,19 +96,20 @@ def time_table(cells: Sequence[Cell]) -> str:
 
 
 def _kept_line(cells: Sequence[Cell]) -> str:
-    asked, ratios = cells[0].overall[1], _ratios(cells)
     rows: dict[str, list[str]] = {}
     for cell in cells:
-        rows.setdefault(cell.method, []).append(f"{cell.kept:.0f}")
-    rows = {name: row for name, row in rows.items() if len(row) == len(ratios)}
-    usual = Counter(map(tuple, rows.values())).most_common(1)[0][0] if rows else ()
+        if cell.ratio < 1.0:
+            rows.setdefault(cell.method, []).append(f"{cell.kept:.0f}")
+    usual = Counter(map(tuple, rows.values())).most_common(1)[0][0]
     other = [f"{name} {', '.join(row)}" for name, row in rows.items() if tuple(row) != usual]
-    return f"{asked} questions; mean visual tokens kept: {'; '.join([', '.join(usual), *other])}."
+    kept = "; ".join([", ".join(usual), *other])
+    return f"{cells[0].overall[1]} questions; of {cells[0].offered:.0f} visual tokens, the mean, are kept: {kept}."
 
 
 def sections(model: str, cells: Sequence[Cell], folder: Path, name: str) -> list[str]:
-    """All that is said of one model; the plot goes into `folder` under a name that begins with `name`."""
-    found = [f"## {model}", _kept_line(cells), plot(cells, folder / f"{name}-{model}.png")]
+    """All that is said of one model; a plot, of three budgets and more, goes into `folder` as `name`-`model`.png."""
+    found = [f"## {model}", _kept_line(cells)]
+    found += [plot(cells, folder / f"{name}-{model}.png")] if len(_ratios(cells)) > 2 else []
     found += ["Best method by kind of question (how many others lie above the lower end of its 95 % interval):"]
     found += [best_table(cells), below_random(cells)]
     found += ["All kinds, exact match in per cent (95 % Wilson interval):", budget_table(cells, None)]
@@ -133,14 +135,12 @@ def accuracy_section(cells: Sequence[Cell]) -> str:
 
 
 def named(cells: Sequence[Cell]) -> list[str]:
-    """The methods worth a name in a plot: those that are best most often, by kind of question and budget."""
-    wins: Counter[str] = Counter()
-    for ratio in _ratios(cells):
-        own = [c for c in cells if c.ratio == ratio < 1.0 and c.method not in NO_METHODS]
-        for kind in (None, *KINDS):
-            asked = [c for c in own if c.of(kind)[1]]
-            wins.update({max(asked, key=lambda c: c.share(kind)).method: 8 if kind is None else 1} if asked else {})
-    return [name for name, _ in wins.most_common(_NAMED)]
+    """The methods worth a name in a plot: the best by the mean over all budgets below the whole."""
+    shares: dict[str, list[float]] = {}
+    for cell in cells:
+        if cell.ratio < 1.0 and cell.method not in NO_METHODS:
+            shares.setdefault(cell.method, []).append(cell.share())
+    return sorted(shares, key=lambda name: -mean(shares[name]))[:_NAMED]
 
 
 def plot(cells: Sequence[Cell], file: Path) -> str:

@@ -116,7 +116,7 @@ def prefill_s(model: Model, counts: Sequence[int]) -> dict[int, float]:
         (chunk,) = decoding(model.spec, kv, 1, n + TEXT_TOKENS)
         chunk.sequence.n_computed = 0
         whole = [Chunk(chunk.sequence, 0, n + TEXT_TOKENS)]
-        found[n] = timed(lambda whole=whole: runner.run(whole), 3)  # type: ignore[misc]
+        found[n] = timed(lambda whole=whole: runner.run(whole), 2)  # type: ignore[misc]
     return found
 
 
@@ -154,7 +154,7 @@ class Costs:
 
     def _tower(self, signals: frozenset[Signal]) -> float:
         if signals not in self._tower_s:
-            self._tower_s[signals] = timed(lambda: self._model.encode([self._picture], signals), 3)
+            self._tower_s[signals] = timed(lambda: self._model.encode([self._picture], signals), 2)
         return self._tower_s[signals]
 
     def of(self, name: str, reducer: Reducer, ratio: float, saved_s: float) -> Cost:
@@ -172,10 +172,10 @@ class Costs:
         spent_s: list[float] = []
         clocked = [replace(c, method=Clocked(inner=c.method, spent_s=spent_s)) for c in cut.layers]
         cut = replace(cut, layers=tuple(clocked))
-        tower_s = timed(lambda: self._model.encode_cut(self._picture, frozenset(), cut), 3)
+        tower_s = timed(lambda: self._model.encode_cut(self._picture, frozenset(), cut), 2)
         if isinstance(reducer, PixelCut):
             return replace(cost, tower_s=tower_s, reduce_s=timed(lambda: reducer.worth(self._picture, grid)))
-        return replace(cost, tower_s=tower_s, reduce_s=sum(spent_s) / 4)  # of four runs
+        return replace(cost, tower_s=tower_s, reduce_s=sum(spent_s) / 3)  # of three runs
 
 
 def _reduced(reducer: Reducer, seen: VisualInputs, budget: int) -> Tensor:
