@@ -11,28 +11,19 @@ and no page comes twice.
 """
 
 import argparse
-import asyncio
-import base64
-import io
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from random import Random
 
-import httpx
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 import foveate.engine.reduce as family
 from bench.random_model import build
-from bench.random_text import text_of
+from bench.reducers_pages import PAGE_RATIO, PAGE_TARGET, SIDE, page, page_table, pages, pixels_of
 from bench.report import Json, provenance, table, write
 from bench.scaling import decoding, filled, runner_on
-from bench.server import Server, serving
-from bench.stream import streamed
 from foveate.configs.errors import ConfigError
 from foveate.configs.load import load as load_config
 from foveate.engine.find import names
@@ -47,12 +38,9 @@ from foveate.engine.reduce.signals import OF_REQUEST, Signal
 from foveate.engine.reduce.transform import TokenTransform
 from foveate.engine.scheduler import Chunk
 
-RATIOS, TEXT_TOKENS, SIDE = (0.5, 0.25, 0.11), 27, 336
-PAGE_METHODS = (
-    "none", "divprune", "foveal", "pixelprune", "pixelprune+divprune", "pixelprune+foveal", "evit", "tome", "mctf",
-    "evit;keep=0.5+foveal", "expedite", "flowcut",
-)  # fmt: skip
-TARGET, PAGE_TARGET, PAGE_RATIO = 0.10, 0.45, 0.25
+RATIOS = (0.5, 0.25, 0.11)
+TEXT_TOKENS = 27
+TARGET = 0.10
 
 
 @dataclass(frozen=True)
@@ -71,16 +59,6 @@ class Cost:
         return self.reduce_s / self.saved_s
 
 
-@dataclass(frozen=True)
-class Page:
-    """TTFT of pages that are half blank."""
-
-    method: str
-    kept: int
-    encode_s: float
-    ttft_s: float
-
-
 def timed(run: Callable[[], object], tries: int = 5) -> float:
     """Seconds: the fastest, since other programs only add; the first try left out."""
     times = []
@@ -89,22 +67,6 @@ def timed(run: Callable[[], object], tries: int = 5) -> float:
         run()
         times.append(time.perf_counter() - started)
     return min(times[1:])
-
-
-def page(seed: int, side: int = SIDE) -> Image.Image:
-    """Letters on white in the upper half, nothing in the lower; every cell of the upper half shows some."""
-    picture, random = Image.new("RGB", (side, side), "white"), Random(seed)
-    draw = ImageDraw.Draw(picture)
-    for y in range(0, side // 2, 12):
-        for x in range(0, side, 7):
-            draw.text((x, y), chr(random.randrange(65, 91)), fill="black")
-    draw.rectangle((0, side // 2, side, side), fill="white")
-    return picture
-
-
-def pixels_of(picture: Image.Image) -> Tensor:
-    raw = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return raw.view(picture.height, picture.width, 3)
 
 
 def prefill_s(model: Model, counts: Sequence[int]) -> dict[int, float]:
@@ -217,38 +179,6 @@ def measure(model: Model, chosen: Sequence[str], ratios: Sequence[float], side: 
     return found, said
 
 
-async def _ask(server: Server, method: str, seed: int) -> Page:
-    raw = io.BytesIO()
-    page(seed).save(raw, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(raw.getvalue()).decode()
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text_of(12, seed)}]
-    visual = {"method": method, "ratio": 1.0 if method == "none" else PAGE_RATIO}
-    request = {
-        "model": server.model,
-        "messages": [{"role": "user", "content": content}],
-        "temperature": 0,
-        "max_tokens": 2,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "vlm": {"visual": visual, "strict": True},
-    }
-    async with httpx.AsyncClient(timeout=120.0, trust_env=False) as client:
-        found = await streamed(client, server.url, json.dumps(request).encode(), {})
-    return Page(method, found.visual_kept, found.encode_s, found.pieces_s[0])
-
-
-def pages(folder: Path, n: int) -> list[Page]:
-    """The fastest of `n` pages, the methods in turns, so that what slows the machine for a while slows all of them."""
-    found: dict[str, list[Page]] = {method: [] for method in PAGE_METHODS}
-    with serving(str(folder)) as server:
-        asyncio.run(_ask(server, "none", 1))
-        for i in range(n * len(PAGE_METHODS)):
-            method = PAGE_METHODS[i % len(PAGE_METHODS)]
-            found[method].append(asyncio.run(_ask(server, method, 2 + i)))
-    return [min(own, key=lambda one: one.ttft_s) for own in found.values()]
-
-
 def cost_table(costs: Sequence[Cost]) -> str:
     """Rows: methods, the dearest first; by budget the reducer's ms and their share of the prefill saved."""
     ratios = sorted({cost.ratio for cost in costs}, reverse=True)
@@ -263,15 +193,6 @@ def cost_table(costs: Sequence[Cost]) -> str:
         rows.append([name, *told, f"{1e3 * own[0].signals_s:.0f}", tower if own[0].tower_s else "-", within])
     header = ["method", *(f"{100 * r:g} %: ms (of saved)" for r in ratios)]
     return table([*header, "signals ms", "cut tower ms", f"<= {TARGET:.0%}"], rows)
-
-
-def page_table(found: Sequence[Page]) -> str:
-    full = found[0].ttft_s
-    rows = [
-        [p.method, str(p.kept), f"{p.encode_s:.2f}", f"{p.ttft_s:.2f}", f"{p.ttft_s / full:.2f}"]
-        for p in sorted(found, key=lambda p: -p.ttft_s)
-    ]
-    return table(["method", "visual tokens", "tower s", "TTFT s", "of full"], rows)
 
 
 def main() -> None:
