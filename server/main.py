@@ -154,7 +154,7 @@ def _add_tune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scenes", metavar="N", type=int, default=90, help="bundled pictures (default: %(default)s)")
     text = "tokens of an answer at most (default: %(default)s)"
     parser.add_argument("--max-tokens", metavar="N", type=int, default=64, help=text)
-    text = "reducers to compare (default: divprune visionzip hiprune uniform)"
+    text = "reducers to compare (default: divprune visionzip hiprune tome)"
     parser.add_argument("--methods", metavar="NAME", nargs="+", default=[], help=text)
     text = "the schedule may change at every so many layers (default: so that about 12 are searched)"
     parser.add_argument("--every", metavar="N", type=int, default=0, help=text)
@@ -188,6 +188,7 @@ def _config(args: argparse.Namespace, flags: Sequence[str] = ()) -> Config:
 
 def _tune(args: argparse.Namespace) -> int:
     config = _config(args)
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported; see design.md, section 5
     from foveate.tune.command import Options  # three seconds of imports
     from foveate.tune.command import main as tune
 

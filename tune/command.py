@@ -12,13 +12,13 @@ from foveate.engine.messages import MethodInfo
 from foveate.server.find_model import find_model
 from foveate.tune.asking import Asked, Asker
 from foveate.tune.data import PARTS, SCENES, read, sample, split
-from foveate.tune.measure import Bench, checked_agreement
+from foveate.tune.measure import Bench
 from foveate.tune.plan import expected_steps, run
 from foveate.tune.progress import Progress
 from foveate.tune.report import Setting, write
 from foveate.tune.state import State
 
-METHODS = ("foveal", "visionzip", "hiprune", "uniform")
+METHODS = ("foveal", "visionzip", "hiprune", "tome")
 _SAMPLE_BYTES = 2**16  # of a file of weights, read in three places to tell it from another
 
 
@@ -44,12 +44,7 @@ def tune(options: Options) -> Path:
     Raises:
         ConfigError: an argument, the data or the model is wrong.
     """
-    checked_agreement(options.agreement)
-    for name in ("limit", "max_tokens", "n_scenes"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')}: {value} is not positive")
-    if options.every < 0:
-        raise ConfigError(f"--every: {options.every} is negative; 0 means automatic")
+    _check(options)
     asked_for = options.config.model.path
     config, directory = find_model(options.config)
     pairs = sample(read(options.data, options.n_scenes), options.limit, options.seed)
@@ -80,6 +75,17 @@ def tune(options: Options) -> Path:
     for line in write(out, setting, result):
         print(line)
     return out
+
+
+def _check(options: Options) -> None:
+    if not 0.0 < options.agreement <= 1.0:
+        raise ConfigError(f"--agreement: {options.agreement:g} is not in (0, 1]")
+    counts = {"limit": options.limit, "max-tokens": options.max_tokens, "scenes": options.n_scenes}
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name}: {value} is not positive")
+    if options.every < 0:
+        raise ConfigError(f"--every: {options.every} is negative; 0 means automatic")
 
 
 def _folder(out: Path) -> Path:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from foveate.configs.errors import ConfigError
 from foveate.tune.asking import Asked, Asker, Layer, Outcome
 from foveate.tune.state import State
 
@@ -147,10 +146,3 @@ def _flops_share(layer: Layer, outcomes: Sequence[Outcome], by_layer: Sequence[S
         for o, layers in zip(outcomes, by_layer, strict=True)
     )
     return spent / full
-
-
-def checked_agreement(value: float) -> float:
-    """Raises ConfigError if a share of agreement makes no sense."""
-    if not 0.0 < value <= 1.0:
-        raise ConfigError(f"--agreement: {value:g} is not in (0, 1]")
-    return value

@@ -30,7 +30,6 @@ class State:
     def __init__(self, file: Path, run: str) -> None:
         self._file, self._run = file, run
         self._values: dict[str, msgspec.Raw] = {}
-        self.n_found = 0  # values asked for that were there
         if file.exists():
             try:
                 self._read(file)
@@ -42,11 +41,9 @@ class State:
         if key not in self._values:
             return None
         try:
-            value = msgspec.json.decode(self._values[key], type=kind)
+            return msgspec.json.decode(self._values[key], type=kind)
         except msgspec.ValidationError as error:
             raise ConfigError(f"{self._file}: {key}: {error}; delete the file to start anew") from None
-        self.n_found += 1
-        return value
 
     def put(self, key: str, value: object) -> None:
         """Add a value; it is in the file when this returns."""
