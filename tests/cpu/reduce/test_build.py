@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import foveate.engine.prune as prune_family
 import foveate.engine.reduce as family
 from foveate.configs.errors import ConfigError
 from foveate.engine.find import names
@@ -64,7 +65,9 @@ def test_mistakes_are_named(name: str, params: dict[str, bool | int | float | st
 
 def test_describe_says_all_there_is_and_crosses_the_wire() -> None:
     methods = describe()
-    assert [method.name for method in methods] == names(family)
+    told = [*names(family), *names(prune_family)]
+    assert [method.name for method in methods] == told and len(set(told)) == len(told), "names are unique across both"
+    assert {method.name for method in methods if method.stage == "decoder"} == set(names(prune_family))
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(methods), type=list[MethodInfo]) == methods
     by_name = {method.name: method for method in methods}
     zip_info = by_name["visionzip"]
