@@ -31,7 +31,6 @@ from foveate.kernels.weights import FORMS, Form, pack
 
 BUFFER_BYTES = 1 << 30
 _TRIES = 5
-_GEMM_S = 0.4  # of one try
 _PRODUCT_BYTES = 400e6  # of weights that products of few rows pass over: far more than caches hold
 _PRODUCT_ROWS = (1, 2, 4, 8, 16)
 _SOURCE = """
@@ -110,10 +109,10 @@ def cost(shape: Shape, text_tokens: int, visual_tokens: int, n_outputs: int = 64
     )
 
 
-def _best(run: Callable[[], object]) -> float:
-    """Seconds of the fastest of several runs."""
+def fastest(run: Callable[[], object], tries: int = _TRIES) -> float:
+    """Seconds of the fastest of several runs, since other programs only add; the first is left out."""
     times = []
-    for _ in range(_TRIES + 1):
+    for _ in range(tries + 1):
         started = time.perf_counter()
         run()
         times.append(time.perf_counter() - started)
@@ -128,7 +127,7 @@ def gemm_flops(shape: Shape, dtype: torch.dtype, rows: int = 603) -> float:
     for n_out, n_in in tower + _linears(shape):
         x, weight = torch.randn(rows, n_in).to(dtype), torch.randn(n_out, n_in).to(dtype)
         flops = 2.0 * rows * n_out * n_in
-        work, seconds = work + flops, seconds + _best(partial(functional.linear, x, weight))
+        work, seconds = work + flops, seconds + fastest(partial(functional.linear, x, weight))
     return work / seconds
 
 
@@ -163,7 +162,7 @@ def read_bandwidth(n_bytes: int = BUFFER_BYTES) -> tuple[float, str]:
             for ahead in (0, 512, 2048):
                 name = f"C++, {ahead} bytes ahead" if ahead else "C++"
                 readers[name] = partial(each, partial(_read, read, ahead))
-        rates = {name: n_bytes / _best(reader) for name, reader in readers.items()}
+        rates = {name: n_bytes / fastest(reader) for name, reader in readers.items()}
     name = max(rates, key=lambda key: rates[key])
     return rates[name], name
 
@@ -186,7 +185,7 @@ def product_bytes(shape: Shape, form: Form, rows: int) -> float:
             for weight in layer:
                 linear(inputs[weight.k], weight)
 
-    return n_bytes * len(layers) / _best(step)
+    return n_bytes * len(layers) / fastest(step)
 
 
 def products_table(shape: Shape, read_bytes: float) -> str:

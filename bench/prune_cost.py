@@ -12,21 +12,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from pathlib import Path
 from statistics import median
 
 import torch
 
 import foveate.engine.prune as family
-from bench.random_config import FAMILIES
-from bench.random_model import build
+from bench.random_model import add_arguments, loaded
 from bench.report import Json, provenance, table, write
 from foveate.configs.load import load as load_config
 from foveate.engine.engine import Engine
 from foveate.engine.find import names
 from foveate.engine.messages import Accepted, Delta, Failed, Generate, Image, SamplingParams, Stage, VisualBudget
 from foveate.engine.models.base import Model
-from foveate.engine.process import load
 from foveate.engine.pruning import Pruning
 
 SIDE = 336
@@ -132,17 +129,13 @@ def section(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=FAMILIES, default="llava")
     parser.add_argument("--mean", type=float, default=0.22, help="share of the visual tokens in a layer, on average")
     parser.add_argument("--methods", nargs="+", default=names(family))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="a setting of the engine")
-    parser.add_argument("--models", type=Path, default=Path(".peers/models"), help="where the random model is or goes")
+    add_arguments(parser)
     args = parser.parse_args()
     made_by = provenance("bench.prune_cost")
-    folder = args.models / args.family
-    build(args.family, folder)
-    model = load(load_config(None, [*args.set, f"model.path={folder}"]))
+    model = loaded(args)
     rows = list(measure(Bench(model, args.set), args.methods, args.mean, args.rounds))
     said = (
         f"{args.family}, weights {model.weights}, KV {model.dtype}: {rows[0].mean:.0f} visual tokens and {N_TEXT} of "

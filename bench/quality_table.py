@@ -1,6 +1,5 @@
 """What `bench.quality` found, as tables and as a plot of exact match over visual tokens."""
 
-import importlib
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -8,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 
 from bench.quality_cells import Cell, wilson
-from bench.report import table
+from bench.report import NO_PLOT, pyplot, table
 from foveate.bundled.scenes import KINDS
 from foveate.configs.config import BudgetConfig
 
@@ -145,13 +144,10 @@ def named(cells: Sequence[Cell]) -> list[str]:
 
 def plot(cells: Sequence[Cell], file: Path) -> str:
     """Draw exact match over tokens kept: all kinds, then each; says where, or that it could not."""
-    try:
-        importlib.import_module("matplotlib").use("Agg")
-        pyplot = importlib.import_module("matplotlib.pyplot")
-    except ImportError:
-        return "No plot: matplotlib is not installed (`pip install foveate[bench]`)."
+    if (plt := pyplot()) is None:
+        return NO_PLOT
     shown = [*dict.fromkeys(("oracle", BudgetConfig().method, "random", *named(cells)))]
-    figure, axes = pyplot.subplots(2, math.ceil((1 + len(KINDS)) / 2), figsize=(16, 8), layout="constrained")
+    figure, axes = plt.subplots(2, math.ceil((1 + len(KINDS)) / 2), figsize=(16, 8), layout="constrained")
     for axis, kind in zip(axes.flat, (None, *KINDS), strict=True):
         for name in sorted(_names(cells), key=lambda name: name in shown):  # the named ones on top
             line = [c for c in cells if c.method == name and c.of(kind)[1]]
@@ -165,5 +161,5 @@ def plot(cells: Sequence[Cell], file: Path) -> str:
         axis.grid(alpha=0.3)
     axes.flat[0].legend(fontsize="small")
     figure.savefig(file, dpi=80)
-    pyplot.close(figure)
+    plt.close(figure)
     return f"![exact match over visual tokens]({file.name})"

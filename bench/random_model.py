@@ -26,6 +26,9 @@ from torch import Tensor
 
 from bench.random_config import FAMILIES, Shape, configs
 from bench.random_text import N_SILENT, write_tokenizer
+from foveate.configs.load import load as load_config
+from foveate.engine.models.base import Model
+from foveate.engine.process import load
 
 _SHARD_BYTES = 256 * 2**20
 
@@ -42,6 +45,20 @@ class Spec:
     @property
     def n_bytes(self) -> int:
         return 2 * torch.Size(self.shape).numel()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a bench that runs on one of these models in its own process takes."""
+    parser.add_argument("--family", choices=FAMILIES, default="llava")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="a setting of the engine")
+    parser.add_argument("--models", type=Path, default=Path(".peers/models"), help="where the random model is or goes")
+
+
+def loaded(args: argparse.Namespace) -> Model:
+    """Build the model that the arguments name, if it is not there, and load it."""
+    folder = args.models / args.family
+    build(args.family, folder)
+    return load(load_config(None, [*args.set, f"model.path={folder}"]))
 
 
 def build(family: str, folder: Path, shape: Shape | None = None, seed: int = 0) -> None:

@@ -12,7 +12,7 @@ and no page comes twice.
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import foveate.engine.reduce as family
+from bench.limits import fastest
 from bench.random_model import build
 from bench.reducers_pages import PAGE_RATIO, PAGE_TARGET, SIDE, page, page_table, pages, pixels_of
 from bench.report import Json, provenance, table, write
@@ -59,16 +60,6 @@ class Cost:
         return self.reduce_s / self.saved_s
 
 
-def timed(run: Callable[[], object], tries: int = 5) -> float:
-    """Seconds: the fastest, since other programs only add; the first try left out."""
-    times = []
-    for _ in range(tries + 1):
-        started = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started)
-    return min(times[1:])
-
-
 def prefill_s(model: Model, counts: Sequence[int]) -> dict[int, float]:
     """The decoder's forward of so many visual tokens and the text, logits of the last included."""
     most = max(counts) + TEXT_TOKENS
@@ -78,7 +69,7 @@ def prefill_s(model: Model, counts: Sequence[int]) -> dict[int, float]:
         (chunk,) = decoding(model.spec, kv, 1, n + TEXT_TOKENS)
         chunk.sequence.n_computed = 0
         whole = [Chunk(chunk.sequence, 0, n + TEXT_TOKENS)]
-        found[n] = timed(lambda whole=whole: runner.run(whole), 2)  # type: ignore[misc]
+        found[n] = fastest(lambda whole=whole: runner.run(whole), 2)  # type: ignore[misc]
     return found
 
 
@@ -116,7 +107,7 @@ class Costs:
 
     def _tower(self, signals: frozenset[Signal]) -> float:
         if signals not in self._tower_s:
-            self._tower_s[signals] = timed(lambda: self._model.encode([self._picture], signals), 2)
+            self._tower_s[signals] = fastest(lambda: self._model.encode([self._picture], signals), 2)
         return self._tower_s[signals]
 
     def of(self, name: str, reducer: Reducer, ratio: float, saved_s: float) -> Cost:
@@ -125,7 +116,7 @@ class Costs:
             return self._cut(Cost(name, ratio, 0.0, saved_s, 0.0), reducer, grid, budget)
         reads = frozenset(s for s in reducer.wanted(self._model.spec.tower) if s.kind not in OF_REQUEST)
         signals_s = self._tower(reads) - self.plain_s
-        return Cost(name, ratio, timed(lambda: _reduced(reducer, self._seen, budget)), saved_s, signals_s)
+        return Cost(name, ratio, fastest(lambda: _reduced(reducer, self._seen, budget)), saved_s, signals_s)
 
     def _cut(self, cost: Cost, reducer: Reducer, grid: Grid, budget: int) -> Cost:
         worths = [reducer.worth(self._picture, grid)] if isinstance(reducer, PixelCut) else []
@@ -134,9 +125,9 @@ class Costs:
         spent_s: list[float] = []
         clocked = [replace(c, method=Clocked(inner=c.method, spent_s=spent_s)) for c in cut.layers]
         cut = replace(cut, layers=tuple(clocked))
-        tower_s = timed(lambda: self._model.encode_cut(self._picture, frozenset(), cut), 2)
+        tower_s = fastest(lambda: self._model.encode_cut(self._picture, frozenset(), cut), 2)
         if isinstance(reducer, PixelCut):
-            return replace(cost, tower_s=tower_s, reduce_s=timed(lambda: reducer.worth(self._picture, grid)))
+            return replace(cost, tower_s=tower_s, reduce_s=fastest(lambda: reducer.worth(self._picture, grid)))
         return replace(cost, tower_s=tower_s, reduce_s=sum(spent_s) / 3)  # of three runs
 
 

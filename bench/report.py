@@ -1,5 +1,6 @@
 """Results as files: JSON for programs, Markdown for people, with what made them and where."""
 
+import importlib
 import json
 import os
 import platform
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -42,6 +44,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first column is text, the others are numbers."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+NO_PLOT = "No plot: matplotlib is not installed (`pip install foveate[bench]`)."
+
+
+def pyplot() -> Any:
+    """Matplotlib's pyplot, drawing into files; None where it is not installed."""
+    try:
+        importlib.import_module("matplotlib").use("Agg")
+        return importlib.import_module("matplotlib.pyplot")
+    except ImportError:
+        return None
 
 
 def write(name: str, title: str, made_by: dict[str, Json], results: Json, sections: Sequence[str]) -> None:

@@ -10,7 +10,6 @@ memory that is free are left out, and named.
 """
 
 import argparse
-import importlib
 import time
 from collections.abc import Sequence as Many
 from dataclasses import asdict, dataclass
@@ -21,18 +20,16 @@ import psutil
 import torch
 
 from bench.limits import cost, read_bandwidth
-from bench.random_config import FAMILIES, Shape
-from bench.random_model import build
-from bench.report import RESULTS, Json, provenance, table, write
+from bench.random_config import Shape
+from bench.random_model import add_arguments, loaded
+from bench.report import NO_PLOT, RESULTS, Json, provenance, pyplot, table, write
 from foveate.configs.config import CacheConfig
-from foveate.configs.load import load as load_config
 from foveate.engine.cache.pool import Block, BlockPool
 from foveate.engine.cache.store import KVStore
 from foveate.engine.cache.tables import BlockTables
 from foveate.engine.depth import Depth, LayerGroup
 from foveate.engine.messages import SamplingParams, VisualUsage
 from foveate.engine.models.base import Model, ModelSpec
-from foveate.engine.process import load
 from foveate.engine.runner import Runner
 from foveate.engine.scheduler import Chunk
 from foveate.engine.sequence import Request, Sequence
@@ -138,12 +135,9 @@ def step_table(cells: Many[Cell]) -> str:
 
 def plot(cells: Many[Cell], file: Path) -> str:
     """Draw step time and throughput over sequences, one line a context; says where, or that it could not."""
-    try:
-        importlib.import_module("matplotlib").use("Agg")
-        pyplot = importlib.import_module("matplotlib.pyplot")
-    except ImportError:
-        return "No plot: matplotlib is not installed (`pip install foveate[bench]`)."
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    if (plt := pyplot()) is None:
+        return NO_PLOT
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for context in sorted({cell.context for cell in cells}):
         line = [cell for cell in cells if cell.context == context]
         n = [cell.n_sequences for cell in line]
@@ -167,17 +161,13 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=FAMILIES, default="llava")
     parser.add_argument("--sequences", type=_numbers, default=SEQUENCES)
     parser.add_argument("--contexts", type=_numbers, default=CONTEXTS)
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="a setting of the engine")
-    parser.add_argument("--models", type=Path, default=Path(".peers/models"), help="where the random model is or goes")
+    add_arguments(parser)
     args = parser.parse_args()
     made_by = provenance("bench.scaling")
-    folder = args.models / args.family
-    build(args.family, folder)
+    model = loaded(args)
     read_bytes, _ = read_bandwidth()
-    model = load(load_config(None, [*args.set, f"model.path={folder}"]))
     per_token, free = token_bytes(model.spec, model.dtype), psutil.virtual_memory().available * _FREE_SHARE
     places = [(n, context) for context in args.contexts for n in args.sequences]
     fitting = [(n, context) for n, context in places if n * (context + 16) * per_token <= free]

@@ -21,18 +21,19 @@ class FastV(Pruner):
     """One stage, one row of attention. Kept sets are nested: a smaller count keeps a subset."""
 
     source: ClassVar[str] = "arXiv:2403.06764"
+    paper: ClassVar[tuple[int, int]] = (2, 32)  # layers that see all tokens, and how many there are
 
-    k: int = 0  # layers that see all tokens; 0: the paper's 2 of 32, scaled to the depth
-    r: float = 0.5  # share that is dropped after them
+    k: int = 0  # layers that see all tokens; 0: the paper's, scaled to the depth
+    r: float = 0.5  # share that leaves after them
 
     def __post_init__(self) -> None:
         if self.k < 0:
             raise ConfigError(f"k: {self.k} is not at least 1, or 0 for the paper's")
         if not 0.0 <= self.r <= 1.0:
-            raise ConfigError(f"r: {self.r} is not in [0, 1]; it is the share that is dropped")
+            raise ConfigError(f"r: {self.r} is not in [0, 1]; it is the share that leaves")
 
     def points(self, n_layers: int) -> tuple[Point, ...]:
-        return staged([self.k or at_depth(2, 32, n_layers)], [1 - self.r], n_layers)
+        return staged([self.k or at_depth(*self.paper, n_layers)], [1 - self.r], n_layers)
 
     def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
         return Leaves(best(probe, probe.attention(probe.last)[0], counts))

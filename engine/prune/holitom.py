@@ -15,31 +15,20 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from foveate.configs.errors import ConfigError
-from foveate.engine.prune.base import Leaves, Pruner, as_they_are, best
+from foveate.engine.prune.base import Leaves, as_they_are, best
+from foveate.engine.prune.fastv import FastV
 from foveate.engine.prune.probe import Probe
-from foveate.engine.prune.schedule import Point, at_depth, staged
 from foveate.engine.reduce.primitives import complement
 
 
 @dataclass(frozen=True, kw_only=True)
-class HoliTom(Pruner):
+class HoliTom(FastV):
     """Rows of the mix sum to 1."""
 
     source: ClassVar[str] = "arXiv:2505.21334"
+    paper: ClassVar[tuple[int, int]] = (3, 28)
 
-    k: int = 0  # layers that see all tokens; 0: the paper's 3 of 28, scaled to the depth
-    r: float = 0.5  # share that is merged into the others after them
     merge: Literal["sequential", "mean"] = "sequential"
-
-    def __post_init__(self) -> None:
-        if self.k < 0:
-            raise ConfigError(f"k: {self.k} is not at least 1, or 0 for the paper's")
-        if not 0.0 <= self.r <= 1.0:
-            raise ConfigError(f"r: {self.r} is not in [0, 1]; it is the share that is merged away")
-
-    def points(self, n_layers: int) -> tuple[Point, ...]:
-        return staged([self.k or at_depth(3, 28, n_layers)], [1 - self.r], n_layers)
 
     def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
         keep = best(probe, probe.attention(probe.last)[0], counts)

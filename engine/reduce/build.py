@@ -128,38 +128,29 @@ def _nearest(word: str, legal: list[str]) -> str:
 
 def describe() -> list[MethodInfo]:
     """Every reducer and then every pruner there is, by name. Imports them all."""
-    reducers = [_method_info(name, find(family, name)) for name in names(family)]
-    return reducers + [_pruner_info(name, find(prune_family, name)) for name in names(prune_family)]
+    reducers = [_reducer_info(name, find(family, name)) for name in names(family)]
+    inside = {"signals_cls": [], "signals_no_cls": [], "stage": "decoder"}
+    return reducers + [_info(name, find(prune_family, name), **inside) for name in names(prune_family)]
 
 
-def _summary(method: type[Any]) -> str:
+def _info(name: str, method: type[Reducer] | type[Pruner], **more: Any) -> MethodInfo:
     docstring = sys.modules[method.__module__].__doc__
     assert docstring, "a method's file says in its first line what the method does"
-    return docstring.splitlines()[0]
-
-
-def _pruner_info(name: str, method: type[Pruner]) -> MethodInfo:
     return MethodInfo(
         name=name,
-        summary=_summary(method),
+        summary=docstring.splitlines()[0],
         source=method.source,
         fields=fields_of(method),
         question_aware=method.question_aware,
         shared=not method.question_aware,
-        signals_cls=[],
-        signals_no_cls=[],
-        stage="decoder",
+        **more,
     )
 
 
-def _method_info(name: str, method: type[Reducer]) -> MethodInfo:
-    return MethodInfo(
-        name=name,
-        summary=_summary(method),
-        source=method.source,
-        fields=fields_of(method),
-        question_aware=method.question_aware,
-        shared=not method.question_aware,
+def _reducer_info(name: str, method: type[Reducer]) -> MethodInfo:
+    return _info(
+        name,
+        method,
         signals_cls=_signals(method, Tower(has_cls=True, depth=23)),
         signals_no_cls=_signals(method, Tower(has_cls=False, depth=32, merges=True)),
         fits=method.fits,

@@ -9,7 +9,7 @@ Test modules cannot import each other (importmode is importlib), so the helpers 
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tensors this small only lose by more threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 IMAGE_TOKEN = 90
 VOCAB = 97

@@ -15,12 +15,7 @@ from foveate.engine.models.loader import load_model
 N_TOKENS = 32
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def sent(model: Model, pictures: list[Pictures.Image]) -> list[Image]:

@@ -26,12 +26,7 @@ OURS, Noisy, Watched, ask = (getattr(pruned_engine, name) for name in ("OURS", "
 MODELS = ("tiny-llava", "tiny-qwen2-vl")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -30,7 +30,7 @@ def test_a_smaller_count_keeps_a_subset(prompts) -> None:
 
 
 def test_what_it_refuses() -> None:
-    for fields, message in (({"k": -1}, "k: -1"), ({"r": 1.5}, "r: 1.5"), ({"r": -0.1}, "share that is dropped")):
+    for fields, message in (({"k": -1}, "k: -1"), ({"r": 1.5}, "r: 1.5"), ({"r": -0.1}, "share that leaves")):
         with pytest.raises(ConfigError, match=message):
             FastV(**fields)
     with pytest.raises(ConfigError, match=r"layers: 30 is not in 1..23"):

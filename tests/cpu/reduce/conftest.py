@@ -105,6 +105,21 @@ class Pictures:
         """The tokens that survive."""
         return build_reducer(name, params).reduce(inputs, k).anchor.tolist()
 
+    def merges_as(
+        self, name: str, inputs: VisualInputs, k: int, expected: dict[int, tuple[set[int], Tensor]], **params: Value
+    ) -> None:
+        """Assert that a method's rows are those expected: by anchor, what went into each and the row before the
+        projector."""
+        transform = build_reducer(name, params).reduce(inputs, k)
+        anchors = transform.anchor.tolist()
+        assert anchors == sorted(expected)
+        sources = [set(part.tolist()) for part in transform.indices.split(transform.size.tolist())]
+        assert sources == [expected[i][0] for i in anchors]
+        rows = torch.stack([expected[i][1] for i in anchors]).float()
+        rows = rows if inputs.project is None or inputs.enc is None else inputs.project(rows)
+        found = transform.apply_to(inputs.proj, inputs.enc, inputs.project)
+        torch.testing.assert_close(found, rows, rtol=1e-4, atol=1e-5)
+
 
 @pytest.fixture
 def pictures() -> Pictures:

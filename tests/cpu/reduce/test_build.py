@@ -27,10 +27,11 @@ def test_a_folder_of_further_methods(tmp_path: Path) -> None:
     (tmp_path / "none.py").write_text("METHOD = None\n")
     code = (
         "from foveate.engine.reduce.build import build_reducer as build\n"
-        "assert type(build('mine', {})) is type(build('none', {})) is not type(None)"
+        "print(type(build('mine', {})).__name__, type(build('none', {})).__name__)"
     )
     environment = {**os.environ, "FOVEATE_REDUCERS": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    told = subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True)
+    assert told.stdout.split() == ["Keep", "Keep"], "found by its file's name; ours wins over one of the same name"
 
 
 def test_fields_are_set_over_the_defaults() -> None:

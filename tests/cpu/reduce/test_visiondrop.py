@@ -41,15 +41,7 @@ def test_it_is_the_paper_step_by_step(pictures, seed: int, compat: bool, encoder
         params = {"contextual_ratio": ratio, "compat": compat}
         inputs, k = pictures.draw("visiondrop", seed, encoder, **params)
         expected = plain(inputs, k, ratio, compat)
-        transform = build_reducer("visiondrop", params).reduce(inputs, k)
-        anchors = transform.anchor.tolist()
-        assert anchors == sorted(expected)
-        sources = [set(part.tolist()) for part in transform.indices.split(transform.size.tolist())]
-        assert sources == [expected[i][0] for i in anchors]
-        rows = torch.stack([expected[i][1] for i in anchors]).float()
-        rows = rows if inputs.project is None or inputs.enc is None else inputs.project(rows)
-        found = transform.apply_to(inputs.proj, inputs.enc, inputs.project)
-        torch.testing.assert_close(found, rows, rtol=1e-4, atol=1e-5)
+        pictures.merges_as("visiondrop", inputs, k, expected, **params)
 
 
 def test_counts_follow_the_papers_and_no_token_is_lost(pictures) -> None:
