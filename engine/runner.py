@@ -12,11 +12,11 @@ from torch import Tensor
 
 from foveate.engine.cache.store import KVStore
 from foveate.engine.cache.tables import BlockTables
-from foveate.engine.models.base import CachedAttend, Model
+from foveate.engine.models.base import CachedAttend, Model, Turn
 from foveate.engine.pruning import Lane, Pruning
 from foveate.engine.scheduler import Chunk
 from foveate.kernels.attention import AttentionBatch, paged_attention
-from foveate.kernels.decoder import Cache
+from foveate.kernels.decoder import MOST_ROWS, Cache
 from foveate.kernels.store import store
 
 
@@ -32,7 +32,8 @@ class PagedAttention(CachedAttend):
         seen: those, [n, n_heads, d] and [n, n_heads].
     """
 
-    def __init__(self, kv: KVStore, batch: AttentionBatch, slots: Tensor, scale: float, watched: int) -> None:
+    def __init__(self, kv: KVStore, batch: AttentionBatch, slots: Tensor, scale: float, watched: int = -1) -> None:
+        self._kv = kv
         self.keys, self.values, self.batch, self.slots, self.scale = kv.keys, kv.values, batch, slots, scale
         self.watched = watched
         self.seen: tuple[Tensor, Tensor] | None = None
@@ -43,6 +44,18 @@ class PagedAttention(CachedAttend):
         if layer == self.watched:
             self.seen = q, lse
         return out
+
+    def of_last(self, rows: Sequence[int]) -> "PagedAttention":
+        """The same where only these rows ask, each the last one of its sequence."""
+        spans, asked = self.batch.spans(), set(rows)
+        asking = [i for i, (_, end, _) in enumerate(spans) if end - 1 in asked]
+        pages = self.batch.block_tables
+        few = AttentionBatch(
+            cu_queries=range(len(asking) + 1),
+            kv_lengths=[spans[i][2] for i in asking],
+            block_tables=pages[:, torch.tensor(asking, dtype=torch.int64, device=pages.device)],
+        )
+        return PagedAttention(self._kv, few, self.slots, self.scale)
 
     @property
     def cache(self) -> Cache | None:
@@ -79,21 +92,26 @@ class Runner:
                 break  # all wait
             watched = end - 1 if any(lane.watches(end) for lane in lanes) else -1
             attend = self._attention(lanes, first, pages, watched)
+            if end == self._kv.n_layers:
+                return self._model.logits(self._last(lanes, rows, turn, attend, range(first, end)))
             rows = self._model.run(rows, turn, attend, range(first, end))
-            if end < self._kv.n_layers:
-                rows, turn = self._pruning.cross(lanes, end, rows, turn, pages, attend.seen)
-        return self._model.logits(self._wanted(lanes, rows))
+            rows, turn = self._pruning.cross(lanes, end, rows, turn, pages, attend.seen)
+        return self._model.logits(rows)
 
-    def _wanted(self, lanes: Sequence[Lane], rows: Tensor) -> Tensor:
-        """The rows of the last tokens of sequences that sample."""
-        last, wanted = 0, []
-        for lane in lanes:
-            last += lane.n_rows
-            if lane.chunk.samples:
-                wanted.append(last - 1)
-        if len(wanted) == len(rows):  # a step of decoding ones alone wants every row
-            return rows
-        return rows[torch.tensor(wanted, dtype=torch.int64, device=rows.device)]
+    def _last(self, lanes: Sequence[Lane], rows: Tensor, turn: Turn, attend: PagedAttention, layers: range) -> Tensor:
+        """Run the last segment: [m, hidden_size], after the last tokens of sequences that sample.
+
+        The last layer makes keys and values of every row, and the rest only of those.
+        """
+        ends = accumulate(lane.n_rows for lane in lanes)
+        asked = [end - 1 for end, lane in zip(ends, lanes, strict=True) if lane.chunk.samples]
+        if len(asked) == len(rows):  # a step of decoding ones alone wants every row
+            return self._model.run(rows, turn, attend, layers)
+        wanted = torch.tensor(asked, dtype=torch.int64, device=rows.device)
+        if len(rows) <= MOST_ROWS:  # all layers are one call, which is worth more
+            return self._model.run(rows, turn, attend, layers)[wanted]
+        rows = self._model.run(rows, turn, attend, layers[:-1])
+        return self._model.run(rows, turn, attend.of_last(asked), layers[-1:], wanted)
 
     def _positions(self, chunks: Sequence[Chunk]) -> Tensor:
         """[n_pos_axes, n] int64."""

@@ -125,15 +125,17 @@ class Model(nn.Module, ABC):
         """[n_pos_axes, n] int64 -> how far each row is rotated."""
 
     @abstractmethod
-    def run(self, rows: Tensor, turn: Turn, attend: Attend, layers: range) -> Tensor:
+    def run(self, rows: Tensor, turn: Turn, attend: Attend, layers: range, wanted: Tensor | None = None) -> Tensor:
         """Run consecutive layers of the decoder over packed rows of several sequences.
 
         Args:
             rows: [n, hidden_size], input embeddings or what the layer before gave.
             turn: of these rows.
+            wanted: [m] int64, of one layer, the rows that are asked for; the others only leave their keys and values,
+                and `attend` gets the queries of these alone. None: all.
 
         Returns:
-            [n, hidden_size].
+            [n, hidden_size], or [m, hidden_size].
         """
 
     @abstractmethod

@@ -138,8 +138,12 @@ class Decoder(nn.Module):
         angles = at.float() * self.frequencies
         return Turn(angles.cos(), angles.sin())
 
-    def run(self, rows: Tensor, turn: Turn, attend: Attend, layers: range) -> Tensor:
+    def run(self, rows: Tensor, turn: Turn, attend: Attend, layers: range, wanted: Tensor | None = None) -> Tensor:
         """As `Model.run`: in one call where rows are few and nobody looks on, else operation by operation."""
+        if wanted is not None:
+            (last,) = layers
+            some: Tensor = self.layers[last](rows, turn, attend, wanted)
+            return some
         cache = attend.cache if isinstance(attend, CachedAttend) and len(rows) <= MOST_ROWS else None
         if cache is not None and self.packed is not None:
             return run_layers(rows, turn.cos, turn.sin, self.packed, cache, layers)
@@ -173,8 +177,8 @@ class _Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
 
-    def forward(self, rows: Tensor, turn: Turn, attend: Attend) -> Tensor:
-        rows = self.self_attn(self.input_layernorm(rows), turn, attend, rows)
+    def forward(self, rows: Tensor, turn: Turn, attend: Attend, wanted: Tensor | None = None) -> Tensor:
+        rows = self.self_attn(self.input_layernorm(rows), turn, attend, rows, wanted)
         out: Tensor = self.mlp(self.post_attention_layernorm(rows), rows)
         return out
 
@@ -206,8 +210,11 @@ class _Attention(nn.Module):
         q, k = torch.split(turned, [self.n_heads, self.n_kv_heads], dim=1)
         return q, k, heads[:, n_turned:]
 
-    def forward(self, x: Tensor, turn: Turn, attend: Attend, residual: Tensor) -> Tensor:
-        out: Tensor = self.o_proj(attend(self.index, *self.project(x, turn)).flatten(1), residual=residual)
+    def forward(self, x: Tensor, turn: Turn, attend: Attend, residual: Tensor, wanted: Tensor | None) -> Tensor:
+        q, k, v = self.project(x, turn)
+        if wanted is not None:
+            q, residual = q[wanted], residual[wanted]
+        out: Tensor = self.o_proj(attend(self.index, q, k, v).flatten(1), residual=residual)
         return out
 
 

@@ -79,8 +79,8 @@ class Family(Model):
     def turn(self, positions: Tensor) -> Turn:
         return self.language_model.turn(positions)
 
-    def run(self, rows: Tensor, turn: Turn, attend: Attend, layers: range) -> Tensor:
-        return self.language_model.run(rows, turn, attend, layers)
+    def run(self, rows: Tensor, turn: Turn, attend: Attend, layers: range, wanted: Tensor | None = None) -> Tensor:
+        return self.language_model.run(rows, turn, attend, layers, wanted)
 
     def project(self, layer: int, rows: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
         return self.language_model.project(layer, rows, turn)

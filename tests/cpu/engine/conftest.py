@@ -95,16 +95,18 @@ class MockModel(Model):
         phase = (positions[:, :, None] * torch.tensor([1.0, 0.3, 0.05, 0.01])).permute(1, 0, 2)
         return Turn(phase.reshape(positions.shape[1], -1).cos(), phase.reshape(positions.shape[1], -1).sin())
 
-    def run(self, rows: Tensor, turn: Turn, attend: Attend, layers: range) -> Tensor:
-        n = rows.shape[0]
+    def run(self, rows: Tensor, turn: Turn, attend: Attend, layers: range, wanted: Tensor | None = None) -> Tensor:
         if layers.start == 0:
             self.n_forwards += 1
-            self.n_rows += n
+            self.n_rows += len(rows)
             rows = rows + nn.functional.pad(torch.cat([turn.sin, turn.cos], dim=1), (0, 8))
         for i in layers:
-            kv = (rows @ self.kv[i]).view(n, 2, 4, 128)
-            y = attend(i, *self.project(i, rows, turn), kv[:, 1])
-            rows = rows + torch.tanh(y.reshape(n, 1024) @ self.out[i] * 3)
+            kv = (rows @ self.kv[i]).view(-1, 2, 4, 128)
+            q, k = self.project(i, rows, turn)
+            if wanted is not None:
+                q, rows = q[wanted], rows[wanted]
+            y = attend(i, q, k, kv[:, 1])
+            rows = rows + torch.tanh(y.reshape(-1, 1024) @ self.out[i] * 3)
         return rows
 
     def project(self, layer: int, rows: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
