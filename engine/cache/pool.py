@@ -56,16 +56,18 @@ class BlockPool:
 
     def allocate(self, n: int, depth: int = 1) -> list[Block] | None:
         """Return `n` blocks of `depth` pages with one reference each and no key, or None, changing nothing, if there
-        are too few pages."""
+        are too few pages.
+
+        Pages of one layer lie side by side where they can: attention reads them one after the other.
+        """
         if n * depth > self.n_available:
             return None
         while len(self._free) < n * depth:
             self.forget(next(iter(self._cached)))
-        blocks = []
-        for _ in range(n):
-            blocks.append(Block(self._free[-depth:][::-1]))
-            del self._free[-depth:]
-        return blocks
+        left = len(self._free) - n * depth
+        pages = sorted(self._free[left:])
+        del self._free[left:]
+        return [Block(pages[i::n]) for i in range(n)]
 
     def share(self, block: Block) -> None:
         """Add a reference to a used or cached block."""

@@ -9,6 +9,7 @@ import torch
 from foveate.configs.config import CacheConfig
 from foveate.configs.errors import ConfigError
 from foveate.engine.models.base import ModelSpec
+from foveate.kernels.memory import Arena
 
 _CPU_POOL_MB = 256
 
@@ -32,13 +33,18 @@ class KVStore:
                 f"({self.page_bytes * spec.n_layers / 2**20:.2f} MiB for this model); raise it"
             )
         self.n_pages = self.n_blocks * spec.n_layers
-        self.keys = torch.empty(self.n_pages, *shape, dtype=dtype, device=device)
-        self.values = torch.empty(self.n_pages, *shape, dtype=dtype, device=device)
+        self.keys = _empty((self.n_pages, *shape), dtype, device)
+        self.values = _empty((self.n_pages, *shape), dtype, device)
 
     @property
     def n_tokens(self) -> int:
         """Tokens that fit if every layer holds them."""
         return self.n_blocks * self.block_tokens
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On the CPU in huge pages: what a step reads lies scattered, and every small page costs a walk of the tables."""
+    return Arena().empty(shape, dtype) if device.type == "cpu" else torch.empty(shape, dtype=dtype, device=device)
 
 
 def _pool_bytes(config: CacheConfig, device: torch.device) -> int:

@@ -133,9 +133,10 @@ FOVEATE_INLINE void weigh_keys(float* scores, std::int64_t n, const StreamGroup&
   store<W>(alpha, shrink);
 }
 
-// Vectors of values that meet R rows at a time, within the registers.
-template <int R>
-constexpr int kColumns = R == 1 ? 8 : R <= 3 ? 4 : 3;
+// Vectors of values that meet R rows at a time. AVX2 has 16 registers: a sum that lies in memory instead waits for its
+// own store with every key.
+template <int W, int R>
+constexpr int kColumns = R == 1 ? 8 : W == 8 ? (R == 2 ? 4 : R == 3 ? 3 : 2) : R <= 3 ? 4 : 3;
 
 template <int W, class T, int R>
 void attend_group(const AttentionJob& job, const AttentionSpan& span, const StreamTile<T>& tile, std::int64_t head,
@@ -150,9 +151,9 @@ void attend_group(const AttentionJob& job, const AttentionSpan& span, const Stre
   alignas(64) float alpha[W];
   weigh_keys<W, P>(scores, tile.n, group, alpha);
   constexpr int upper = R <= 4 ? R : (R + 1) / 2, lower = R - upper;
-  add_values<W, T, upper, P, kColumns<upper>>(scores, tile, head, 0, job.d, alpha, group.out, padded);
+  add_values<W, T, upper, P, kColumns<W, upper>>(scores, tile, head, 0, job.d, alpha, group.out, padded);
   if constexpr (lower > 0)
-    add_values<W, T, lower, P, kColumns<lower>>(scores + upper, tile, head, 0, job.d, alpha + upper,
+    add_values<W, T, lower, P, kColumns<W, lower>>(scores + upper, tile, head, 0, job.d, alpha + upper,
                                                 group.out + upper * padded, padded);
 }
 

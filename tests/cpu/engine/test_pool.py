@@ -131,6 +131,18 @@ def test_pages_of_a_deep_block_serve_shallow_ones() -> None:
     assert pool.allocate(2, 5) is not None and pool.allocate(1, 2) is not None and pool.n_free == 0
 
 
+def test_pages_of_a_layer_lie_side_by_side() -> None:
+    """Those of a whole prompt, also where pages came back in any order."""
+    pool = BlockPool(40)
+    held = [pool.allocate(1, 2) for _ in range(20)]
+    for i in random.Random(0).sample(range(20), 20):
+        pool.release(held[i] or [])
+    blocks = pool.allocate(8, 5) or []
+    for layer in range(5):
+        pages = [block.pages[layer] for block in blocks]
+        assert pages == list(range(pages[0], pages[0] + 8))
+
+
 @pytest.mark.parametrize("misuse", ["release twice", "share free", "register free"])
 def test_misuse_is_our_bug(misuse: str) -> None:
     pool = BlockPool(2)
