@@ -28,6 +28,7 @@ from foveate.engine.messages import Abort, FromEngine, Generate, Ready, Shutdown
 from foveate.engine.models.base import Model
 from foveate.engine.models.loader import load_model
 from foveate.engine.reduce.build import describe
+from foveate.kernels.memory import keep_freed
 from foveate.kernels.native import LEVELS, level
 
 log = logging.getLogger("foveate.engine.process")
@@ -77,6 +78,7 @@ def load(config: Config) -> Model:
     model = load_model(Path(config.model.path), dtype, device, config.model)
     if device.type == "cpu":
         torch.set_num_threads(choose_threads(config.model, model.n_parameters))
+        keep_freed()  # not before: what loading frees is given back
     if device.type == "cpu" and level() != LEVELS[-1]:
         log.info("CPU kernels run at level %s; levels: %s", level(), ", ".join(LEVELS))
     asked = (config.model.dtype, config.model.weights)

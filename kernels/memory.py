@@ -1,9 +1,10 @@
-"""Memory for what is read from end to end at every step: weights, in huge pages where the system has them.
+"""Memory for what is read from end to end at every step, in huge pages where the system has them; and for what is not.
 
 The hardware's prefetchers stop at the end of a page. With pages of 2 MB instead of 4 KB two cores here read 36 GB/s
 instead of 26.
 """
 
+import ctypes
 import logging
 import mmap
 from math import prod
@@ -49,3 +50,18 @@ def _mapped(n_bytes: int) -> mmap.mmap:
 
 
 weights = Arena()
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of <malloc.h>
+_KEPT = 2**30  # bytes
+
+
+def keep_freed() -> None:
+    """From now on, memory that is freed stays with the process, up to 1 GiB of it.
+
+    A prefill frees and takes the same tens of megabytes in every layer; given back and taken again, they come as fresh
+    pages, which the system clears: up to 8 % of a prefill's time. Does nothing where the C library has no `mallopt`.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _KEPT)
+        mallopt(_TRIM_THRESHOLD, _KEPT)
