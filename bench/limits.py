@@ -90,20 +90,37 @@ def decoder_weights(shape: Shape) -> int:
     return shape.layers * sum(n * k for n, k in _linears(shape))
 
 
-def cost(shape: Shape, text_tokens: int, visual_tokens: int, n_outputs: int = 64) -> Cost:
-    """Of a LLaVA prompt; `visual_tokens` 0 is one without a picture, whose tower does nothing."""
-    n = text_tokens + visual_tokens
+def _tower_flops(shape: Shape, layers: int, patches: int, patch_values: int) -> int:
+    """Of the layers and the embedding of patches, which have so many values each."""
+    per_layer = 4 * shape.tower_hidden**2 + 2 * shape.tower_hidden * shape.tower_inner
+    layer = 2 * patches * per_layer + 4 * patches**2 * shape.tower_hidden
+    return layers * layer + 2 * patches * shape.tower_hidden * patch_values
+
+
+def llava_cost(shape: Shape, text_tokens: int) -> Cost:
+    """Of a prompt with a picture, which is as many tokens as patches."""
+    cells = (shape.side // shape.patch) ** 2
+    projector = 2 * cells * (shape.tower_hidden + shape.hidden) * shape.hidden
+    tower = _tower_flops(shape, shape.tower_layers - 1, cells + 1, 3 * shape.patch**2)
+    return cost(shape, text_tokens + cells, tower + projector)
+
+
+def qwen_cost(shape: Shape, text_tokens: int) -> Cost:
+    """Of a prompt with a picture, four patches of which, two frames deep, are one token."""
+    patches, wide = (shape.side // shape.patch) ** 2, 4 * shape.tower_hidden
+    merger = 2 * patches // 4 * (wide + shape.hidden) * wide
+    tower = _tower_flops(shape, shape.tower_layers, patches, 2 * 3 * shape.patch**2)
+    return cost(shape, text_tokens + patches // 4, tower + merger)
+
+
+def cost(shape: Shape, n: int, tower_flops: int = 0, n_outputs: int = 64) -> Cost:
+    """Of a prompt of `n` tokens, of text unless a tower is said to have made some."""
     weights, head = decoder_weights(shape), shape.vocab * shape.hidden
     attention = 4 * shape.layers * shape.hidden * n * (n + 1) / 2
-    patches = (shape.side // shape.patch) ** 2 + 1
-    per_layer = 4 * shape.tower_hidden**2 + 2 * shape.tower_hidden * shape.tower_inner
-    tower = (shape.tower_layers - 1) * (2 * patches * per_layer + 4 * patches**2 * shape.tower_hidden)
-    tower += 2 * patches * shape.tower_hidden * 3 * shape.patch**2
-    tower += 2 * (patches - 1) * (shape.tower_hidden + shape.hidden) * shape.hidden  # the projector
     cached = 2 * shape.layers * shape.kv_heads * shape.head_dim * (n + n_outputs / 2) * 2  # bytes, bfloat16
     sizes = {"bf16": (2.0, 2.0), "int8": (1 + 4 / 128, 1 + 4 / 128), "int4": (0.5 + 4 / 64, 1 + 4 / 128)}
     return Cost(
-        tower_flops=float(tower) if visual_tokens else 0.0,
+        tower_flops=float(tower_flops),
         decoder_flops=2.0 * (weights * n + head) + attention,
         token_bytes={form: weights * layer + head * last + cached for form, (layer, last) in sizes.items()},
     )
@@ -233,7 +250,7 @@ def needs_table(limits: Limits, cost: Cost) -> str:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     made_by, shape = provenance("bench.limits"), Shape()
-    limits, need = measure(shape), cost(Shape(), 27, 576)
+    limits, need = measure(shape), llava_cost(shape, 27)
     results: Json = {"limits": asdict(limits), "cost": asdict(need)}
     parts = [limits_table(limits), needs_table(limits, need), products_table(shape, limits.read_bytes)]
     write("limits", "Limits of the machine", made_by, results, parts)

@@ -21,7 +21,18 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from bench.limits import Cost, Limits, cost, decoder_weights, limits_table, measure, native_bfloat16, needs_table
+from bench.limits import (
+    Cost,
+    Limits,
+    cost,
+    decoder_weights,
+    limits_table,
+    llava_cost,
+    measure,
+    native_bfloat16,
+    needs_table,
+    qwen_cost,
+)
 from bench.peer_env import OPENVINO, VLLM, Peers
 from bench.peer_systems import Foveate, System, Unavailable, Vllm, Worker, own_python
 from bench.peer_table import Measure, Ratio, Row, Variant, median_table, ratio_table, ratios, shares
@@ -34,6 +45,8 @@ OUTPUT_TOKENS = 64
 CLIENTS = 8
 PRUNED = 64  # visual tokens
 POOL_MB = 256
+QUESTION_TOKENS = 27  # of text in the picture's prompt, the chat template's included
+COSTS = {"llava": llava_cost, "qwen2_vl": qwen_cost}
 
 
 VARIANTS = (
@@ -148,19 +161,16 @@ def allowance_bytes(family: str, need: Cost, form: str) -> float:
 
 def sections(run: Run, family: str, found: Limits, rounds: str) -> list[str]:
     """The Markdown, ratios first."""
-    text = cost(Shape(), TEXT_TOKENS, 0)
+    text, picture = cost(Shape(), TEXT_TOKENS), COSTS[family](Shape(), QUESTION_TOKENS)
     by_name = {row.variant.name: row for row in run.rows}
     all_ratios: list[Ratio] = ratios(by_name)
-    parts = [rounds]
-    if family == "llava":
-        picture = cost(Shape(), 27, 576)
-        for row in run.rows:
-            if row.variant.kind == "ours":
-                allowed = allowance_bytes(family, picture, row.variant.form)
-                all_ratios += shares(row, found, picture, text, allowed)
-        parts += [ratio_table(all_ratios), median_table(run.rows), limits_table(found), needs_table(found, picture)]
-    else:
-        parts += [ratio_table(all_ratios), median_table(run.rows), limits_table(found)]
+    if family != "llava":
+        all_ratios = [ratio for ratio in all_ratios if "at 64" not in ratio.name]  # set for a picture of 576 tokens
+    for row in run.rows:
+        if row.variant.kind == "ours":
+            allowed = allowance_bytes(family, picture, row.variant.form)
+            all_ratios += shares(row, found, picture, text, allowed)
+    parts = [rounds, ratio_table(all_ratios), median_table(run.rows), limits_table(found), needs_table(found, picture)]
     if run.skipped:
         parts.append("Not measured:\n\n" + "\n".join(f"- {name}: {why}" for name, why in run.skipped.items()))
     return parts

@@ -177,7 +177,7 @@ def main() -> None:
         cells.append(measure(model, kv, n, context))
         print(f"{n} x {context}: {1e3 * cells[-1].step_s:.1f} ms", flush=True)
     said = f"{args.family}, weights {model.weights}, KV {model.dtype}: {per_token} bytes a token."
-    if model.weights in (need := cost(Shape(), 1, 0).token_bytes):
+    if model.weights in (need := cost(Shape(), 1).token_bytes):
         floor = 1e3 * need[model.weights] / read_bytes
         said += f" Reading the weights once takes {floor:.1f} ms at the {read_bytes / 1e9:.1f} GB/s measured."
     left_out = [f"{n} x {context}" for n, context in places if (n, context) not in fitting]
