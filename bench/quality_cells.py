@@ -25,6 +25,7 @@ class Times:
     reduce_ms: float
     prefill_ms: float  # from its first batch to its first token, encoding and reduction included
     kv_bytes: int  # of the prompt, mean
+    token_ms: float = 0.0  # of decoding; 0: not timed
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ def time_table(cells: Sequence[Cell]) -> str:
         if times is None:
             return "-"
         spent = f"{times.ttft_ms:.1f} ({times.encode_ms:.1f} + {times.reduce_ms:.1f})"
-        return f"{spent}, {times.kv_bytes / 1024:.0f}"
+        token = f", {times.token_ms:.1f}" if times.token_ms else ""
+        return f"{spent}{token}, {times.kv_bytes / 1024:.0f}"
 
     return table(_header("method", ratios), [[name, *(said(name, r) for r in ratios)] for name in _names(cells)])
 
@@ -115,7 +116,8 @@ def sections(model: str, cells: Sequence[Cell], folder: Path, name: str) -> list
     for kind in KINDS:
         found += [f"{kind}:", budget_table(cells, kind)]
     if any(cell.times for cell in cells):
-        said = "TTFT in ms (encoding + reduction in ms, as the server says), KV of the prompt in KB; one client:"
+        said = "TTFT in ms (encoding + reduction in ms, as the server says), ms a token where it was timed, KV of the "
+        said += "prompt in KB; one client:"
         found += [said, time_table(cells)]
     return found
 

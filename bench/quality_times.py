@@ -1,4 +1,4 @@
-"""Time and memory of the cells of `bench.quality`: one client, pictures that the server has not seen, two tokens."""
+"""Time and memory of the cells of `bench.quality`: one client, pictures that the server has not seen, eight tokens."""
 
 import asyncio
 import json
@@ -17,6 +17,7 @@ from bench.server import Server, serving
 from bench.stream import Streamed, streamed
 
 FIRST_SCENE = 200_000  # away from the scenes that are scored, and from those of bench.serve
+_N_OUTPUT = 8
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -35,7 +36,7 @@ async def _ask(server: Server, cell: Cell, first: int, n: int) -> list[Streamed]
     found = []
     async with httpx.AsyncClient(timeout=120.0, trust_env=False) as client:
         for item in held_out(n + 1, first, kinds=("count",)):
-            request = body(server.model, item, 2, cell.method, cell.ratio)
+            request = body(server.model, item, _N_OUTPUT, cell.method, cell.ratio)
             request |= {"stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True}
             found.append(await streamed(client, server.url, json.dumps(request).encode(), {}))
     return found[1:]  # the first one warms up
@@ -48,7 +49,8 @@ def summary(runs: Sequence[Streamed], kv_token_bytes: int) -> Times:
         encode_ms=round(1e3 * median(r.encode_s for r in runs), 2),
         reduce_ms=round(1e3 * median(r.reduce_s for r in runs), 2),
         prefill_ms=round(1e3 * median(r.prefill_s for r in runs), 2),
-        kv_bytes=round(mean(r.prompt_tokens for r in runs) * kv_token_bytes),
+        kv_bytes=round(mean(r.prompt_tokens - r.visual_kept + r.visual_mean for r in runs) * kv_token_bytes),
+        token_ms=round(1e3 * median(r.per_token_s for r in runs), 2),
     )
 
 

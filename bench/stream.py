@@ -16,6 +16,7 @@ class Streamed:
     prompt_tokens: int
     output_tokens: int
     visual_kept: int = 0
+    visual_mean: float = 0.0  # over the decoder's layers
     encode_s: float = 0.0
     reduce_s: float = 0.0
     prefill_s: float = 0.0
@@ -62,6 +63,7 @@ async def streamed(client: httpx.AsyncClient, url: str, request: bytes, headers:
         prompt_tokens=usage["prompt_tokens"],
         output_tokens=usage["completion_tokens"],
         visual_kept=ours.get("visual", {}).get("kept", 0),
+        visual_mean=ours.get("visual", {}).get("kept_mean", 0.0),
         encode_s=spent.get("encode", 0.0) / 1e3,
         reduce_s=spent.get("reduce", 0.0) / 1e3,
         prefill_s=spent.get("prefill", 0.0) / 1e3,
