@@ -66,7 +66,7 @@ class SchedulerConfig:
     max_waiting: int = 1024  # requests queued before new ones are refused
     step_tokens: int = 2048  # rows of the language model per step
     chunk_tokens: int = 512  # of one prompt per step
-    encode_patches: int = 4096  # rows of the vision tower per step; one image always fits
+    encode_patches: int = 1024  # rows of the vision tower per step; one image always fits
 
     def __post_init__(self) -> None:
         for key in ("max_running", "max_waiting", "step_tokens", "chunk_tokens", "encode_patches"):
