@@ -11,6 +11,7 @@ from pathlib import Path
 import foveate.bundled
 from bench.report import RESULTS, Json
 from bench.scenes import Item
+from foveate.tune.measure import wilson
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,14 +68,6 @@ class Answer:
     @property
     def right(self) -> bool:
         return self.text.strip() == self.item.question.answer
-
-
-def wilson(right: int, asked: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson, 1927)."""
-    z, p = 1.959964, right / asked
-    middle, scale = p + z * z / (2 * asked), 1 + z * z / asked
-    spread = z * math.sqrt(p * (1 - p) / asked + z * z / (4 * asked * asked))
-    return (middle - spread) / scale, (middle + spread) / scale
 
 
 def score(model: str, method: str, ratio: float, answers: Sequence[Answer]) -> Cell:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from bench.quality_cells import Cell, wilson
+from bench.quality_cells import Cell
 from bench.report import NO_PLOT, pyplot, table
 from foveate.bundled.scenes import KINDS
 from foveate.configs.config import BudgetConfig
+from foveate.tune.measure import wilson
 
 NO_METHODS = ("none", "oracle")  # rows that are no choice
 _NAMED = 6  # methods drawn with a name beside random, oracle and the default

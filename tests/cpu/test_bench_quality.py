@@ -1,4 +1,4 @@
-"""The quality bench's own parts: intervals, cells that outlive a run, tables."""
+"""The quality bench's own parts: cells that outlive a run, tables."""
 
 import importlib
 import importlib.util
@@ -32,13 +32,6 @@ def cell(bench, method="divprune", ratio=0.5, right=8, code="a", **more):
         model="m", method=method, ratio=ratio, offered=100.0, kept=100 * ratio, right=scored, asked=kinds, code=code,
         **more,
     )  # fmt: skip
-
-
-def test_an_interval_is_the_one_of_the_books(bench):
-    low, high = bench.cells.wilson(8, 10)
-    assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert bench.cells.wilson(0, 10)[0] == pytest.approx(0.0, abs=1e-12)
-    assert bench.cells.wilson(10, 10)[1] == pytest.approx(1.0)
 
 
 def test_a_cell_is_found_again_by_what_it_depends_on(bench):
