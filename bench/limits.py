@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from os import sched_getaffinity
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -229,6 +230,12 @@ def measure(shape: Shape) -> Limits:
     dtypes = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if native_bfloat16() else {})
     read_bytes, read_by = read_bandwidth()
     return Limits({name: gemm_flops(shape, dtype) for name, dtype in dtypes.items()}, read_bytes, read_by)
+
+
+def middle(several: Sequence[Limits]) -> Limits:
+    """The median of each rate."""
+    flops = {name: median(limits.gemm_flops[name] for limits in several) for name in several[0].gemm_flops}
+    return Limits(flops, median(limits.read_bytes for limits in several), several[-1].read_by)
 
 
 def limits_table(limits: Limits) -> str:

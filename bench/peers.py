@@ -5,9 +5,10 @@
     python -m bench.peers --only ours,openvino --quick
 
 Systems: our server and vLLM over HTTP; OpenVINO GenAI (continuous batching) and transformers `generate` as libraries in
-processes of their own. All are loaded first. Then round after round every system is measured once, while the others are
-stopped by SIGSTOP; after being woken it answers one short text that does not count. Medians over the rounds. All get
-the same requests (bench/peer_work.py): greedy, 64 tokens exactly, a picture and a text never seen before.
+processes of their own. All are loaded first. Then round after round the limits (bench.limits) and every system are
+measured once, while the others are stopped by SIGSTOP; after being woken a system answers one short text that does not
+count. Medians over the rounds. All get the same requests (bench/peer_work.py): greedy, 64 tokens exactly, a picture and
+a text never seen before.
 
     TTFT, TPOT      one client; ours and vLLM over HTTP, the libraries from the call to their stream
     tok/s           8 requests at once, from the first being sent until the last has ended; transformers: a static batch
@@ -29,6 +30,7 @@ from bench.limits import (
     limits_table,
     llava_cost,
     measure,
+    middle,
     native_bfloat16,
     needs_table,
     qwen_cost,
@@ -86,6 +88,7 @@ class Run:
         self.rows: list[Row] = []
         self.skipped: dict[str, str] = {}
         self._family = family
+        self.limits: list[Limits] = []
         self._systems: list[tuple[Row, System]] = []
         self._asks = Asks()
 
@@ -106,7 +109,8 @@ class Run:
             started.freeze()
 
     def round(self, with_batch: bool) -> None:
-        """Measure every system once."""
+        """Measure every system once, and the limits, since what the machine gives changes."""
+        self.limits.append(measure(Shape()))
         for row, measured in self._systems:
             measured.thaw()
             measured.ask([self._asks.about_text(27)], 2)
@@ -197,15 +201,15 @@ def main() -> None:
     args = parser.parse_args()
     rounds, with_batch = (2, 1) if args.quick else (args.rounds, args.batch_rounds)
     made_by = provenance("bench.peers")
-    found = measure(Shape())  # while nothing else is loaded
     run = Run(args.family)
     with ExitStack() as stack:
         run.start(chosen(args.only), Peers(args.envs.resolve(), args.install), stack)
         for i in range(rounds):
             print(f"round {i + 1} of {rounds}", flush=True)
             run.round(with_batch=i < with_batch)
+    found = middle(run.limits)
     said = f"{args.family}, {n_parameters(args.family) / 1e9:.2f} B parameters, random. Medians of {rounds} rounds"
-    said += f" ({with_batch} with 8 clients), every system once a round, the others stopped meanwhile."
+    said += f" ({with_batch} with 8 clients), every system and every limit once a round, the others stopped meanwhile."
     results: Json = {
         "limits": asdict(found),
         "systems": [asdict(row) for row in run.rows],
