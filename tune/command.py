@@ -18,7 +18,7 @@ from foveate.tune.progress import Progress
 from foveate.tune.report import Setting, write
 from foveate.tune.state import State
 
-METHODS = ("foveal", "visionzip", "hiprune", "tome")
+METHODS = ("foveal", "mmtok", "tome", "tome;keep=0.75+foveal")
 _SAMPLE_BYTES = 2**16  # of a file of weights, read in three places to tell it from another
 
 

@@ -13,7 +13,6 @@ from foveate.tune.search import LEVELS, fit_sigmoid, gsearch, horizon, least, ta
 
 _FRONTIER = (24, 16, 8)  # levels measured of each reducer, whatever the bisection asks
 _DROPS = (1.0, 0.75, 0.5)  # shares of what the schedule drops that are left to it behind a reducer
-_CHOICES = 16  # points that are tried on the second part before it is given up
 _INFORMED = 64  # pairs that the change of the first token's distribution is averaged over
 _TOP = 20  # tokens told apart in it
 
@@ -138,11 +137,15 @@ def _choose(bench: Bench, agreement: float) -> list[Measured]:
     """From the cheapest point that holds on: the first of which the search's pairs and these together, which it has not
     seen, make sure.
 
-    Of many points a search takes the cheapest that passes, so also the lucky ones; this sends them back.
+    Of many points a search takes the cheapest that passes, so also the lucky ones; this sends them back. A point is
+    tried only if it agrees more often than every cheaper one: where a better one failed, it would by luck alone hold.
     """
     known = [p for p in bench.seen if p.holds(agreement) and p.cost < 1]
-    tried = []
-    for point in sorted(known, key=lambda p: (p.cost, p.flops))[:_CHOICES]:
+    tried, most = [], 0
+    for point in sorted(known, key=lambda p: (p.cost, p.flops, -p.same)):
+        if point.same <= most:
+            continue
+        most = point.same
         tried.append(bench.measure(point.kind, point.method, point.ratio, "choice"))
         if sure(point.same + tried[-1].same, point.asked + tried[-1].asked, agreement):
             return tried
