@@ -17,7 +17,7 @@ from bench.server import Server, serving
 from bench.stream import Streamed, streamed
 
 FIRST_SCENE = 200_000  # away from the scenes that are scored, and from those of bench.serve
-_N_OUTPUT = 8
+_N_OUTPUT = 8  # of a description, so that every token is text
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -35,7 +35,7 @@ def token_bytes(server: Server, folder: Path) -> int:
 async def _ask(server: Server, cell: Cell, first: int, n: int) -> list[Streamed]:
     found = []
     async with httpx.AsyncClient(timeout=120.0, trust_env=False) as client:
-        for item in held_out(n + 1, first, kinds=("count",)):
+        for item in held_out(n + 1, first, kinds=("describe",)):
             request = body(server.model, item, _N_OUTPUT, cell.method, cell.ratio)
             request |= {"stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True}
             found.append(await streamed(client, server.url, json.dumps(request).encode(), {}))
