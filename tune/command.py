@@ -32,7 +32,7 @@ class Options:
     limit: int | None = None
     max_tokens: int = 64
     methods: tuple[str, ...] = ()  # empty: METHODS, as far as they suit the model
-    n_scenes: int = 150
+    n_scenes: int = 90
     every: int = 0  # 0: so that about twelve layers are searched
     seed: int = 0
     out: Path | None = None
