@@ -81,7 +81,7 @@ class Peers:
         python = self.folder / wanted.name / "bin" / "python"
         if not python.exists():
             if not self.install:
-                raise Unavailable(f"no environment {self.folder / wanted.name}; --install makes it")
+                raise Unavailable(f"no environment {wanted.name} under --envs; --install makes it")
             self._make(wanted)
         return python
 
@@ -116,11 +116,11 @@ class Peers:
         pip = [str(root / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
         self.folder.mkdir(parents=True, exist_ok=True)
         _run([sys.executable, "-m", "venv", str(root)])
-        site = next((root / "lib").glob("python3.*")) / "site-packages"
+        site = _site(root)
         if wanted.over:
             below = self.python(next(e for e in (OPENVINO, VLLM) if e.name == wanted.over)).parents[1]
             _run([*pip, "install", "-q", "--no-deps", *wanted.packages])
-            (site / "behind.pth").write_text(f"{next((below / 'lib').glob('python3.*')).resolve()}/site-packages\n")
+            (site / "behind.pth").write_text(f"{_site(below).resolve()}\n")
         else:
             pins = root / "pins.txt"
             pins.write_text("\n".join(_TORCH) + "\n")
@@ -131,6 +131,11 @@ class Peers:
             _run([*pip, "uninstall", "-q", "-y", *wanted.removed])
         (site / "declare_torchvision.py").write_text(_HOOK)
         (site / "declare_torchvision.pth").write_text("import declare_torchvision\n")
+
+
+def _site(root: Path) -> Path:
+    """Where an environment keeps its packages."""
+    return next((root / "lib").glob("python3.*")) / "site-packages"
 
 
 def _run(command: Sequence[str]) -> None:

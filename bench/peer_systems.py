@@ -147,7 +147,7 @@ class Process(System):
     def _failed(self, what: str) -> Unavailable:
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
         wrong = [line for line in lines if "Error" in line] or lines
-        return Unavailable(f"{what}: {wrong[-1][-300:].strip() if wrong else 'nothing written'} ({self._log})")
+        return Unavailable(f"{what}: {wrong[-1][-300:].strip() if wrong else 'nothing written'} ({self._log.name})")
 
     def stop(self) -> None:
         if self._process is None or self._process.poll() is not None:

@@ -154,7 +154,7 @@ def _add_tune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scenes", metavar="N", type=int, default=90, help="bundled pictures (default: %(default)s)")
     text = "tokens of an answer at most (default: %(default)s)"
     parser.add_argument("--max-tokens", metavar="N", type=int, default=64, help=text)
-    text = "reducers to compare (default: foveal, mmtok, tome, and tome before foveal)"
+    text = "reducers to compare (default: foveal mmtok tome tome;keep=0.75+foveal)"
     parser.add_argument("--methods", metavar="NAME", nargs="+", default=[], help=text)
     text = "the schedule may change at every so many layers (default: so that about 12 are searched)"
     parser.add_argument("--every", metavar="N", type=int, default=0, help=text)

@@ -15,8 +15,8 @@ from foveate.engine.reduce.inputs import VisualInputs
 from foveate.engine.reduce.signals import Signal, Tower
 from foveate.kernels.decoder import Cache
 
-# (layer, q [n, n_heads, d], k [n, n_kv_heads, d], v [n, n_kv_heads, d]) -> [n, n_heads, d].
-# Keys arrive already rotated; the callee stores k and v in the paged cache and attends over it.
+# (layer, q [m, n_heads, d], k [n, n_kv_heads, d], v [n, n_kv_heads, d]) -> [m, n_heads, d], m being n but where only some
+# rows are wanted. Keys arrive already rotated; the callee stores k and v in the paged cache and attends over it.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 

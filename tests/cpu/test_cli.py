@@ -14,6 +14,7 @@ import foveate
 from foveate.configs.config import Config
 from foveate.configs.load import load
 from foveate.server.main import main
+from foveate.tune.command import METHODS, Options
 
 MISTAKES = [
     (["serve", "--set", "cache.block_token=32"], "did you mean cache.block_tokens?"),
@@ -80,6 +81,14 @@ def test_a_hub_name_that_cannot_be_had_names_the_bundled_ones(tmp_path: Path) ->
     lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
     assert done.returncode == 2 and len(lines) == 1 and time.monotonic() - began < 15
     assert "nobody/nothing" in lines[0] and "bundled are tiny-llava, tiny-qwen2-vl" in lines[0]
+
+
+def test_the_tuners_help_tells_its_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    """It states them itself: importing the tuner takes three seconds."""
+    with pytest.raises(SystemExit):
+        main(["tune", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"default: {' '.join(METHODS)}" in said and f"bundled pictures (default: {Options(config=Config()).n_scenes})" in said
 
 
 @pytest.mark.parametrize(

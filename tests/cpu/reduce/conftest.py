@@ -29,6 +29,7 @@ TOWERS = {
     "shallow": Tower(has_cls=True, depth=1),
 }
 Value = bool | int | float | str
+Group = tuple[int, set[int]]  # the anchor of a row, and the tokens in it
 
 
 def _prepared(grid: Grid) -> tuple[int, int]:
@@ -105,20 +106,20 @@ class Pictures:
         """The tokens that survive."""
         return build_reducer(name, params).reduce(inputs, k).anchor.tolist()
 
-    def merges_as(
-        self, name: str, inputs: VisualInputs, k: int, expected: dict[int, tuple[set[int], Tensor]], **params: Value
-    ) -> None:
-        """Assert that a method's rows are those expected: by anchor, what went into each and the row before the
-        projector."""
+    def merged(self, name: str, inputs: VisualInputs, k: int, **params: Value) -> tuple[list[Group], Tensor]:
+        """A method's rows in order: the anchor of each and what went into it; and the rows themselves."""
         transform = build_reducer(name, params).reduce(inputs, k)
-        anchors = transform.anchor.tolist()
-        assert anchors == sorted(expected)
         sources = [set(part.tolist()) for part in transform.indices.split(transform.size.tolist())]
-        assert sources == [expected[i][0] for i in anchors]
-        rows = torch.stack([expected[i][1] for i in anchors]).float()
+        rows = transform.apply_to(inputs.proj, inputs.enc, inputs.project)
+        return list(zip(transform.anchor.tolist(), sources, strict=True)), rows
+
+    def as_merged(
+        self, inputs: VisualInputs, by_anchor: dict[int, tuple[set[int], Tensor]]
+    ) -> tuple[list[Group], Tensor]:
+        """The same of what a plain version gives: by anchor, what went into a row and the row before the projector."""
+        rows = torch.stack([row for _, (_, row) in sorted(by_anchor.items())]).float()
         rows = rows if inputs.project is None or inputs.enc is None else inputs.project(rows)
-        found = transform.apply_to(inputs.proj, inputs.enc, inputs.project)
-        torch.testing.assert_close(found, rows, rtol=1e-4, atol=1e-5)
+        return [(anchor, sources) for anchor, (sources, _) in sorted(by_anchor.items())], rows
 
 
 @pytest.fixture

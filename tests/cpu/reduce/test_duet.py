@@ -40,8 +40,10 @@ def test_it_is_the_paper_step_by_step(pictures, seed: int, compat: bool, encoder
     for ratio, width in ((35 / 205, 4), (0.5, 3), (0.3, 1)):
         params = {"contextual_ratio": ratio, "cluster_width": width, "compat": compat}
         inputs, k = pictures.draw("duet", seed, encoder, **params)
-        expected = plain(inputs, k, ratio, width, compat)
-        pictures.merges_as("duet", inputs, k, expected, **params)
+        groups, rows = pictures.as_merged(inputs, plain(inputs, k, ratio, width, compat))
+        found, found_rows = pictures.merged("duet", inputs, k, **params)
+        assert found == groups
+        torch.testing.assert_close(found_rows, rows, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_little_attended_to_is_dropped(pictures) -> None:
