@@ -119,7 +119,8 @@ def cost(shape: Shape, n: int, tower_flops: int = 0, n_outputs: int = 64) -> Cos
     weights, head = decoder_weights(shape), shape.vocab * shape.hidden
     attention = 4 * shape.layers * shape.hidden * n * (n + 1) / 2
     cached = 2 * shape.layers * shape.kv_heads * shape.head_dim * (n + n_outputs / 2) * 2  # bytes, bfloat16
-    sizes = {"bf16": (2.0, 2.0), "int8": (1 + 4 / 128, 1 + 4 / 128), "int4": (0.5 + 4 / 64, 1 + 4 / 128)}
+    int16, int8, int4 = 2 + 4 / 128, 1 + 4 / 128, 0.5 + 4 / 64
+    sizes = {"bf16": (2.0, 2.0), "int16": (int16, int16), "int8": (int8, int8), "int4": (int4, int8)}
     return Cost(
         tower_flops=float(tower_flops),
         decoder_flops=2.0 * (weights * n + head) + attention,

@@ -29,7 +29,8 @@ class Variant:
     name: str
     kind: Literal["ours", "openvino", "vllm", "transformers"]
     form: str = ""  # of the weights
-    hint: str = "default"  # OpenVINO's inference precision
+    hint: str = "default"  # of the inference precision
+    settings: tuple[str, ...] = ()  # ours
     batch: bool = False  # whether 8 clients are measured too: the longest part
     pruned: bool = False
 
@@ -68,27 +69,27 @@ class Ratio:
 
 # (what, measure and row over measure and row, bound, whether at most)
 _TARGETS: tuple[tuple[str, Measure, str, Measure, str, float, bool], ...] = (
-    ("TPOT, ours bf16 / OpenVINO fp16", "tpot_s", "ours bf16", "tpot_s", "openvino fp16", 0.85, True),
-    ("TPOT, ours bf16 / vLLM", "tpot_s", "ours bf16", "tpot_s", "vllm", 0.50, True),
-    ("TPOT, ours bf16 / transformers", "tpot_s", "ours bf16", "tpot_s", "transformers", 0.50, True),
+    ("TPOT, ours / OpenVINO fp16", "tpot_s", "ours 16 bit", "tpot_s", "openvino fp16", 0.85, True),
+    ("TPOT, ours / vLLM", "tpot_s", "ours 16 bit", "tpot_s", "vllm", 0.50, True),
+    ("TPOT, ours / transformers", "tpot_s", "ours 16 bit", "tpot_s", "transformers", 0.50, True),
     ("TPOT, ours int8 / OpenVINO fp16", "tpot_s", "ours int8", "tpot_s", "openvino fp16", 0.55, True),
     ("TPOT, ours int4 / OpenVINO fp16", "tpot_s", "ours int4", "tpot_s", "openvino fp16", 0.42, True),
-    ("TTFT, ours bf16 / OpenVINO fp16", "ttft_s", "ours bf16", "ttft_s", "openvino fp16", 0.72, True),
-    ("TTFT, ours bf16 / vLLM", "ttft_s", "ours bf16", "ttft_s", "vllm", 0.60, True),
-    ("TTFT, ours int8 / ours bf16", "ttft_s", "ours int8", "ttft_s", "ours bf16", 1.0, True),
-    ("TTFT, ours at 64 / OpenVINO at 576", "pruned_ttft_s", "ours bf16", "ttft_s", "openvino fp16", 0.42, True),
-    ("tok/s of 8, ours / OpenVINO", "tokens_per_s", "ours bf16", "tokens_per_s", "openvino fp16", 1.35, False),
-    ("tok/s of 8, ours / vLLM", "tokens_per_s", "ours bf16", "tokens_per_s", "vllm", 1.9, False),
+    ("TTFT, ours / OpenVINO fp16", "ttft_s", "ours 16 bit", "ttft_s", "openvino fp16", 0.72, True),
+    ("TTFT, ours / vLLM", "ttft_s", "ours 16 bit", "ttft_s", "vllm", 0.60, True),
+    ("TTFT, ours int8 / ours", "ttft_s", "ours int8", "ttft_s", "ours 16 bit", 1.0, True),
+    ("TTFT, ours at 64 / OpenVINO at 576", "pruned_ttft_s", "ours 16 bit", "ttft_s", "openvino fp16", 0.42, True),
+    ("tok/s of 8, ours / OpenVINO", "tokens_per_s", "ours 16 bit", "tokens_per_s", "openvino fp16", 1.35, False),
+    ("tok/s of 8, ours / vLLM", "tokens_per_s", "ours 16 bit", "tokens_per_s", "vllm", 1.9, False),
     (
         "tok/s of 8, ours at 64 / OpenVINO",
         "pruned_tokens_per_s",
-        "ours bf16",
+        "ours 16 bit",
         "tokens_per_s",
         "openvino fp16",
         2.2,
         False,
     ),
-    ("tok/s of 8, ours at 64 / vLLM", "pruned_tokens_per_s", "ours bf16", "tokens_per_s", "vllm", 3.0, False),
+    ("tok/s of 8, ours at 64 / vLLM", "pruned_tokens_per_s", "ours 16 bit", "tokens_per_s", "vllm", 3.0, False),
 )
 
 

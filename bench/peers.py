@@ -51,10 +51,12 @@ QUESTION_TOKENS = 27  # of text in the picture's prompt, the chat template's inc
 COSTS = {"llava": llava_cost, "qwen2_vl": qwen_cost}
 
 
+_ROUNDED = "model.dtype=bfloat16"  # which holds 16-bit weights as the hardware multiplies them best
 VARIANTS = (
-    Variant("ours bf16", "ours", "bf16", batch=True, pruned=True),
-    Variant("ours int8", "ours", "int8"),
-    Variant("ours int4", "ours", "int4"),
+    Variant("ours 16 bit", "ours", "bf16" if native_bfloat16() else "int16", "", (_ROUNDED,), batch=True, pruned=True),
+    Variant("ours bf16 f32", "ours", "bf16", "f32", ("model.weights=bf16", "model.dtype=float32")),
+    Variant("ours int8", "ours", "int8", "", ("model.weights=int8", _ROUNDED)),
+    Variant("ours int4", "ours", "int4", "", ("model.weights=int4", _ROUNDED)),
     Variant("openvino fp16", "openvino", "fp16", batch=True),
     Variant("openvino int8", "openvino", "int8"),
     Variant("openvino int8 f32", "openvino", "int8", hint="f32"),
@@ -70,7 +72,7 @@ def system(variant: Variant, peers: Peers, family: str) -> System:
     work = peers.folder / "work"
     model = peers.model(family)
     if variant.kind == "ours":
-        return Foveate(model, [f"model.weights={variant.form}", f"cache.memory_mb={POOL_MB}"])
+        return Foveate(model, [*variant.settings, f"cache.memory_mb={POOL_MB}"])
     if variant.kind == "transformers":
         return Worker("transformers", own_python(), model, dtype, family, work)
     if variant.kind == "vllm":

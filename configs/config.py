@@ -24,9 +24,9 @@ class ModelConfig:
     name: str = ""  # in /v1/models; empty: the last part of the path
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the hardware multiplies it natively
-    # How the decoder's matrices are held on the CPU; auto: the least memory without any loss. int8 and int4 quantize at
-    # load, whatever the checkpoint.
-    weights: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto"
+    # How matrices are held on the CPU; auto: the least memory without loss, and int16 for dtype bfloat16 where none is
+    # multiplied natively. Integers are quantized at load, whatever the checkpoint; int8 and int4 in the decoder only.
+    weights: Literal["auto", "fp32", "bf16", "int16", "int8", "int4"] = "auto"
     quantize: tuple[str, ...] = ("head",)  # what int8 and int4 put in int8 besides: head, embeddings, tower
     threads: int = 0  # of the CPU; 0: all this process may use, or one for a model under 30 M parameters
     max_context: int = 0  # tokens of prompt and answer; 0: as the checkpoint says

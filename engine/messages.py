@@ -173,7 +173,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     image_token_id: int
     n_parameters: int
     dtype: str
-    weights: str  # how the decoder's matrices are held: fp32, bf16, int8, int4
+    weights: str  # how the decoder's matrices are held: fp32, bf16, int16, int8, int4
     kernels: str  # the level of the CPU's kernels (kernels/native.py); "torch" on CUDA
     device: str
     block_tokens: int

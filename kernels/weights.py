@@ -1,14 +1,15 @@
-"""Weights of linear layers, packed once for the CPU kernels: panels of 16 rows, in one of four forms.
+"""Weights of linear layers, packed once for the CPU kernels: panels of 16 rows, in one of five forms.
 
 One layout per form serves every instruction set. `data` is panel after panel, a panel being 16 rows of the matrix
 (16 output columns), with n padded to whole panels and k to whole steps by zeros:
 
     float32   [n/16][k][16]
     bfloat16  [n/16][k/2][16][2]   pairs along k, as VNNI and AMX read them
+    int16     [n/16][k/2][16][2]   symmetric, within -8191 and 8191, one scale per row and 128 k
     int8      [n/16][k/4][16][4]   symmetric, one scale per row and 128 k
     int4      [n/16][k/8][16][4]   stored + 8; low nibbles are the first 4 of 8 k, high nibbles the others; 64 k a scale
 
-All four are words of 32 bits, 16 to a step of k, so packing is one transposition of words.
+All are words of 32 bits, 16 to a step of k, so packing is one transposition of words.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,11 +23,14 @@ from torch.nn.functional import pad
 from foveate.kernels import memory
 from foveate.kernels.native import kernels
 
-Form = Literal["float32", "bfloat16", "int8", "int4"]
+Form = Literal["float32", "bfloat16", "int8", "int4", "int16"]  # as linear.h counts them
 FORMS: tuple[Form, ...] = get_args(Form)
+INTEGERS = ("int16", "int8", "int4")  # forms with scales
 PANEL = 16  # rows of a panel
-GROUP = {"float32": 1, "bfloat16": 2, "int8": 128, "int4": 64}  # k is padded to whole ones; int: values to a scale
-_PER_WORD = {"float32": 1, "bfloat16": 2, "int8": 4, "int4": 8}
+# k is padded to whole groups; of integers, values with one scale
+GROUP = {"float32": 1, "bfloat16": 2, "int8": 128, "int4": 64, "int16": 128}
+_PER_WORD = {"float32": 1, "bfloat16": 2, "int8": 4, "int4": 8, "int16": 2}
+_MOST = {"int8": 127, "int16": 8191}  # of a symmetric value
 _SOURCES = (torch.float32, torch.bfloat16, torch.float16)  # what the compiled version packs, as pack.h counts them
 _SLAB = 64 * PANEL  # rows that the plain version packs at a time, and `unpack` unpacks
 
@@ -57,7 +61,7 @@ class PackedWeight:
 def pack(
     weight: Tensor | Sequence[Tensor], form: Form, *, gated: bool = False, round_inputs: bool = False
 ) -> PackedWeight:
-    """Pack a matrix [n, k] of float32, bfloat16 or float16; int8 and int4 are quantized group-wise along k.
+    """Pack a matrix [n, k] of float32, bfloat16 or float16; the integers are quantized group-wise along k.
 
     Args:
         weight: the matrix, or pieces of it, one above the other, which are then not put together first.
@@ -79,7 +83,7 @@ def pack(
     counts = [-(-len(piece) // PANEL) for piece in pieces]  # panels
     groups = -(-k // GROUP[form])
     data = memory.weights.empty((sum(counts), groups * GROUP[form] // _PER_WORD[form], PANEL), torch.int32)
-    scales = memory.weights.empty((sum(counts), groups, PANEL), torch.float32) if form in ("int8", "int4") else None
+    scales = memory.weights.empty((sum(counts), groups, PANEL), torch.float32) if form in INTEGERS else None
     for i, piece in enumerate(pieces):
         where = slice(i, None, 2) if gated else slice(sum(counts[:i]), sum(counts[: i + 1]))
         _fill(piece, form, data[where], None if scales is None else scales[where])
@@ -130,7 +134,7 @@ def rows(packed: PackedWeight, ids: Tensor) -> Tensor:
     if packed.form == "bfloat16":
         return words.view(torch.bfloat16)[:, : packed.k].float()
     assert packed.scales is not None, "an integer form has scales"
-    values = words.view(torch.int8)
+    values = words.view(torch.int16 if packed.form == "int16" else torch.int8)
     if packed.form == "int4":
         nibbles = words.view(torch.uint8).view(*words.shape, 4)
         values = torch.stack([nibbles & 15, nibbles >> 4], 2).flatten(1).to(torch.int8) - 8
@@ -152,10 +156,11 @@ def _words(slab: Tensor, form: Form) -> tuple[Tensor, Tensor | None]:
     if form == "bfloat16":
         return slab.bfloat16().contiguous().view(torch.int32), None
     grouped = slab.float().reshape(len(slab), -1, GROUP[form])
-    if form == "int8":
-        scales = grouped.abs().amax(2) / 127
-        values = _divided(grouped, scales).round_().clamp_(-127, 127).to(torch.int8)
-        return values.flatten(1).view(torch.int32), scales
+    if form != "int4":
+        most = _MOST[form]
+        scales = grouped.abs().amax(2) / most
+        values = _divided(grouped, scales).round_().clamp_(-most, most)
+        return values.to(torch.int8 if form == "int8" else torch.int16).flatten(1).view(torch.int32), scales
     # The value farthest from zero becomes -8 exactly, whatever its sign: one step finer than a symmetric 7.
     low, high = grouped.aminmax(dim=2)
     scales = torch.where(high > -low, high, low) / -8

@@ -15,8 +15,8 @@ from foveate.engine.reduce.inputs import VisualInputs
 from foveate.engine.reduce.signals import Signal, Tower
 from foveate.kernels.decoder import Cache
 
-# (layer, q [m, n_heads, d], k [n, n_kv_heads, d], v [n, n_kv_heads, d]) -> [m, n_heads, d], m being n but where only some
-# rows are wanted. Keys arrive already rotated; the callee stores k and v in the paged cache and attends over it.
+# (layer, q [m, n_heads, d], k [n, n_kv_heads, d], v [n, n_kv_heads, d]) -> [m, n_heads, d], m being n but where only
+# some rows are wanted. Keys arrive already rotated; the callee stores k and v in the paged cache and attends over it.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -66,7 +66,7 @@ class Model(nn.Module, ABC):
 
     spec: ModelSpec
     dtype: torch.dtype  # of the KV cache; of activations too, unless the CPU's kernels keep those in float32
-    weights: str  # how the decoder's matrices are held: "fp32", "bf16", "int8", "int4"
+    weights: str  # how the decoder's matrices are held: "fp32", "bf16", "int16", "int8", "int4"
     n_parameters: int
     can_cut: bool = False  # whether `encode_cut` is there, for pictures of one tile without newlines
 

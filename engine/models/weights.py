@@ -8,9 +8,9 @@ from foveate.configs.config import ModelConfig
 from foveate.configs.errors import ConfigError
 from foveate.engine.models.parts.matrix import Embedding, Matrix, Storage
 from foveate.kernels.native import level
-from foveate.kernels.weights import Form
+from foveate.kernels.weights import INTEGERS, Form
 
-_FORMS: dict[str, Form] = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8", "int4": "int4"}
+_FORMS: dict[str, Form] = {"fp32": "float32", "bf16": "bfloat16", "int16": "int16", "int8": "int8", "int4": "int4"}
 HEAD = "lm_head"
 _NAMES = {form: name for name, form in _FORMS.items()}
 
@@ -20,12 +20,14 @@ class WeightPlan:
     """What each role's matrices become.
 
     Without compiled kernels, and on CUDA, matrices are plain tensors in the model's dtype. With them the activations
-    stay in float32, so a checkpoint in bfloat16 is held in bfloat16 without any loss, whatever the model's dtype.
+    stay in float32, so a checkpoint in bfloat16 is held in bfloat16 without any loss, whatever the model's dtype. Where
+    that is bfloat16 and the processor multiplies none, int16 takes its place: as small, nearer to the truth than inputs
+    rounded to bfloat16 would be, and half as fast again as float32's arithmetic.
     """
 
     dtype: torch.dtype
     device: torch.device
-    lossless: Form | None  # None: plain tensors
+    wide: Form | None  # of what is not in 8 or 4 bits; None: plain tensors
     decoder: Form | None
     quantize: tuple[str, ...]
 
@@ -38,19 +40,21 @@ class WeightPlan:
         """
         packed = device.type == "cpu" and level() != "reference"
         asked = _FORMS.get(config.weights)
-        if asked in ("int8", "int4") and device.type != "cpu":
+        if asked in INTEGERS and device.type != "cpu":
             raise ConfigError(f"model.weights: {config.weights} runs on the CPU only; use auto on {device.type}")
-        if not packed and asked not in ("int8", "int4"):
+        if not packed and asked not in INTEGERS:
             return cls(dtype, device, None, None, ())
-        lossless: Form = "bfloat16" if torch.bfloat16 in (stored, dtype) else "float32"
-        if asked in ("float32", "bfloat16"):
-            lossless = asked
-        return cls(dtype, device, lossless, asked or lossless, config.quantize)
+        wide: Form = "bfloat16" if torch.bfloat16 in (stored, dtype) else "float32"
+        if asked in ("float32", "bfloat16", "int16"):
+            wide = asked
+        elif dtype == torch.bfloat16 and level() in ("avx2", "avx512"):
+            wide = "int16"
+        return cls(dtype, device, wide, asked or wide, config.quantize)
 
     @property
     def rows_dtype(self) -> torch.dtype:
         """Of activations, norms and biases."""
-        return self.dtype if self.lossless is None else torch.float32
+        return self.dtype if self.wide is None else torch.float32
 
     @property
     def name(self) -> str:
@@ -68,5 +72,5 @@ class WeightPlan:
             embeds = isinstance(matrix, Embedding)
             role = "head" if path == HEAD or (embeds and tied) else "embeddings" if embeds else "tower"
             quantized = self.decoder in ("int8", "int4") and role in self.quantize
-            form = "int8" if quantized else self.lossless
+            form = "int8" if quantized else self.wide
         return Storage(self.dtype, self.device, form)

@@ -213,6 +213,7 @@ void linear_amx(const Linear& p) {
     case Form::kBfloat16: return Drive<16, AmxBf16Form>(p).run();
     case Form::kInt8: return Drive<16, AmxIntForm<8>>(p).run();
     case Form::kInt4: return Drive<16, AmxIntForm<4>>(p).run();
+    case Form::kInt16:
     case Form::kFloat32: return linear_avx512(p);
   }
 }

@@ -22,6 +22,7 @@ void linear_avx2(const Linear& p) {
     case Form::kBfloat16:
       if (p.m <= 16) return Drive<8, FloatForm<8, bf16, 4, 1>>(p).run();
       return Drive<8, WidenedForm<8, 6>>(p).run();
+    case Form::kInt16: return Drive<8, IntForm<8, 16, 6, 1>>(p).run();
     case Form::kInt8: return Drive<8, IntForm<8, 8, 4, 1>>(p).run();
     case Form::kInt4: return Drive<8, IntForm<8, 4, 4, 1>>(p).run();
   }

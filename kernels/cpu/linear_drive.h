@@ -85,7 +85,7 @@ thread_local Room packed_room, widened_room, sums_room;
 
 constexpr std::int64_t kPackedBytes = 16 << 20;  // of x at a time: stays in L3
 constexpr std::int64_t kBlockRows = 288;         // rows of x whose chunk stays in L2
-constexpr std::int64_t kAlongBytes = 4096;       // of bfloat16 weights in a visit of a single tile
+constexpr std::int64_t kAlongBytes = 8192;       // of bfloat16 weights in a visit of a single tile
 constexpr std::int64_t kBesideBytes = 2048;      // and of integers, by one row
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }

@@ -26,19 +26,20 @@ FOVEATE_INLINE float widened(float x) { return x; }
 FOVEATE_INLINE float widened(bf16 x) { return to_float(x); }
 FOVEATE_INLINE float widened(half x) { return _cvtsh_ss(x.bits); }
 
-// Quantized values of one row's block, bytes, and the scale of each group. int8: within -127 and 127. int4: the value
-// farthest from zero becomes -8 exactly, whatever its sign, and all are stored + 8.
-template <int Bits>
-void quantize(const float* x, std::int64_t k, std::int8_t* to, float* scales) {
-  constexpr std::int64_t group = Bits * 16;
+// Quantized values of one row's block and the scale of each group. int16: within -8191 and 8191; int8: -127 and 127.
+// int4: the value farthest from zero becomes -8 exactly, whatever its sign, and all are stored + 8.
+template <int Bits, class T>
+void quantize(const float* x, std::int64_t k, T* to, float* scales) {
+  constexpr std::int64_t group = Bits == 4 ? 64 : 128;
+  constexpr float most = Bits == 16 ? 8191 : Bits == 8 ? 127 : 7, least = Bits == 4 ? -8 : -most;
   for (std::int64_t g = 0; g < k; g += group) {
     float low = 0, high = 0;
     for (std::int64_t i = g; i < g + group; ++i) low = std::min(low, x[i]), high = std::max(high, x[i]);
-    const float scale = Bits == 8 ? std::max(-low, high) / 127 : (high > -low ? high : low) / -8;
-    const float divisor = scale == 0 ? 1.0f : scale, least = Bits == 8 ? -127 : -8, most = Bits == 8 ? 127 : 7;
+    const float scale = Bits == 4 ? (high > -low ? high : low) / least : std::max(-low, high) / most;
+    const float divisor = scale == 0 ? 1.0f : scale;
     for (std::int64_t i = g; i < g + group; ++i) {
       const float rounded = std::nearbyint(x[i] / divisor);
-      to[i] = static_cast<std::int8_t>(static_cast<int>(std::max(least, std::min(most, rounded))) + (Bits == 4 ? 8 : 0));
+      to[i] = static_cast<T>(static_cast<int>(std::max(least, std::min(most, rounded))) + (Bits == 4 ? 8 : 0));
     }
     scales[g / group * kRows] = scale;
   }
@@ -51,6 +52,8 @@ void make_words(Form form, const float* x, std::int64_t k, std::uint32_t* to, fl
   } else if (form == Form::kBfloat16) {
     auto* pairs = reinterpret_cast<bf16*>(to);
     for (std::int64_t i = 0; i < k; ++i) set(pairs[i], x[i]);
+  } else if (form == Form::kInt16) {
+    quantize<16>(x, k, reinterpret_cast<std::int16_t*>(to), scales);
   } else if (form == Form::kInt8) {
     quantize<8>(x, k, reinterpret_cast<std::int8_t*>(to), scales);
   } else {
@@ -65,7 +68,7 @@ void make_words(Form form, const float* x, std::int64_t k, std::uint32_t* to, fl
 template <class T>
 void pack_panel(const T* from, std::int64_t stride, std::int64_t n_rows, std::int64_t k, Form form, std::uint32_t* data,
                 float* scales) {
-  constexpr std::int64_t groups[] = {1, 2, 128, 64}, per_word[] = {1, 2, 4, 8};
+  constexpr std::int64_t groups[] = {1, 2, 128, 64, 128}, per_word[] = {1, 2, 4, 8, 2};
   const std::int64_t group = groups[int(form)], all = (k + group - 1) / group * group;
   alignas(64) float values[kBlock];
   alignas(64) std::uint32_t words[kRows][kBlock];
@@ -88,7 +91,7 @@ void pack_panel(const T* from, std::int64_t stride, std::int64_t n_rows, std::in
 template <class T>
 void pack_all(const T* from, std::int64_t stride, std::int64_t n, std::int64_t k, Form form, std::uint32_t* data,
               float* scales, std::int64_t step) {
-  constexpr std::int64_t groups[] = {1, 2, 128, 64}, per_word[] = {1, 2, 4, 8};
+  constexpr std::int64_t groups[] = {1, 2, 128, 64, 128}, per_word[] = {1, 2, 4, 8, 2};
   const std::int64_t n_groups = (k + groups[int(form)] - 1) / groups[int(form)];
   const std::int64_t words = n_groups * groups[int(form)] / per_word[int(form)] * kRows;
   for_each((n + kRows - 1) / kRows, double(n) * k, [=](std::int64_t panel) {

@@ -130,12 +130,12 @@ def _row(bench, name, form="", **measured):
 
 def test_ratios_are_of_medians_and_only_of_what_was_measured(bench):
     rows = {
-        "ours bf16": _row(bench, "ours bf16", "bf16", tpot_s=[0.03, 9.0, 0.04], tokens_per_s=[40.0]),
+        "ours 16 bit": _row(bench, "ours 16 bit", "bf16", tpot_s=[0.03, 9.0, 0.04], tokens_per_s=[40.0]),
         "vllm": _row(bench, "vllm", tpot_s=[0.1, 0.08, 0.09], tokens_per_s=[20.0]),
     }
     found = {ratio.name: ratio for ratio in bench.peer_table.ratios(rows)}
-    assert found.keys() == {"TPOT, ours bf16 / vLLM", "tok/s of 8, ours / vLLM"}
-    tpot, rate = found["TPOT, ours bf16 / vLLM"], found["tok/s of 8, ours / vLLM"]
+    assert found.keys() == {"TPOT, ours / vLLM", "tok/s of 8, ours / vLLM"}
+    tpot, rate = found["TPOT, ours / vLLM"], found["tok/s of 8, ours / vLLM"]
     assert tpot.value == pytest.approx(0.04 / 0.09) and tpot.met
     assert rate.value == pytest.approx(2.0) and rate.met
     assert not replace(rate, value=1.89).met and not replace(tpot, value=0.51).met
@@ -185,7 +185,7 @@ def test_a_scaling_cell_runs_on_a_pool_of_random_contents(bench, tmp_path, monke
 def test_variants_are_chosen_by_how_they_begin(bench):
     assert [v.name for v in bench.peers.chosen("ours int,vllm")] == ["ours int8", "ours int4", "vllm"]
     assert len(bench.peers.chosen("")) == len(bench.peers.VARIANTS)
-    with pytest.raises(SystemExit, match="there are ours bf16"):
+    with pytest.raises(SystemExit, match="there are ours 16 bit"):
         bench.peers.chosen("mine")
 
 

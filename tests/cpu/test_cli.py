@@ -88,7 +88,8 @@ def test_the_tuners_help_tells_its_defaults(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit):
         main(["tune", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert f"default: {' '.join(METHODS)}" in said and f"bundled pictures (default: {Options(config=Config()).n_scenes})" in said
+    scenes = Options(config=Config()).n_scenes
+    assert f"default: {' '.join(METHODS)}" in said and f"bundled pictures (default: {scenes})" in said
 
 
 @pytest.mark.parametrize(

@@ -141,4 +141,5 @@ def test_bfloat16_is_no_farther_from_float32_than_transformers_own(tiny_models, 
     def error(logits: Tensor) -> float:
         return float((logits - exact).pow(2).mean().sqrt() / exact.std())
 
-    assert error(ours) < 1.25 * error(theirs), (error(ours), error(theirs))
+    room = 0.1 if model.weights == "int16" else 1.25  # hardware without bfloat16 rounds less
+    assert error(ours) < room * error(theirs), (error(ours), error(theirs))

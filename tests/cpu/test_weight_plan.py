@@ -64,7 +64,19 @@ def test_a_bfloat16_checkpoint_is_held_in_bfloat16_without_loss(tiny_models, tmp
 def test_a_float32_checkpoint_stays_so(tiny_models, tmp_path):
     tiny_models.save_qwen(tmp_path)
     assert set(held(load_model(tmp_path, torch.float32, "cpu")).values()) == {"float32"}
-    assert set(held(load_model(tmp_path, torch.bfloat16, "cpu")).values()) == {"bfloat16"}
+
+
+@pytest.mark.parametrize(("at", "form"), [("avx2", "int16"), ("avx512", "int16"), ("avx512_bf16", "bfloat16")])
+@pytest.mark.parametrize("weights", ["auto", "bf16", "int16", "int8"])
+def test_rounding_to_bfloat16_where_none_is_multiplied(tiny_models, monkeypatch, tmp_path, weights, at, form):
+    """16-bit integers take its place, unless another form is asked for; what int8 leaves out is held alike."""
+    tiny_models.save_qwen(tmp_path)
+    monkeypatch.setattr("foveate.engine.models.weights.level", lambda: at)
+    wide = {"bf16": "bfloat16", "int16": "int16"}.get(weights, form)
+    forms = held(load_model(tmp_path, torch.bfloat16, "cpu", ModelConfig(weights=weights)))
+    decoder = {name for name in forms if name.startswith("language_model.layers.")}
+    assert {forms[name] for name in decoder} == {"int8" if weights == "int8" else wide}
+    assert {form for name, form in forms.items() if name not in decoder and name != "lm_head"} == {wide}
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])

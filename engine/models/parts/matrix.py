@@ -31,7 +31,8 @@ class Storage:
             for rows, piece in zip(torch.split(matrix, n_rows), pieces, strict=True):
                 rows.copy_(piece)
             return matrix
-        return pack(pieces, self.form, gated=gated, round_inputs=self.dtype == torch.bfloat16)
+        rounds = self.form == "bfloat16" and self.dtype == torch.bfloat16
+        return pack(pieces, self.form, gated=gated, round_inputs=rounds)
 
 
 class Matrix(nn.Module):

@@ -28,7 +28,7 @@ from foveate.kernels.linear import Activation, linear
 from foveate.kernels.linear import reference as linear_reference
 from foveate.kernels.vision_attention import reference as vision_reference
 from foveate.kernels.vision_attention import vision_attention
-from foveate.kernels.weights import GROUP, Form, PackedWeight, pack, unpack
+from foveate.kernels.weights import GROUP, INTEGERS, Form, PackedWeight, pack, unpack
 
 SOURCES = Path(native.__file__).parent / "cpu"
 EMULATED = Path(__file__).parent / "emulated"
@@ -91,8 +91,11 @@ def level(request: pytest.FixtureRequest, emulated: ModuleType) -> Iterator[str]
 
 
 def quantized(x: Tensor, form: Form) -> Tensor:
-    """Rows as the integer kernels read them: int8 with one scale for each group of k."""
+    """Rows as the integer kernels read them: integers with one scale for each group of k."""
     grouped = torch.nn.functional.pad(x, (0, -x.shape[1] % GROUP[form])).unflatten(1, (-1, GROUP[form]))
+    if form == "int16":  # as fine as its sums fit in 31 bits
+        step = torch.maximum(grouped.abs().amax(2, keepdim=True) / 32767, grouped.abs().sum(2, keepdim=True) / 262000)
+        return ((grouped / torch.where(step > 0, step, 1.0)).round() * step).flatten(1)[:, : x.shape[1]]
     most = grouped.abs().amax(2, keepdim=True)
     inverse = torch.where(most > 0, 127 / most, 0.0)
     return ((grouped * inverse).round() * (most / 127)).flatten(1)[:, : x.shape[1]]
@@ -100,7 +103,7 @@ def quantized(x: Tensor, form: Form) -> Tensor:
 
 def expected(x: Tensor, weight: PackedWeight, level: str) -> Tensor:
     """What x counts as behind the rounding that the form of the weight, and at some levels the caller, allows."""
-    if weight.form in ("int8", "int4"):
+    if weight.form in INTEGERS:
         return quantized(x, weight.form)
     return x.bfloat16().float() if weight.round_inputs and level in LEVELS[1:] else x
 
@@ -113,7 +116,7 @@ CASES: list[tuple[Form, bool, Activation, int, int, int]] = [  # form, round_inp
     *(("bfloat16", True, "none", m, 100, 1100) for m in (1, 2, 5, 16, 33)),
     ("bfloat16", True, "silu_gate", 7, 120, 90),
     ("bfloat16", True, "quick_gelu", 100, 50, 31),
-    *((form, False, "none", m, 100, 1100) for form in ("int8", "int4") for m in (1, 2, 16, 33)),
+    *((form, False, "none", m, 100, 1100) for form in INTEGERS for m in (1, 2, 16, 33)),
     ("int8", False, "silu_gate", 7, 122, 500),
     ("int4", False, "silu", 100, 50, 1),
 ]

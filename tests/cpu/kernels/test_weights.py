@@ -18,8 +18,8 @@ def _matrix(n: int, k: int, seed: int = 0) -> Tensor:
 
 
 def _steps(matrix: Tensor, form: Form) -> Tensor:
-    """Half a quantization step at each value, by the definition: the largest of its row and group over 127 or 8."""
-    group, top = GROUP[form], 127 if form == "int8" else 8
+    """A quantization step at each value, by the definition: the largest of its row and group over the most there is."""
+    group, top = GROUP[form], {"int16": 8191, "int8": 127, "int4": 8}[form]
     padded = torch.nn.functional.pad(matrix, (0, -matrix.shape[1] % group)).unflatten(1, (-1, group))
     largest = padded.abs().amax(2, keepdim=True).expand_as(padded)
     return (largest / top).flatten(1)[:, : matrix.shape[1]]
@@ -63,12 +63,13 @@ def test_pieces_pack_as_the_whole(sizes: tuple[int, ...], form: Form) -> None:
         assert torch.equal(unpack(parts), unpack(whole))
 
 
+@pytest.mark.parametrize("form", ["int16", "int8"])
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_int8_is_within_half_a_step(shape: tuple[int, int], gated: bool) -> None:
+def test_symmetric_integers_are_within_half_a_step(shape: tuple[int, int], gated: bool, form: Form) -> None:
     matrix = _matrix(shape[0] * (2 if gated else 1), shape[1])
-    error = (unpack(pack(matrix, "int8", gated=gated)) - matrix).abs()
-    assert (error <= _steps(matrix, "int8") * 0.5001).all()
+    error = (unpack(pack(matrix, form, gated=gated)) - matrix).abs()
+    assert (error <= _steps(matrix, form) * 0.501).all()
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -87,7 +88,7 @@ def test_int4_is_within_half_a_step_and_exact_at_the_largest(shape: tuple[int, i
 @pytest.mark.parametrize("form", FORMS)
 def test_what_lies_on_the_grid_is_kept_exactly(form: Form) -> None:
     generator = torch.Generator().manual_seed(3)
-    low, high = (-8, 8) if form == "int4" else (-127, 128)
+    low, high = {"int4": (-8, 8), "int16": (-8191, 8192)}.get(form, (-127, 128))
     grid = torch.randint(low, high, (48, 384), generator=generator)
     grid[:, :: GROUP["int4"]] = low  # every group holds its largest value
     matrix = grid.float() * 0.25
@@ -116,7 +117,7 @@ def test_strided_input_packs_like_a_packed_one(form: Form) -> None:
     assert torch.equal(unpack(pack(wide.T, form)), unpack(pack(wide.T.contiguous(), form)))
 
 
-@pytest.mark.parametrize(("form", "bits"), [("float32", 32), ("bfloat16", 16), ("int8", 8.25), ("int4", 4.5)])
+@pytest.mark.parametrize(("form", "bits"), [*zip(FORMS, (32, 16, 8.25, 4.5, 16.25), strict=True)])
 def test_bytes_are_those_of_the_form(form: Form, bits: float) -> None:
     packed = pack(_matrix(256, 1024), form)
     assert packed.nbytes == 256 * 1024 * bits / 8
@@ -132,7 +133,7 @@ def test_packing_changes_nothing_in_its_input() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(ValueError, match="int3.*float32, bfloat16, int8, int4"):
+    with pytest.raises(ValueError, match="int3.*float32, bfloat16, int8, int4, int16"):
         pack(torch.zeros(4, 4), "int3")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="two projections.*5 rows"):
         pack(torch.zeros(5, 4), "int8", gated=True)

@@ -104,6 +104,19 @@ inline __m512i maskz_cvtepu16_epi32(__mmask16 mask, __m256i a) {
 }
 inline __m512i cvtepu16_epi32(__m256i a) { return maskz_cvtepu16_epi32(0xFFFF, a); }
 
+// Two products of int16, added to each int32.
+inline __m512i dpwssd_epi32(__m512i sum, __m512i a, __m512i b) {
+  Ints to(sum);
+  Lanes<std::int16_t, __m512i> x(a), y(b);
+  std::uint32_t total;
+  for (int i = 0; i < 32; i += 2) {
+    total = to.lane[i / 2];
+    for (int j = i; j < i + 2; ++j) total += x.lane[j] * y.lane[j];
+    to.lane[i / 2] = total;
+  }
+  return to.vector();
+}
+
 // Four products of an unsigned and a signed byte, added to each int32.
 inline __m512i dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
   Ints to(sum);
@@ -233,6 +246,7 @@ inline void tile_dpbf16ps(int c, int a, int b) {
 #define _mm512_maskz_cvtepu16_epi32 emulated::maskz_cvtepu16_epi32
 #define _mm512_set1_epi32 emulated::set1_epi32
 #define _mm512_dpbusd_epi32 emulated::dpbusd_epi32
+#define _mm512_dpwssd_epi32 emulated::dpwssd_epi32
 #define _mm512_dpbf16_ps emulated::dpbf16_ps
 #define _mm512_cvtneps_pbh emulated::cvtneps_pbh
 #define _mm512_cvtne2ps_pbh emulated::cvtne2ps_pbh
