@@ -7,6 +7,7 @@ pruning point: there tokens leave for good, or wait for the rest of their span (
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,8 @@ from foveate.engine.scheduler import Chunk
 from foveate.kernels.attention import AttentionBatch, paged_attention
 from foveate.kernels.decoder import MOST_ROWS, Cache
 from foveate.kernels.store import store
+
+_PAGES_STEP = 16  # block tables are as wide as a multiple of this, so that they are seldom made anew
 
 
 class PagedAttention(CachedAttend):
@@ -69,10 +72,10 @@ class Runner:
     def __init__(self, model: Model, kv: KVStore, tables: BlockTables) -> None:
         self._model = model
         self._kv = kv
-        self._tables = tables
         self._device = model.device  # of a module it is looked up among all its parameters
         self._scale = model.spec.head_dim**-0.5
         self._pruning = Pruning(model, kv, self._rows)
+        self._pages = _Pages(kv.n_layers, tables)
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
@@ -82,7 +85,8 @@ class Runner:
             [m, vocab_size] float32 logits after the last token of each chunk that samples, in order of the chunks.
         """
         lanes = [Lane(chunk) for chunk in chunks]
-        pages = self._pages(lanes).to(self._device)
+        tables = self._pages.of(chunks)
+        pages = tables.to(self._device)
         positions = self._positions(chunks).to(self._device)
         rows = self._rows(chunks)
         turn = self._model.turn(positions)
@@ -91,7 +95,7 @@ class Runner:
             if not len(rows):
                 break  # all wait
             watched = end - 1 if any(lane.watches(end) for lane in lanes) else -1
-            attend = self._attention(lanes, first, pages, watched)
+            attend = self._attention(lanes, tables, pages, watched)
             if end == self._kv.n_layers:
                 return self._model.logits(self._last(lanes, rows, turn, attend, range(first, end)))
             rows = self._model.run(rows, turn, attend, range(first, end))
@@ -122,32 +126,31 @@ class Runner:
         assert int(positions.min()) >= 0, "every token in a batch has a position: its image was reduced"
         return positions
 
-    def _pages(self, lanes: Sequence[Lane]) -> Tensor:
-        """[n_layers, n_seqs, max_blocks] int32."""
-        widths = [self._tables.n_blocks(lane.chunk.stop) for lane in lanes]
-        pages = torch.zeros(self._kv.n_layers, len(lanes), max(widths), dtype=torch.int32)
-        for i, (lane, width) in enumerate(zip(lanes, widths, strict=True)):
-            pages[:, i, :width] = self._tables.pages(lane.chunk.sequence)[:, :width]
-        return pages
+    def _attention(self, lanes: Sequence[Lane], tables: Tensor, pages: Tensor, watched: int) -> PagedAttention:
+        """For a segment; sequences without rows in it are left out.
 
-    def _attention(self, lanes: Sequence[Lane], first: int, pages: Tensor, watched: int) -> PagedAttention:
-        """For a segment that begins at layer `first`; sequences without rows in it are left out."""
-        size, device = self._kv.block_tokens, pages.device
-        present = [i for i, lane in enumerate(lanes) if lane.n_rows]
-        counts = [lanes[i].n_rows for i in present]
-        lengths = [lanes[i].at + lanes[i].n_rows for i in present]
+        Args:
+            tables, pages: [n_layers, n_seqs, max_blocks] int32 of the lanes, on the host and on the device.
+        """
+        size = self._kv.block_tokens
+        present = [(i, lane) for i, lane in enumerate(lanes) if lane.n_rows]
         if len(present) < len(lanes):
-            pages = pages[:, torch.tensor(present, device=device)]
-        places = [j for i in present for j in range(lanes[i].at, lanes[i].at + lanes[i].n_rows)]
-        owners = [k for k, count in enumerate(counts) for _ in range(count)]
-        at, owner = torch.tensor([places, owners], dtype=torch.int64, device=device)
-        slots = pages[:, owner, at // size].long() * size + at % size
-        shared = [lanes[i].n_shared for i in present]
-        if any(s > lanes[i].at for s, i in zip(shared, present, strict=True)):
-            slots[:, at < torch.tensor(shared, device=device)[owner]] = -1
-        bounds = [0, *accumulate(counts)]
-        batch = AttentionBatch(cu_queries=bounds, kv_lengths=lengths, block_tables=pages)
-        return PagedAttention(self._kv, batch, slots, self._scale, watched)
+            pages = pages[:, torch.tensor([i for i, _ in present], device=pages.device)]
+        # In numpy: arrays of a few values, each of whose operations costs torch several microseconds.
+        counts = [lane.n_rows for _, lane in present]
+        at = np.array([j for _, lane in present for j in range(lane.at, lane.at + lane.n_rows)])
+        first_page = np.repeat(np.array([i * tables.shape[2] for i, _ in present]), counts)
+        slots = tables.flatten(1).numpy().take(first_page + at // size, axis=1).astype(np.int64)
+        slots *= size
+        slots += at % size
+        if any(lane.n_shared > lane.at for _, lane in present):
+            slots[:, at < np.repeat(np.array([lane.n_shared for _, lane in present]), counts)] = -1
+        batch = AttentionBatch(
+            cu_queries=[0, *accumulate(counts)],
+            kv_lengths=[lane.at + lane.n_rows for _, lane in present],
+            block_tables=pages,
+        )
+        return PagedAttention(self._kv, batch, torch.from_numpy(slots).to(self._device), self._scale, watched)
 
     def _rows(self, chunks: Sequence[Chunk]) -> Tensor:
         """[n, hidden_size]: token embeddings, and in the place of visual tokens the reduced rows."""
@@ -156,7 +159,8 @@ class Runner:
         offset = 0
         for chunk in chunks:
             request = chunk.sequence.request
-            for run, visual in zip(request.runs, request.rows, strict=True):
+            pictures = zip(request.runs, request.rows, strict=True) if chunk.start < chunk.sequence.n_prompt else ()
+            for run, visual in pictures:
                 start, stop = max(run.start, chunk.start), min(run.stop, chunk.stop)
                 if start < stop:
                     assert visual is not None, "a chunk runs only over images that were reduced"
@@ -164,3 +168,30 @@ class Runner:
                     rows[at : at + stop - start] = visual[start - run.start : stop - run.start]
             offset += chunk.stop - chunk.start
         return rows
+
+
+class _Pages:
+    """Block tables of a step's sequences side by side, kept for the next step: of most nothing changes."""
+
+    def __init__(self, n_layers: int, tables: BlockTables) -> None:
+        self._tables = tables
+        self._held: list[tuple[Tensor, dict[int, int]]] = []  # by sequence: its pages and how many those are
+        self._pages = torch.zeros(n_layers, 0, 0, dtype=torch.int32)
+
+    def of(self, chunks: Sequence[Chunk]) -> Tensor:
+        """[n_layers, n_seqs, max_blocks] int32, on the host; entries beyond a sequence's blocks mean nothing.
+
+        Written over by the next call.
+        """
+        pages = [self._tables.pages(chunk.sequence) for chunk in chunks]
+        widths = [len(chunk.sequence.tables[0]) for chunk in chunks]
+        widest = -(-max(widths) // _PAGES_STEP) * _PAGES_STEP
+        if self._pages.shape[1:] != (len(chunks), widest):
+            self._pages = torch.zeros(self._pages.shape[0], len(chunks), widest, dtype=torch.int32)
+            self._held = []
+        held = [(table, chunk.sequence.n_paged.copy()) for table, chunk in zip(pages, chunks, strict=True)]
+        for i, (table, counts) in enumerate(held):
+            if not self._held or self._held[i][0] is not table or self._held[i][1] != counts:
+                self._pages[:, i, : widths[i]] = table[:, : widths[i]]
+        self._held = held
+        return self._pages

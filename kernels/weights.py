@@ -125,9 +125,11 @@ def unpack(packed: PackedWeight) -> Tensor:
 
 def rows(packed: PackedWeight, ids: Tensor) -> Tensor:
     """Rows `ids` (int64 [m]) of `unpack(packed)`, float32 [m, k]: an embedding tied to the output head."""
-    count = 2 if packed.gated else 1
-    half = packed.n // count
-    panel, lane = ids % half // PANEL * count + ids // half, ids % half % PANEL
+    if packed.gated:
+        half = packed.n // 2
+        panel, lane = ids % half // PANEL * 2 + ids // half, ids % half % PANEL
+    else:
+        panel, lane = ids // PANEL, ids % PANEL
     words = packed.data[panel, :, lane].contiguous()
     if packed.form == "float32":
         return words.view(torch.float32)[:, : packed.k]
