@@ -74,7 +74,9 @@ def system(variant: Variant, peers: Peers, family: str) -> System:
     if variant.kind == "ours":
         return Foveate(model, [*variant.settings, f"cache.memory_mb={POOL_MB}"])
     if variant.kind == "transformers":
-        return Worker("transformers", own_python(), model, dtype, family, work)
+        # Qwen2-VL's processor wants torchvision, which is not among our own dependencies.
+        python = peers.python(VLLM) if family == "qwen2_vl" else own_python()
+        return Worker("transformers", python, model, dtype, family, work)
     if variant.kind == "vllm":
         return Vllm(peers.python(VLLM), model, dtype, work / "vllm.log")
     if variant.hint == "f32" and not native:
@@ -110,10 +112,11 @@ class Run:
             started.ask([self._asks.about_picture()], 2)  # allocations and compilations that come with first use
             started.freeze()
 
-    def round(self, with_batch: bool) -> None:
-        """Measure every system once, and the limits, since what the machine gives changes."""
-        self.limits.append(measure(Shape()))
-        for row, measured in self._systems:
+    def round(self, number: int, with_batch: bool) -> None:
+        """Measure every system once, each round beginning with another, and the limits, since what the machine gives
+        changes."""
+        first = number % max(len(self._systems), 1)
+        for row, measured in self._systems[first:] + self._systems[:first]:
             measured.thaw()
             measured.ask([self._asks.about_text(27)], 2)
             self._one_client(row, measured)
@@ -126,6 +129,7 @@ class Run:
             row.peak_bytes = measured.peak_bytes()
             measured.freeze()
             print(f"  {row.variant.name}: {_last(row)}", flush=True)
+        self.limits.append(measure(Shape()))
 
     def _one_client(self, row: Row, measured: System) -> None:
         full = _only(measured.ask([self._asks.about_picture()], OUTPUT_TOKENS))
@@ -208,7 +212,7 @@ def main() -> None:
         run.start(chosen(args.only), Peers(args.envs.resolve(), args.install), stack)
         for i in range(rounds):
             print(f"round {i + 1} of {rounds}", flush=True)
-            run.round(with_batch=i < with_batch)
+            run.round(i, with_batch=i < with_batch)
     found = middle(run.limits)
     said = f"{args.family}, {n_parameters(args.family) / 1e9:.2f} B parameters, random. Medians of {rounds} rounds"
     said += f" ({with_batch} with 8 clients), every system and every limit once a round, the others stopped meanwhile."
