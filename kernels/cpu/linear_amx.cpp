@@ -147,7 +147,7 @@ struct AmxBf16Form : AmxTiles<AmxBf16Form> {
 // int8 weights as they lie; int4 weights become int8 chunk by chunk.
 template <int Bits>
 struct AmxIntForm : AmxTiles<AmxIntForm<Bits>> {
-  static constexpr int kGroup = Bits * 16, kStep = 4, kBits = Bits;
+  static constexpr int kGroup = kGroupOf<Bits>, kStep = 4, kBits = Bits;
   static constexpr std::int64_t kChunk = 1024;
 
   static std::int64_t row_bytes(std::int64_t k) { return k + k / kGroup * 4; }

@@ -140,9 +140,12 @@ void int_tile(const Visit& visit) {
   }
 }
 
+// What the absolute values of a group of 16-bit inputs may add up to: (2^31 - 1) / 8191 is 262,176, and rounding adds 64.
+constexpr float kMostOfGroup = 262000;
+
 // Quantizes `group` values at x to integers of type T at `to`; returns their scale, a NaN where one of them is none or
 // infinite. 8 bits: within -127 and 127. 16 bits: as fine as int32 holds the sum of their products with weights within
-// -8191 and 8191, that is, their absolute values add up to (2^31 - 1) / 8191 at most, or 64 less before they are rounded.
+// -8191 and 8191.
 template <int W, class T>
 float quantized(const float* x, int group, T* to, std::int32_t* total) {
   typedef T Narrow __attribute__((vector_size(W * sizeof(T))));
@@ -155,7 +158,7 @@ float quantized(const float* x, int group, T* to, std::int32_t* total) {
   }
   float top = 0;
   for (int i = 0; i < W; ++i) top = std::max(top, most[i]);
-  const float step = sizeof(T) == 1 ? top / 127 : std::max(top / 32767, sum<W>(all) / 262000);
+  const float step = sizeof(T) == 1 ? top / 127 : std::max(top / 32767, sum<W>(all) / kMostOfGroup);
   const float inverse = top == 0 ? 0 : sizeof(T) == 1 ? 127 / top : 1 / step;
   const vf<W> magic = set1<W>(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
   vi<W> totals = {};

@@ -17,6 +17,7 @@ namespace {
 
 constexpr int kRows = 16;                // of a panel
 constexpr std::int64_t kBlock = 256;     // of k at a time: a multiple of every group
+constexpr std::int64_t kGroups[] = {1, 2, 128, 64, 128}, kPerWord[] = {1, 2, 4, 8, 2};  // of k, by form
 
 struct half {
   std::uint16_t bits;
@@ -68,13 +69,12 @@ void make_words(Form form, const float* x, std::int64_t k, std::uint32_t* to, fl
 template <class T>
 void pack_panel(const T* from, std::int64_t stride, std::int64_t n_rows, std::int64_t k, Form form, std::uint32_t* data,
                 float* scales) {
-  constexpr std::int64_t groups[] = {1, 2, 128, 64, 128}, per_word[] = {1, 2, 4, 8, 2};
-  const std::int64_t group = groups[int(form)], all = (k + group - 1) / group * group;
+  const std::int64_t group = kGroups[int(form)], all = (k + group - 1) / group * group;
   alignas(64) float values[kBlock];
   alignas(64) std::uint32_t words[kRows][kBlock];
   for (std::int64_t k0 = 0; k0 < all; k0 += kBlock) {
     const std::int64_t size = std::min(kBlock, all - k0), there = std::clamp<std::int64_t>(k - k0, 0, size);
-    const std::int64_t n_words = size / per_word[int(form)];
+    const std::int64_t n_words = size / kPerWord[int(form)];
     for (int row = 0; row < kRows; ++row) {
       const std::int64_t have = row < n_rows ? there : 0;
       const T* at = from + row * stride + k0;
@@ -82,7 +82,7 @@ void pack_panel(const T* from, std::int64_t stride, std::int64_t n_rows, std::in
       std::fill(values + have, values + size, 0.0f);
       make_words(form, values, size, words[row], scales ? scales + k0 / group * kRows + row : nullptr);
     }
-    std::uint32_t* to = data + k0 / per_word[int(form)] * kRows;
+    std::uint32_t* to = data + k0 / kPerWord[int(form)] * kRows;
     for (std::int64_t i = 0; i < n_words; ++i)
       for (int row = 0; row < kRows; ++row) to[i * kRows + row] = words[row][i];
   }
@@ -91,9 +91,8 @@ void pack_panel(const T* from, std::int64_t stride, std::int64_t n_rows, std::in
 template <class T>
 void pack_all(const T* from, std::int64_t stride, std::int64_t n, std::int64_t k, Form form, std::uint32_t* data,
               float* scales, std::int64_t step) {
-  constexpr std::int64_t groups[] = {1, 2, 128, 64, 128}, per_word[] = {1, 2, 4, 8, 2};
-  const std::int64_t n_groups = (k + groups[int(form)] - 1) / groups[int(form)];
-  const std::int64_t words = n_groups * groups[int(form)] / per_word[int(form)] * kRows;
+  const std::int64_t n_groups = (k + kGroups[int(form)] - 1) / kGroups[int(form)];
+  const std::int64_t words = n_groups * kGroups[int(form)] / kPerWord[int(form)] * kRows;
   for_each((n + kRows - 1) / kRows, double(n) * k, [=](std::int64_t panel) {
     pack_panel(from + panel * kRows * stride, stride, std::min<std::int64_t>(kRows, n - panel * kRows), k, form,
                data + panel * step * words, scales ? scales + panel * step * n_groups * kRows : nullptr);

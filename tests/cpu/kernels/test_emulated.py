@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +28,7 @@ from foveate.kernels.linear import Activation, linear
 from foveate.kernels.linear import reference as linear_reference
 from foveate.kernels.vision_attention import reference as vision_reference
 from foveate.kernels.vision_attention import vision_attention
-from foveate.kernels.weights import GROUP, INTEGERS, Form, PackedWeight, pack, unpack
+from foveate.kernels.weights import INTEGERS, Form, pack, unpack
 
 SOURCES = Path(native.__file__).parent / "cpu"
 EMULATED = Path(__file__).parent / "emulated"
@@ -90,24 +90,6 @@ def level(request: pytest.FixtureRequest, emulated: ModuleType) -> Iterator[str]
     linear_module._verify.cache_clear()  # what was found here says nothing about the machine
 
 
-def quantized(x: Tensor, form: Form) -> Tensor:
-    """Rows as the integer kernels read them: integers with one scale for each group of k."""
-    grouped = torch.nn.functional.pad(x, (0, -x.shape[1] % GROUP[form])).unflatten(1, (-1, GROUP[form]))
-    if form == "int16":  # as fine as its sums fit in 31 bits
-        step = torch.maximum(grouped.abs().amax(2, keepdim=True) / 32767, grouped.abs().sum(2, keepdim=True) / 262000)
-        return ((grouped / torch.where(step > 0, step, 1.0)).round() * step).flatten(1)[:, : x.shape[1]]
-    most = grouped.abs().amax(2, keepdim=True)
-    inverse = torch.where(most > 0, 127 / most, 0.0)
-    return ((grouped * inverse).round() * (most / 127)).flatten(1)[:, : x.shape[1]]
-
-
-def expected(x: Tensor, weight: PackedWeight, level: str) -> Tensor:
-    """What x counts as behind the rounding that the form of the weight, and at some levels the caller, allows."""
-    if weight.form in INTEGERS:
-        return quantized(x, weight.form)
-    return x.bfloat16().float() if weight.round_inputs and level in LEVELS[1:] else x
-
-
 CASES: list[tuple[Form, bool, Activation, int, int, int]] = [  # form, round_inputs, activation, m, n, k
     ("float32", False, "none", 1, 40, 33),
     ("float32", False, "gelu", 30, 17, 70),
@@ -123,7 +105,9 @@ CASES: list[tuple[Form, bool, Activation, int, int, int]] = [  # form, round_inp
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
-def test_linear(level: str, case: tuple[Form, bool, Activation, int, int, int]) -> None:
+def test_linear(
+    quantized: Callable[..., Tensor], level: str, case: tuple[Form, bool, Activation, int, int, int]
+) -> None:
     form, round_inputs, activation, m, n, k = case
     torch.manual_seed(m * n + k)
     gated = activation == "silu_gate"
@@ -132,7 +116,8 @@ def test_linear(level: str, case: tuple[Form, bool, Activation, int, int, int]) 
     x.copy_(torch.randn(m, k) * torch.logspace(-1, 1, m)[:, None])
     residual = torch.randn(m, n // 2 if gated else n)
     out = linear(x, weight, bias, activation=activation, residual=residual)
-    seen = expected(x, weight, level)
+    rounds = weight.round_inputs and level in LEVELS[1:]  # what the caller allows, and some levels do
+    seen = x.bfloat16().float() if rounds else quantized(x, form)
     wanted = linear_reference(seen, weight, bias, activation=activation, residual=residual)
     # An error of float32 sums, beside which a wrong product or a rounding that is not allowed stands out.
     room = 4e-7 * k**0.5 * (seen.abs() @ unpack(weight).abs().T).amax(1, keepdim=True)

@@ -1,8 +1,8 @@
 """Linear kernels at every level of the machine, against the plain definition over the unpacked weights."""
 
 import random
-from collections.abc import Iterator
-from typing import get_args
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,10 +10,11 @@ from torch import Tensor
 
 from foveate.kernels import native
 from foveate.kernels.linear import Activation, linear, reference
-from foveate.kernels.weights import FORMS, GROUP, INTEGERS, Form, PackedWeight, pack
+from foveate.kernels.weights import FORMS, INTEGERS, Form, PackedWeight, pack
 
 LEVELS = native.LEVELS[1 : native.LEVELS.index(native.machine()) + 1]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+Products = Callable[..., tuple[Tensor, Tensor]]
 
 
 @pytest.fixture(params=LEVELS)
@@ -28,27 +29,6 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
-
-
-def _inputs_seen(x: Tensor, weight: PackedWeight) -> Tensor:
-    """x as the kernels multiply it: the integer forms quantize each row by groups, to the nearest, ties to even."""
-    if weight.form not in INTEGERS:
-        return x
-    group, k = GROUP[weight.form], x.shape[1]
-    grouped = torch.nn.functional.pad(x, (0, -k % group)).unflatten(1, (-1, group))
-    step, inverse = _step(grouped, weight.form)
-    return (torch.round(grouped.double() * inverse.double()).float() * step).flatten(1)[:, :k]
-
-
-def _step(grouped: Tensor, form: Form) -> tuple[Tensor, Tensor]:
-    """Of the inputs of each group, and its inverse: 8 bits; or as fine as the sum of their products with weights up to
-    8191 fits in 31 bits, and at most 15 bits."""
-    size = grouped.abs()
-    top = size.amax(-1, keepdim=True)
-    if form != "int16":
-        return top / 127, torch.where(top > 0, torch.full_like(top, 127) / top, 0)
-    step = torch.maximum(top / 32767, size.sum(-1, keepdim=True) / 262000)
-    return step, torch.where(step > 0, 1 / step, 0)
 
 
 def _problem(
@@ -72,39 +52,53 @@ def _poison() -> None:
         torch.full((size,), torch.nan)
 
 
-def _check(seed: int, form: Form, m: int, n: int, k: int, activation: Activation) -> None:
-    x, weight, bias, residual = _problem(seed, form, m, n, k, activation)
-    want = reference(_inputs_seen(x, weight), weight, bias, activation=activation, residual=residual)
-    _poison()
-    got = linear(x, weight, bias, activation=activation, residual=residual)
-    assert got.shape == (m, n)
-    # The sum that an int16 step is made of has another order here, so that a value between two may fall to the other.
-    atol = 2e-4 if form == "int16" else 3e-5
-    torch.testing.assert_close(got, want, rtol=2e-5, atol=atol, msg=lambda text: f"{form} {m, n, k}: {text}")
+@pytest.fixture
+def products(quantized: Any) -> Products:
+    """What the kernel gives for a random problem, and what the definition does."""
+
+    def made(seed: int, form: Form, m: int, n: int, k: int, activation: Activation) -> tuple[Tensor, Tensor]:
+        x, weight, bias, residual = _problem(seed, form, m, n, k, activation)
+        want = reference(quantized(x, form), weight, bias, activation=activation, residual=residual)
+        _poison()
+        return linear(x, weight, bias, activation=activation, residual=residual), want
+
+    return made
+
+
+def _room(form: Form) -> dict[str, float]:
+    """Of float32 sums. That which an int16 step is made of has another order here, so that a value between two steps
+    may fall to the other."""
+    return {"rtol": 2e-5, "atol": 2e-4 if form == "int16" else 3e-5}
 
 
 @pytest.mark.usefixtures("level", "threads")
 @pytest.mark.parametrize("form", FORMS)
-def test_random_shapes_agree_with_the_definition(form: Form) -> None:
+def test_random_shapes_agree_with_the_definition(products: Products, form: Form) -> None:
     chance = random.Random(f"{form}")
     for seed in range(40):
         m, n = chance.randint(1, 40), chance.choice([1, 5, 16, 31, 48, 130, 400])
         k = chance.choice([1, 3, 64, 65, 127, 129, 512, 1023, 1088, 2050])
-        _check(seed, form, m, n, k, chance.choice(ACTIVATIONS))
+        got, want = products(seed, form, m, n, k, chance.choice(ACTIVATIONS))
+        assert got.shape == (m, n)
+        torch.testing.assert_close(got, want, **_room(form))
 
 
 @pytest.mark.usefixtures("level")
 @pytest.mark.parametrize("m", [1, 97, 213])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activations_agree_with_the_definition(activation: Activation, form: Form, m: int) -> None:
-    _check(m, form, m, 70, 193, activation)
+def test_activations_agree_with_the_definition(products: Products, activation: Activation, form: Form, m: int) -> None:
+    got, want = products(m, form, m, 70, 193, activation)
+    assert got.shape == (m, 70)
+    torch.testing.assert_close(got, want, **_room(form))
 
 
 @pytest.mark.usefixtures("level", "threads")
 @pytest.mark.parametrize("form", FORMS)
-def test_rows_beyond_one_share_of_the_cache(form: Form) -> None:
-    _check(1, form, 1030, 24, 4200, "none")
+def test_rows_beyond_one_share_of_the_cache(products: Products, form: Form) -> None:
+    got, want = products(1, form, 1030, 24, 4200, "none")
+    assert got.shape == (1030, 24)
+    torch.testing.assert_close(got, want, **_room(form))
 
 
 @pytest.mark.usefixtures("level")
@@ -133,13 +127,12 @@ def test_rounded_inputs_cost_no_more_than_their_rounding() -> None:
 
 @pytest.mark.usefixtures("level")
 @pytest.mark.parametrize("form", INTEGERS)
-def test_quantized_inputs_move_a_product_within_their_bound(form: Form) -> None:
+def test_quantized_inputs_move_a_product_within_their_bound(quantized: Any, form: Form) -> None:
     generator = torch.Generator().manual_seed(8)
     x = torch.randn(17, 500, generator=generator) * torch.randn(17, 1, generator=generator).exp()
     weight = pack(torch.randn(60, 500, generator=generator), form)
     exact = reference(x, weight)
-    grouped = torch.nn.functional.pad(x, (0, -500 % GROUP[form])).unflatten(1, (-1, GROUP[form]))
-    half_step = _step(grouped, form)[0].amax(1) / 2
+    half_step = quantized.step(quantized.grouped(x, form), form).amax(1) / 2
     bound = half_step * reference(torch.ones(1, 500), pack(reference(torch.eye(500), weight).T.abs(), "float32"))
     assert ((linear(x, weight) - exact).abs() <= bound * 1.001 + 1e-5).all()
 

@@ -104,29 +104,18 @@ inline __m512i maskz_cvtepu16_epi32(__mmask16 mask, __m256i a) {
 }
 inline __m512i cvtepu16_epi32(__m256i a) { return maskz_cvtepu16_epi32(0xFFFF, a); }
 
-// Two products of int16, added to each int32.
-inline __m512i dpwssd_epi32(__m512i sum, __m512i a, __m512i b) {
+// Products of whole numbers that lie in one int32, added to it.
+template <class A, class B>
+inline __m512i dot(__m512i sum, __m512i a, __m512i b) {
+  constexpr int count = 4 / sizeof(A);
   Ints to(sum);
-  Lanes<std::int16_t, __m512i> x(a), y(b);
+  Lanes<A, __m512i> x(a);
+  Lanes<B, __m512i> y(b);
   std::uint32_t total;
-  for (int i = 0; i < 32; i += 2) {
-    total = to.lane[i / 2];
-    for (int j = i; j < i + 2; ++j) total += x.lane[j] * y.lane[j];
-    to.lane[i / 2] = total;
-  }
-  return to.vector();
-}
-
-// Four products of an unsigned and a signed byte, added to each int32.
-inline __m512i dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
-  Ints to(sum);
-  Lanes<std::uint8_t, __m512i> x(a);
-  Lanes<std::int8_t, __m512i> y(b);
-  std::uint32_t total;
-  for (int i = 0; i < 64; i += 4) {
-    total = to.lane[i / 4];
-    for (int j = i; j < i + 4; ++j) total += x.lane[j] * y.lane[j];
-    to.lane[i / 4] = total;
+  for (int i = 0; i < 16; ++i) {
+    total = to.lane[i];
+    for (int j = i * count; j < (i + 1) * count; ++j) total += x.lane[j] * y.lane[j];
+    to.lane[i] = total;
   }
   return to.vector();
 }
@@ -245,8 +234,8 @@ inline void tile_dpbf16ps(int c, int a, int b) {
 #define _mm512_cvtepu16_epi32 emulated::cvtepu16_epi32
 #define _mm512_maskz_cvtepu16_epi32 emulated::maskz_cvtepu16_epi32
 #define _mm512_set1_epi32 emulated::set1_epi32
-#define _mm512_dpbusd_epi32 emulated::dpbusd_epi32
-#define _mm512_dpwssd_epi32 emulated::dpwssd_epi32
+#define _mm512_dpbusd_epi32 emulated::dot<std::uint8_t, std::int8_t>
+#define _mm512_dpwssd_epi32 emulated::dot<std::int16_t, std::int16_t>
 #define _mm512_dpbf16_ps emulated::dpbf16_ps
 #define _mm512_cvtneps_pbh emulated::cvtneps_pbh
 #define _mm512_cvtne2ps_pbh emulated::cvtne2ps_pbh
