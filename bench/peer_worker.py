@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy
 from PIL import Image
@@ -50,7 +50,7 @@ def transformers_answerer(directory: str, option: str) -> Answerer:
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[option]
     processor = AutoProcessor.from_pretrained(directory)  # type: ignore[no-untyped-call]
     model = AutoModelForImageTextToText.from_pretrained(directory, dtype=dtype)
-    generate: Callable[..., torch.Tensor] = model.generate  # type: ignore[misc, assignment]
+    generate: Callable[..., torch.Tensor] = cast(Any, model).generate
     model.generation_config.eos_token_id = None  # the length is what is asked for
 
     class Clock(BaseStreamer):

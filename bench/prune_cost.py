@@ -16,13 +16,13 @@ from statistics import median
 
 import torch
 
-import foveate.engine.prune as family
+import foveate.engine.prune.methods as family
 from bench.random_model import add_arguments, loaded
 from bench.report import Json, provenance, table, write
 from foveate.configs.load import load as load_config
+from foveate.engine.common.find import names
+from foveate.engine.common.messages import Accepted, Delta, Failed, Generate, Image, SamplingParams, Stage, VisualBudget
 from foveate.engine.engine import Engine
-from foveate.engine.find import names
-from foveate.engine.messages import Accepted, Delta, Failed, Generate, Image, SamplingParams, Stage, VisualBudget
 from foveate.engine.models.base import Model
 from foveate.engine.pruning import Pruning
 

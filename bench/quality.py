@@ -10,8 +10,8 @@
     python -m bench.quality --accuracy --weights auto int8 int4        ... and with quantized weights
     python -m bench.quality tiny-llava --url http://127.0.0.1:8000
 
-Keep-all is the identity for every method (tests/cpu/reduce/test_contract.py), so 100 % is measured once and shown in
-each row; `none` refuses smaller budgets. The oracle row keeps the cells that hold something: see
+Keep-all is the identity for every method (tests/cpu/engine/reduce/test_contract.py), so 100 % is measured once and
+shown in each row; `none` refuses smaller budgets. The oracle row keeps the cells that hold something: see
 bench/reducers/oracle.py. It needs the server this starts itself; one given by --url has no such method.
 Accuracy does not depend on how busy the machine is; times do, so they are a pass of their own. --resume keeps cells of
 the same questions, weights and method; who changes what methods share runs without it. A budget of what prunes inside

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import foveate.engine.reduce as family
+import foveate.engine.reduce.methods as family
 from bench.limits import fastest
 from bench.random_model import build
 from bench.reducers_pages import PAGE_RATIO, PAGE_TARGET, SIDE, page, page_table, pages, pixels_of
@@ -27,17 +27,18 @@ from bench.report import Json, provenance, table, write
 from bench.scaling import decoding, filled, runner_on
 from foveate.configs.errors import ConfigError
 from foveate.configs.load import load as load_config
-from foveate.engine.find import names
-from foveate.engine.grid import Grid
+from foveate.engine.common.find import names
+from foveate.engine.common.grid import Grid
+from foveate.engine.methods import build_reducer
 from foveate.engine.models.base import Model
 from foveate.engine.process import load
 from foveate.engine.reduce.base import Reducer
-from foveate.engine.reduce.build import build_reducer
 from foveate.engine.reduce.cut import EncoderCut, PixelCut, plan
-from foveate.engine.reduce.inputs import VisualInputs
-from foveate.engine.reduce.signals import OF_REQUEST, Signal
-from foveate.engine.reduce.transform import TokenTransform
 from foveate.engine.scheduler import Chunk
+from foveate.engine.vision.cut import RowCut
+from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.signals import OF_REQUEST, Signal
+from foveate.engine.vision.transform import TokenTransform
 
 RATIOS = (0.5, 0.25, 0.11)
 TEXT_TOKENS = 27
@@ -77,7 +78,7 @@ def prefill_s(model: Model, counts: Sequence[int]) -> dict[int, float]:
 class Clocked(EncoderCut):
     """A method inside the tower, and how long it took each time."""
 
-    inner: EncoderCut
+    inner: RowCut
     spent_s: list[float]
 
     def cut(self, inputs: VisualInputs, k: int, layer: int, size: Tensor) -> TokenTransform:

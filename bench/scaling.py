@@ -27,12 +27,13 @@ from foveate.configs.config import CacheConfig
 from foveate.engine.cache.pool import Block, BlockPool
 from foveate.engine.cache.store import KVStore
 from foveate.engine.cache.tables import BlockTables
+from foveate.engine.common.messages import SamplingParams, VisualUsage
 from foveate.engine.depth import Depth, LayerGroup
-from foveate.engine.messages import SamplingParams, VisualUsage
 from foveate.engine.models.base import Model, ModelSpec
+from foveate.engine.request import Request
 from foveate.engine.runner import Runner
 from foveate.engine.scheduler import Chunk
-from foveate.engine.sequence import Request, Sequence
+from foveate.engine.sequence import Sequence
 
 SEQUENCES = (1, 2, 4, 8, 16, 32)
 CONTEXTS = (1024, 4096, 16384)

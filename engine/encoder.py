@@ -13,13 +13,13 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from foveate.engine.errors import ImageError
-from foveate.engine.messages import Image
+from foveate.engine.common.errors import ImageError
+from foveate.engine.common.messages import Image
 from foveate.engine.models.base import Model
-from foveate.engine.reduce.inputs import VisualInputs
-from foveate.engine.reduce.signals import CAPTION, OF_REQUEST, PIXELS, QUESTION, Signal
-from foveate.engine.reduce.transform import TokenTransform
-from foveate.engine.sequence import Picture, Request
+from foveate.engine.request import Picture, Request
+from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.signals import CAPTION, OF_REQUEST, PIXELS, QUESTION, Signal
+from foveate.engine.vision.transform import TokenTransform
 
 Wanted = tuple[Request, int]  # a request and the index of its picture
 Failure = tuple[Request, Exception]

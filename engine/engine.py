@@ -12,10 +12,8 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.cache.pool import BlockPool
 from foveate.engine.cache.store import KVStore
 from foveate.engine.cache.tables import BlockTables
-from foveate.engine.depth import Decisions
-from foveate.engine.encoder import Encoder
-from foveate.engine.errors import EngineError, ModelError, QueueFullError, RequestError
-from foveate.engine.messages import (
+from foveate.engine.common.errors import EngineError, ModelError, QueueFullError, RequestError
+from foveate.engine.common.messages import (
     Accepted,
     Delta,
     Failed,
@@ -25,13 +23,16 @@ from foveate.engine.messages import (
     SamplingParams,
     TokenLogprob,
 )
+from foveate.engine.depth import Decisions
+from foveate.engine.encoder import Encoder
 from foveate.engine.models.base import Model
 from foveate.engine.report import failed, usage
+from foveate.engine.request import Request
 from foveate.engine.resolve import Room, resolve
 from foveate.engine.runner import Runner
 from foveate.engine.sampler import Drawn, sample
 from foveate.engine.scheduler import Chunk, Scheduler
-from foveate.engine.sequence import Request, Sequence
+from foveate.engine.sequence import Sequence
 from foveate.kernels.native import level
 
 Event = Accepted | Delta | Failed

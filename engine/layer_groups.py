@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from foveate.configs.errors import ConfigError
 from foveate.engine.cache.prefix import ImageRun, decision_key
+from foveate.engine.common.errors import BudgetError
+from foveate.engine.common.grid import Grid
+from foveate.engine.common.messages import Generate, VisualBudget
 from foveate.engine.depth import Depth, LayerGroup, plan
-from foveate.engine.errors import BudgetError
-from foveate.engine.grid import Grid
-from foveate.engine.messages import Generate, VisualBudget
-from foveate.engine.reduce.build import build_pruner
+from foveate.engine.methods import build_pruner
 
 
 def entering(visual: VisualBudget, grids: Sequence[Grid], budgets: Sequence[int]) -> list[int]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from foveate.engine.grid import Grid
+from foveate.engine.common.grid import Grid
 from foveate.engine.models.base import Model
 
 

@@ -22,12 +22,12 @@ import zmq
 
 from foveate.configs.config import Config, ModelConfig
 from foveate.configs.errors import ConfigError
+from foveate.engine.common.errors import ModelError
+from foveate.engine.common.messages import Abort, FromEngine, Generate, Ready, Shutdown, ToEngine
 from foveate.engine.engine import Engine
-from foveate.engine.errors import ModelError
-from foveate.engine.messages import Abort, FromEngine, Generate, Ready, Shutdown, ToEngine
+from foveate.engine.methods import describe
 from foveate.engine.models.base import Model
 from foveate.engine.models.loader import load_model
-from foveate.engine.reduce.build import describe
 from foveate.kernels.memory import keep_freed
 from foveate.kernels.native import LEVELS, level
 

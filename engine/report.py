@@ -3,8 +3,8 @@
 import logging
 import time
 
-from foveate.engine.errors import RequestError
-from foveate.engine.messages import Failed, Usage
+from foveate.engine.common.errors import RequestError
+from foveate.engine.common.messages import Failed, Usage
 from foveate.engine.sequence import Sequence
 
 log = logging.getLogger(__name__)

@@ -12,21 +12,21 @@ import torch
 
 from foveate.configs.errors import ConfigError
 from foveate.engine.cache.prefix import ImageRun, image_key, root_key
+from foveate.engine.common.errors import BudgetError, ImageError, RequestError, TooLongError
+from foveate.engine.common.grid import Grid
+from foveate.engine.common.messages import Generate, Image, ImageUsage, SamplingParams, VisualUsage
 from foveate.engine.depth import Depth
 from foveate.engine.encoder import pixels_of
-from foveate.engine.errors import BudgetError, ImageError, RequestError, TooLongError
-from foveate.engine.grid import Grid
 from foveate.engine.layer_groups import depth_of, entering
 from foveate.engine.layout import expand, positions_of
-from foveate.engine.messages import Generate, Image, ImageUsage, SamplingParams, VisualUsage
+from foveate.engine.methods import build, build_split
 from foveate.engine.models.base import Model, ModelSpec
 from foveate.engine.reduce.base import Reducer
 from foveate.engine.reduce.budget import split
-from foveate.engine.reduce.build import build, build_split
 from foveate.engine.reduce.cut import Offer, Way, plan_all
-from foveate.engine.reduce.signals import PIXELS, Signal, Tower, saliency
-from foveate.engine.reduce.split.base import Part, Split
-from foveate.engine.sequence import Picture, Request
+from foveate.engine.reduce.sharing import Part, Split
+from foveate.engine.request import Picture, Request
+from foveate.engine.vision.signals import PIXELS, Signal, Tower, saliency
 
 POSITION_SCHEME = "keep"  # original positions survive reduction
 _ANSWER_TOKENS = 256  # at most so many are kept free for the answer where pictures must be compressed to fit

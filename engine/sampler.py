@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from foveate.engine.messages import SamplingParams, TokenLogprob
+from foveate.engine.common.messages import SamplingParams, TokenLogprob
 from foveate.kernels.sampling import Law, draw, largest
 
 

@@ -24,7 +24,8 @@ from itertools import islice
 
 from foveate.configs.config import SchedulerConfig
 from foveate.engine.cache.tables import BlockTables
-from foveate.engine.sequence import Request, Sequence
+from foveate.engine.request import Request
+from foveate.engine.sequence import Sequence
 
 MAX_PREEMPTIONS = 3  # after so many, others are preempted rather than this one, if there are others
 _PREFETCH_SEQUENCES = 8  # how far ahead images are encoded: it bounds the rows that waiting requests hold

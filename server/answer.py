@@ -8,7 +8,7 @@ from typing import Protocol
 import orjson
 from tokenizers import Tokenizer
 
-from foveate.engine.messages import (
+from foveate.engine.common.messages import (
     Accepted,
     Delta,
     Failed,

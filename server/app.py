@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 import foveate
 from foveate.configs.config import Config
-from foveate.engine.preprocess import ImageProcessor
+from foveate.engine.images.preprocess import ImageProcessor
 from foveate.server import errors, health, metrics
 from foveate.server.chat import answer_chat
 from foveate.server.completions import answer_completion

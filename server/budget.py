@@ -12,7 +12,7 @@ from msgspec import structs
 from starlette.datastructures import Headers
 
 from foveate.configs.config import BudgetConfig
-from foveate.engine.messages import MethodInfo, VisualBudget
+from foveate.engine.common.messages import MethodInfo, VisualBudget
 from foveate.server.checks import printable
 from foveate.server.errors import invalid_vlm
 from foveate.server.protocol import MAX_COUNT, ImagePart, VlmFields

@@ -7,7 +7,7 @@ import orjson
 from fastapi import Request, Response
 from msgspec.structs import replace
 
-from foveate.engine.messages import Generate, ModelInfo, TokenLogprob
+from foveate.engine.common.messages import Generate, ModelInfo, TokenLogprob
 from foveate.server import checks
 from foveate.server.answer import HOLE, Answer, Head, Plan, cut
 from foveate.server.budget import Resolved, resolve

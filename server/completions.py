@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import orjson
 from fastapi import Request, Response
 
-from foveate.engine.messages import Generate, ModelInfo, TokenLogprob
+from foveate.engine.common.messages import Generate, ModelInfo, TokenLogprob
 from foveate.server import checks
 from foveate.server.answer import HOLE, Answer, Head, Plan, close_all, cut, merge, start_all
 from foveate.server.budget import resolve

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 
 from foveate.configs.config import Config
-from foveate.engine.messages import ModelInfo, SamplingParams
+from foveate.engine.common.messages import ModelInfo, SamplingParams
 from foveate.server.answer import Engine
 from foveate.server.errors import ApiError, not_ready
 from foveate.server.logprobs import TokenTexts

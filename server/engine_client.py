@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from foveate.configs.config import Config
-from foveate.engine.messages import (
+from foveate.engine.common.messages import (
     Abort,
     Accepted,
     Delta,

@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from foveate.engine.messages import Failed
+from foveate.engine.common.messages import Failed
 
 log = logging.getLogger("foveate.server")
 

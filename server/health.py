@@ -7,7 +7,7 @@ import time
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from foveate.engine.messages import Failed, Generate, ModelInfo, SamplingParams
+from foveate.engine.common.messages import Failed, Generate, ModelInfo, SamplingParams
 from foveate.server.engine_client import EngineClient
 
 HEARTBEAT_FRESH_S = 5.0

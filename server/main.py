@@ -13,13 +13,13 @@ from typing import NoReturn
 
 import foveate
 import foveate.bundled
-import foveate.engine.prune
-import foveate.engine.reduce
+import foveate.engine.prune.methods
+import foveate.engine.reduce.methods
 from foveate.configs.config import Config
 from foveate.configs.describe import render
 from foveate.configs.errors import ConfigError
 from foveate.configs.load import load, nearest, preset_names
-from foveate.engine.find import names
+from foveate.engine.common.find import names
 
 _EXAMPLES = """\
 examples:
@@ -210,7 +210,7 @@ def _tune(args: argparse.Namespace) -> int:
 
 def _check_method(config: Config) -> None:
     """Names alone; settings of methods are checked once the engine has said what there are."""
-    known = [*names(foveate.engine.reduce), *names(foveate.engine.prune)]
+    known = [*names(foveate.engine.reduce.methods), *names(foveate.engine.prune.methods)]
     for stage in config.budget.method.split("+"):
         name = stage.partition(";")[0].strip()
         if name not in known:

@@ -20,8 +20,8 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 
 from foveate.configs.config import LimitsConfig
-from foveate.engine.errors import RequestError
-from foveate.engine.messages import Image
+from foveate.engine.common.errors import RequestError
+from foveate.engine.common.messages import Image
 from foveate.server.budget import ImageCap
 from foveate.server.errors import ApiError
 

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 import foveate
-from foveate.engine.messages import Heartbeat, ModelInfo
+from foveate.engine.common.messages import Heartbeat, ModelInfo
 from foveate.server.engine_client import EngineClient
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

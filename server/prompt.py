@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from tokenizers import Tokenizer
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.messages import ModelInfo
+from foveate.engine.common.messages import ModelInfo
 from foveate.server.checks import parts
 from foveate.server.errors import ApiError
 from foveate.server.protocol import ImagePart, Message, TextPart

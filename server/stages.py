@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from foveate.engine.messages import FieldInfo, MethodInfo, Stage
+from foveate.engine.common.messages import FieldInfo, MethodInfo, Stage
 from foveate.server.checks import printable
 from foveate.server.errors import invalid_vlm
 from foveate.server.structured import Bare, parse

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from foveate.engine.messages import Usage, VisualUsage
+from foveate.engine.common.messages import Usage, VisualUsage
 from foveate.server.answer import Answer
 from foveate.server.metrics import Metrics
 from foveate.server.replies import (

@@ -10,9 +10,8 @@ from starlette.datastructures import Headers
 
 from foveate.configs.config import BudgetConfig, Config
 from foveate.configs.errors import ConfigError
-from foveate.engine.engine import Engine
-from foveate.engine.errors import ModelError
-from foveate.engine.messages import (
+from foveate.engine.common.errors import ModelError
+from foveate.engine.common.messages import (
     Accepted,
     Delta,
     Failed,
@@ -23,10 +22,11 @@ from foveate.engine.messages import (
     TokenLogprob,
     VisualUsage,
 )
+from foveate.engine.engine import Engine
+from foveate.engine.methods import describe
 from foveate.engine.models.parts.family import Family
 from foveate.engine.models.parts.matrix import Matrix
 from foveate.engine.process import load
-from foveate.engine.reduce.build import describe
 from foveate.server.budget import ImageCap, resolve
 from foveate.server.errors import ApiError
 from foveate.server.media import Media

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
-from foveate.engine.prune.psigmoid import PSigmoid
+from foveate.engine.prune.methods.psigmoid import PSigmoid
 
 LEVELS = 32  # shares are multiples of 1 / LEVELS
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from foveate.engine.anyres import Size
-from foveate.engine.grid import Grid
-from foveate.engine.reduce.cut import TowerCut
-from foveate.engine.reduce.inputs import VisualInputs
-from foveate.engine.reduce.signals import Signal, Tower
+from foveate.engine.common.grid import Grid
+from foveate.engine.images.anyres import Size
+from foveate.engine.vision.cut import TowerCut
+from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.signals import Signal, Tower
 from foveate.kernels.decoder import Cache
 
 # (layer, q [m, n_heads, d], k [n, n_kv_heads, d], v [n, n_kv_heads, d]) -> [m, n_heads, d], m being n but where only

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from foveate.engine.anyres import Size
-from foveate.engine.errors import ImageError, ModelError
-from foveate.engine.grid import Grid
+from foveate.engine.common.errors import ImageError, ModelError
+from foveate.engine.common.grid import Grid
+from foveate.engine.common.section import Section
+from foveate.engine.images.anyres import Size
+from foveate.engine.images.preprocess import ImageProcessor
 from foveate.engine.models.parts.decoder import DecoderConfig, read_llama, read_mistral, read_qwen2
 from foveate.engine.models.parts.family import Family, Source
 from foveate.engine.models.parts.layers import activation
@@ -19,11 +21,9 @@ from foveate.engine.models.parts.matrix import Linear
 from foveate.engine.models.parts.pixels import normalise
 from foveate.engine.models.parts.taps import Taps
 from foveate.engine.models.parts.vit import Vit, VitConfig
-from foveate.engine.preprocess import ImageProcessor
-from foveate.engine.reduce.cut import TowerCut
-from foveate.engine.reduce.inputs import VisualInputs
-from foveate.engine.reduce.signals import CELLS, ENC, Signal
-from foveate.engine.section import Section
+from foveate.engine.vision.cut import TowerCut
+from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.signals import CELLS, ENC, Signal
 
 _DECODERS = {"llama": read_llama, "mistral": read_mistral, "qwen2": read_qwen2}
 _LAYER = re.compile(r"vision_tower\.encoder\.layers\.(\d+)\.")

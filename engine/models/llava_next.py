@@ -10,16 +10,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from foveate.engine.anyres import Size, Tiling, best_size
-from foveate.engine.errors import ImageError, ModelError
-from foveate.engine.grid import Grid
+from foveate.engine.common.errors import ImageError, ModelError
+from foveate.engine.common.grid import Grid
+from foveate.engine.common.section import Section
+from foveate.engine.images.anyres import Size, Tiling, best_size
 from foveate.engine.models.llava import Llava
 from foveate.engine.models.parts.family import Source
 from foveate.engine.models.parts.pixels import normalise
 from foveate.engine.models.parts.taps import Taps
-from foveate.engine.reduce.inputs import VisualInputs
-from foveate.engine.reduce.signals import Signal
-from foveate.engine.section import Section
+from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.signals import Signal
 
 
 class LlavaNext(Llava):

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from foveate.engine.anyres import Tiling
-from foveate.engine.errors import ModelError
+from foveate.engine.common.errors import ModelError
+from foveate.engine.common.section import Section
+from foveate.engine.images.anyres import Tiling
 from foveate.engine.models.llava_next import LlavaNext
-from foveate.engine.reduce.inputs import VisualInputs
-from foveate.engine.section import Section
+from foveate.engine.vision.inputs import VisualInputs
 
 
 class LlavaOnevision(LlavaNext):

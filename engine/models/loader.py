@@ -20,14 +20,14 @@ from torch import Tensor
 
 import foveate.engine.models as folder
 from foveate.configs.config import ModelConfig
-from foveate.engine.errors import ModelError
-from foveate.engine.find import names
+from foveate.engine.common.errors import ModelError
+from foveate.engine.common.find import names
+from foveate.engine.common.section import Section
+from foveate.engine.images.preprocess import ImageProcessor
 from foveate.engine.models.base import Model
 from foveate.engine.models.parts.family import EMBEDDING, HEAD, Family, Source
 from foveate.engine.models.parts.matrix import Linear, Matrix
 from foveate.engine.models.weights import WeightPlan
-from foveate.engine.preprocess import ImageProcessor
-from foveate.engine.section import Section
 
 _NOT_FAMILIES = {"base", "loader", "parts", "weights"}
 _MAPPED_BYTES = 32 * 2**20  # of a file, read before it is opened again

@@ -9,13 +9,13 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from foveate.engine.errors import ModelError
-from foveate.engine.grid import Grid
+from foveate.engine.common.errors import ModelError
+from foveate.engine.common.grid import Grid
+from foveate.engine.common.section import Section
 from foveate.engine.models.parts.layers import RMSNorm, activation
 from foveate.engine.models.parts.matrix import GatedLinear, Linear
 from foveate.engine.models.parts.qwen import QwenVL
 from foveate.engine.models.parts.qwen_tower import Plan, QwenTower, QwenTowerConfig
-from foveate.engine.section import Section
 
 _NORM_EPS = 1e-6  # of the tower; not in any config
 

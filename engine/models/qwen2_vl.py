@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from foveate.engine.common.section import Section
 from foveate.engine.models.parts.layers import LayerNorm, activation
 from foveate.engine.models.parts.matrix import Linear
 from foveate.engine.models.parts.qwen import QwenVL
 from foveate.engine.models.parts.qwen_tower import QwenTower, QwenTowerConfig
-from foveate.engine.section import Section
 from foveate.kernels.linear import Activation
 
 _NORM_EPS = 1e-6  # of the tower; not in any config

@@ -1,1 +1,1 @@
-"""Methods by which visual tokens leave the residual stream at a layer of the decoder. One file each; see base.py."""
+"""Pruning visual tokens inside the decoder: contract, probe, schedules. The methods are in methods/."""

@@ -13,9 +13,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from foveate.engine.primitives.ranking import top
 from foveate.engine.prune.probe import Probe
 from foveate.engine.prune.schedule import Point, at_depth, checked, numbers, staged
-from foveate.engine.reduce.primitives import top
 
 
 class Leaves(NamedTuple):

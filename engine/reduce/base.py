@@ -12,17 +12,15 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.grid import Grid
-from foveate.engine.reduce.inputs import VisualInputs
-from foveate.engine.reduce.signals import Signal, Tower
-from foveate.engine.reduce.split.area import Area
-from foveate.engine.reduce.split.base import Split, share, tile_parts
-from foveate.engine.reduce.transform import TokenTransform, concatenate
+from foveate.engine.common.grid import Grid
+from foveate.engine.reduce.sharing import AREA, Split, parts_of, share, tile_parts
+from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.signals import Signal, Tower
+from foveate.engine.vision.transform import TokenTransform, concatenate
 
 Stage = Literal["pixels", "encoder", "tokens"]  # before the tower, inside it, after it
 STAGES: tuple[Stage, ...] = ("pixels", "encoder", "tokens")
 Fits = Literal["any", "cls", "no_cls", "tiles"]  # tiles: also of use without, but made for tiled pictures
-AREA = Area()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +101,7 @@ class Reducer:
         if k >= inputs.n or len(inputs.grid.tiles) == 1 or self.tile_aware:
             return self._exactly(inputs, min(k, inputs.n))
         by = split if self._meets_every_budget else AREA
-        shares = share(by, inputs.parts(by), inputs.grid, budget)
+        shares = share(by, parts_of(inputs, by), inputs.grid, budget)
         parts = [
             (tile.cells(), self._exactly(inputs.of_tile(tile), self.count(tile.grid, n)))
             for tile, n in zip(inputs.grid.tiles, shares, strict=True)

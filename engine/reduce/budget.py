@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from fractions import Fraction
 
-from foveate.engine.errors import BudgetError, TooLongError
-from foveate.engine.grid import Grid
-from foveate.engine.messages import VisualBudget
+from foveate.engine.common.errors import BudgetError, TooLongError
+from foveate.engine.common.grid import Grid
+from foveate.engine.common.messages import VisualBudget
 
 
 def split(

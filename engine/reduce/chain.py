@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from foveate.engine.grid import Grid
-from foveate.engine.reduce.base import AREA, Reducer
-from foveate.engine.reduce.inputs import VisualInputs
-from foveate.engine.reduce.signals import Signal, Tower
-from foveate.engine.reduce.split.base import Split
-from foveate.engine.reduce.transform import TokenTransform
+from foveate.engine.common.grid import Grid
+from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.sharing import AREA, Split
+from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.signals import Signal, Tower
+from foveate.engine.vision.transform import TokenTransform
 
 
 class Step(NamedTuple):

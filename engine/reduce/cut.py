@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.grid import Grid
-from foveate.engine.reduce import signals
+from foveate.engine.common.grid import Grid
+from foveate.engine.primitives.ranking import top
 from foveate.engine.reduce.base import Reducer, Stage
 from foveate.engine.reduce.chain import Chain
-from foveate.engine.reduce.inputs import VisualInputs
-from foveate.engine.reduce.primitives import top
-from foveate.engine.reduce.signals import PIXELS, Layer, Signal, Tower
-from foveate.engine.reduce.transform import TokenTransform
+from foveate.engine.vision import signals
+from foveate.engine.vision.cut import LayerCut, TowerCut
+from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.signals import PIXELS, Layer, Signal, Tower
+from foveate.engine.vision.transform import TokenTransform
 
 
 class Worth(NamedTuple):
@@ -104,32 +105,6 @@ class EncoderCut(Reducer):
 def whole_layer(tower: Tower, layer: Layer) -> int:
     """The layer itself, or the nearest one with full attention."""
     return int(tower.resolve(signals.saliency(layer)).layer)
-
-
-@dataclass(frozen=True, slots=True)
-class LayerCut:
-    """After one layer: rows are mixed into fewer, or all come back."""
-
-    layer: int
-    method: EncoderCut
-    n_rows: int
-    comes_back: bool  # afterwards there are n_rows again, as before the method began
-    will_come_back: bool
-
-
-@dataclass(frozen=True, slots=True)
-class TowerCut:
-    """What one picture loses before and inside the tower; known before it is encoded."""
-
-    cells: Tensor | None  # [n] int64, increasing: those the tower reads; None: all
-    layers: tuple[LayerCut, ...]  # ascending
-    signals: frozenset[Signal]  # read on the way, resolved
-
-    @property
-    def key(self) -> bytes:
-        """What the tower's rows depend on beside the picture."""
-        cells = b"all" if self.cells is None else self.cells.numpy().tobytes()
-        return repr([(c.layer, c.method, c.n_rows, c.will_come_back) for c in self.layers]).encode() + cells
 
 
 class Offer(NamedTuple):

@@ -17,7 +17,11 @@ MAY_IMPORT = {
 }
 STARTS = {"server/main.py": {"tune"}}  # the command line starts what lies above it, inside a function
 # Read by the server as well, which starts in a second because it imports none of these.
-LIGHT = tuple(f"engine/{name}.py" for name in ("__init__", "messages", "preprocess", "anyres", "grid", "errors"))
+LIGHT = [
+    "engine/__init__.py",
+    *(f"engine/common/{name}.py" for name in ("messages", "grid", "errors", "find", "section")),
+]
+LIGHT += [f"engine/images/{name}.py" for name in ("preprocess", "anyres", "resize")]
 HEAVY = {"torch", "numpy", "transformers"}
 RUNS_DATA = {"eval", "exec", "compile", "__import__"}
 
@@ -83,7 +87,7 @@ def test_imports_point_down() -> None:
 @pytest.mark.parametrize(
     ("layer", "line"),
     [
-        ("kernels", "from foveate.engine.grid import Grid"),
+        ("kernels", "from foveate.engine.common.grid import Grid"),
         ("kernels", "import foveate.configs.config"),
         ("configs", "from foveate import engine"),
         ("engine", "def f():\n    from foveate.server.main import main"),

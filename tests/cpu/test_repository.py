@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import foveate
-import foveate.engine.reduce as reduce
-from foveate.engine.find import find, names
+import foveate.engine.reduce.methods as reduce
+from foveate.engine.common.find import find, names
 from foveate.engine.reduce.base import Reducer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-import foveate.engine.prune as family
-from foveate.engine.find import names
+import foveate.engine.prune.methods as family
+from foveate.engine.common.find import names
 
 
 def ask(server: str, model: str, url: str, method: str | None, **more: object) -> httpx.Response:

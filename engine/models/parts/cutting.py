@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from foveate.engine.grid import Grid
+from foveate.engine.common.grid import Grid
 from foveate.engine.models.parts.taps import Taps
-from foveate.engine.reduce.cut import LayerCut, TowerCut
-from foveate.engine.reduce.inputs import VisualInputs
-from foveate.engine.reduce.signals import Signal, Tower
-from foveate.engine.reduce.transform import TokenTransform
+from foveate.engine.vision.cut import LayerCut, TowerCut
+from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.signals import Signal, Tower
+from foveate.engine.vision.transform import TokenTransform
 from foveate.kernels.vision_attention import vision_attention
 
 _PAD = 8  # columns added for a bias: heads stay a multiple of what kernels like

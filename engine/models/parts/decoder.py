@@ -6,11 +6,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from foveate.engine.errors import ModelError
+from foveate.engine.common.errors import ModelError
+from foveate.engine.common.section import Section
 from foveate.engine.models.base import Attend, CachedAttend, Turn
 from foveate.engine.models.parts.layers import RMSNorm, require, rope_frequencies, rope_section
 from foveate.engine.models.parts.matrix import Embedding, FusedLinear, GatedLinear, Linear
-from foveate.engine.section import Section
 from foveate.kernels.decoder import MOST_ROWS, Layer, Layers, Product, run_layers
 from foveate.kernels.rotary import rotate
 from foveate.kernels.weights import PackedWeight

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from foveate.engine.common.section import Section
+from foveate.engine.images.preprocess import ImageProcessor
 from foveate.engine.models.base import Attend, Model, ModelSpec, Turn
 from foveate.engine.models.parts.decoder import Decoder, DecoderConfig
 from foveate.engine.models.parts.matrix import Linear, multiply
-from foveate.engine.preprocess import ImageProcessor
-from foveate.engine.reduce.signals import Tower
-from foveate.engine.section import Section
+from foveate.engine.vision.signals import Tower
 
 HEAD = "lm_head.weight"
 EMBEDDING = "language_model.embed_tokens.weight"

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from foveate.engine.errors import ModelError
-from foveate.engine.section import Section
+from foveate.engine.common.errors import ModelError
+from foveate.engine.common.section import Section
 from foveate.kernels.linear import Activation
 from foveate.kernels.norms import layer_norm, rms_norm
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from foveate.engine.preprocess import ImageProcessor
+from foveate.engine.images.preprocess import ImageProcessor
 
 
 def normalise(image: Tensor, processor: ImageProcessor) -> Tensor:

@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from foveate.engine.anyres import Size
-from foveate.engine.errors import ModelError
-from foveate.engine.grid import Grid
+from foveate.engine.common.errors import ModelError
+from foveate.engine.common.grid import Grid
+from foveate.engine.common.section import Section
+from foveate.engine.images.anyres import Size
 from foveate.engine.models.parts.decoder import read_qwen2_vl
 from foveate.engine.models.parts.family import Family, Source
 from foveate.engine.models.parts.pixels import normalise
 from foveate.engine.models.parts.qwen_tower import QwenTower
-from foveate.engine.reduce.cut import TowerCut
-from foveate.engine.reduce.inputs import VisualInputs
-from foveate.engine.reduce.signals import CELLS, Signal
-from foveate.engine.section import Section
+from foveate.engine.vision.cut import TowerCut
+from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.signals import CELLS, Signal
 
 
 class QwenVL(Family):

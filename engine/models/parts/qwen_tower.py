@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.engine.errors import ModelError
-from foveate.engine.grid import Grid
+from foveate.engine.common.errors import ModelError
+from foveate.engine.common.grid import Grid
+from foveate.engine.common.section import Section
 from foveate.engine.models.parts.cutting import Cutting, Laid, attend
 from foveate.engine.models.parts.layers import frequencies, require
 from foveate.engine.models.parts.matrix import Linear
 from foveate.engine.models.parts.pixels import patches
 from foveate.engine.models.parts.taps import LayerTaps, Taps
-from foveate.engine.reduce.cut import TowerCut
-from foveate.engine.reduce.signals import CELLS, Signal, Tower
-from foveate.engine.section import Section
+from foveate.engine.vision.cut import TowerCut
+from foveate.engine.vision.signals import CELLS, Signal, Tower
 from foveate.kernels.rotary import rotate
 
 Turn = tuple[Tensor, Tensor]  # cos and sin, [n, head_dim / 2] float32 each, of the axial angles

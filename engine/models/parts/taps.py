@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from foveate.engine.reduce.signals import Kind, Signal
+from foveate.engine.vision.signals import Kind, Signal
 from foveate.kernels.vision_attention import attention_rows, received
 
 _OF_ATTENTION = frozenset({"cls_row", "cls_cat", "recv", "keys", "keys_cat", "values", "qk"})

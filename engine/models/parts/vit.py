@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.engine.errors import ModelError
-from foveate.engine.grid import Grid
+from foveate.engine.common.errors import ModelError
+from foveate.engine.common.grid import Grid
+from foveate.engine.common.section import Section
 from foveate.engine.models.parts.cutting import Cutting, Laid, attend
 from foveate.engine.models.parts.layers import Conv2d, LayerNorm, Table, activation, require
 from foveate.engine.models.parts.matrix import FusedLinear, Linear
 from foveate.engine.models.parts.pixels import patches
 from foveate.engine.models.parts.taps import LayerTaps, Taps
-from foveate.engine.reduce.cut import TowerCut
-from foveate.engine.reduce.signals import Signal, Tower
-from foveate.engine.section import Section
+from foveate.engine.vision.cut import TowerCut
+from foveate.engine.vision.signals import Signal, Tower
 from foveate.kernels.linear import Activation
 
 

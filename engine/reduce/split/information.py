@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from foveate.engine.reduce.split.base import Part, Split
+from foveate.engine.reduce.sharing import Part, Split
 
 
 class Information(Split):

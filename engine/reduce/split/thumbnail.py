@@ -6,7 +6,7 @@ Images that have no tiles, and several images among each other, share by area.
 
 from collections.abc import Sequence
 
-from foveate.engine.reduce.split.base import Part, Split
+from foveate.engine.reduce.sharing import Part, Split
 
 _STEPS = 1 << 20  # attention is turned into integers, so that shares are exact
 

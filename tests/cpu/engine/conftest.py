@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from foveate.configs.config import CacheConfig, Config, SchedulerConfig, VisionConfig
+from foveate.engine.common.grid import Grid
+from foveate.engine.common.messages import Image
 from foveate.engine.engine import Engine, Event
-from foveate.engine.grid import Grid
-from foveate.engine.messages import Image
 from foveate.engine.models.base import Attend, Model, ModelSpec, Turn
-from foveate.engine.reduce.inputs import VisualInputs
-from foveate.engine.reduce.signals import Signal, Tower
+from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.signals import Signal, Tower
 
 IMAGE_ID, EOS_ID, CELL = 256, 257, 4
 TOWER = Tower(has_cls=False, depth=2)

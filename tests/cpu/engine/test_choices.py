@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from foveate.engine.common.messages import Delta, Generate, SamplingParams
 from foveate.engine.engine import Engine, Event
-from foveate.engine.messages import Delta, Generate, SamplingParams
 
 MakeEngine = Callable[..., Engine]
 Run = Callable[[Engine], list[Event]]

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from foveate.configs.config import CacheConfig, Config
+from foveate.engine.common.messages import Accepted, Delta, Failed, Generate, Image, SamplingParams, Stage, VisualBudget
 from foveate.engine.engine import Engine
-from foveate.engine.messages import Accepted, Delta, Failed, Generate, Image, SamplingParams, Stage, VisualBudget
 from foveate.engine.models.base import Model
 from foveate.engine.models.loader import load_model
 from foveate.engine.models.parts import cutting
-from foveate.engine.reduce.cut import LayerCut, TowerCut
-from foveate.engine.reduce.evit import EViT
-from foveate.engine.reduce.expedite import Expedite
-from foveate.engine.reduce.inputs import VisualInputs
-from foveate.engine.reduce.signals import CELLS, ENC, Signal
-from foveate.engine.reduce.tome import ToMe
+from foveate.engine.reduce.methods.evit import EViT
+from foveate.engine.reduce.methods.expedite import Expedite
+from foveate.engine.reduce.methods.tome import ToMe
+from foveate.engine.vision.cut import LayerCut, TowerCut
+from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.signals import CELLS, ENC, Signal
 
 TOWERS = ["clip", "siglip", "qwen2_vl", "qwen2_5_vl"]
 every_tower = pytest.mark.parametrize("tower", TOWERS)

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from foveate.engine.common.messages import Accepted, Delta, Failed, Generate, Image, SamplingParams, VisualBudget
 from foveate.engine.engine import Engine, Event
-from foveate.engine.messages import Accepted, Delta, Failed, Generate, Image, SamplingParams, VisualBudget
 
 MakeEngine = Callable[..., Engine]
 Run = Callable[[Engine], list[Event]]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import foveate.engine.runner as runner
+from foveate.engine.common.messages import Delta, Failed, Generate, SamplingParams
 from foveate.engine.engine import Engine, Event
-from foveate.engine.messages import Delta, Failed, Generate, SamplingParams
 from foveate.engine.models.base import Model
 
 MakeEngine = Callable[..., Engine]

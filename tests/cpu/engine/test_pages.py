@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import foveate.engine.runner as runner
+from foveate.engine.common.messages import Failed, Generate, Image, SamplingParams, Stage, VisualBudget
 from foveate.engine.engine import Engine, Event
-from foveate.engine.messages import Failed, Generate, Image, SamplingParams, Stage, VisualBudget
 from foveate.engine.scheduler import Chunk
 
 BUDGETS = [

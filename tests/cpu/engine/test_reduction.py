@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from foveate.engine.common.messages import Accepted, Delta, Failed, Generate, Image, SamplingParams, Stage, VisualBudget
 from foveate.engine.engine import Engine, Event
-from foveate.engine.messages import Accepted, Delta, Failed, Generate, Image, SamplingParams, Stage, VisualBudget
 
 IMAGE_ID = 256
 Make, Run, Picture = Callable[..., Engine], Callable[[Engine], list[Event]], Callable[..., Image]

@@ -10,10 +10,11 @@ from foveate.configs.config import SchedulerConfig
 from foveate.engine.cache.pool import BlockPool
 from foveate.engine.cache.prefix import ImageRun, image_key
 from foveate.engine.cache.tables import BlockTables
-from foveate.engine.grid import Grid
-from foveate.engine.messages import Image, SamplingParams, VisualUsage
+from foveate.engine.common.grid import Grid
+from foveate.engine.common.messages import Image, SamplingParams, VisualUsage
+from foveate.engine.request import Picture, Request
 from foveate.engine.scheduler import MAX_PREEMPTIONS, Plan, Scheduler
-from foveate.engine.sequence import Picture, Request, Sequence
+from foveate.engine.sequence import Sequence
 
 ROW = torch.zeros(1, 1)
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from foveate.engine.prune.psigmoid import PSigmoid
+from foveate.engine.prune.methods.psigmoid import PSigmoid
 from foveate.tune.search import LEVELS, fit_sigmoid, gsearch, horizon, least, table_text, with_tail
 
 

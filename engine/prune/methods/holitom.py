@@ -1,0 +1,69 @@
+"""HoliTom, inner merge: after a few layers, merge the visual tokens FastV would drop into the kept ones most like them.
+
+Source: Shao et al., 2025, arXiv:2505.21334 (released code: cokeshao/HoliTom), its part inside the language model.
+Kept are the tokens that the prompt's last token attends to most in the layer before. Of each other, in reading order,
+the kept token with the nearest state by cosine becomes the mean of itself and it; so later ones weigh more, as
+released. `merge=mean` gives all the same weight.
+Departs from it: counts are rounded down, as everywhere here, and tokens merge within their picture; of a picture that
+keeps none, nothing is merged. In a decoder of fewer layers the default k is the last.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from foveate.engine.primitives.ranking import complement
+from foveate.engine.prune.base import Leaves, as_they_are, best
+from foveate.engine.prune.methods.fastv import FastV
+from foveate.engine.prune.probe import Probe
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoliTom(FastV):
+    """Rows of the mix sum to 1."""
+
+    source: ClassVar[str] = "arXiv:2505.21334"
+    paper: ClassVar[tuple[int, int]] = (3, 28)
+
+    merge: Literal["sequential", "mean"] = "sequential"
+
+    def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
+        keep = best(probe, probe.attention(probe.last)[0], counts)
+        gone = complement(keep, len(probe.visual))
+        alike = self._alike(probe, gone, keep)
+        gone, alike = gone[alike.isfinite().any(1)], alike[alike.isfinite().any(1)]
+        mix = as_they_are(keep, len(probe.visual))
+        if len(gone):
+            into = alike.argmax(1)
+            size = torch.bincount(into, minlength=len(keep))
+            mix[torch.arange(len(keep), device=keep.device), keep] = self._left(size, size)
+            mix[into, gone] = self._left(size[into], size[into] - 1 - _order(into, size)) / self._divisor
+        return Leaves(keep, mix)
+
+    @property
+    def _divisor(self) -> float:
+        return 2.0 if self.merge == "sequential" else 1.0
+
+    def _left(self, size: Tensor, later: Tensor) -> Tensor:
+        """What of a row's weight is left when `later` of `size` in all are merged after it."""
+        return 0.5 ** later.float() if self.merge == "sequential" else 1 / (size + 1).float()
+
+    def _alike(self, probe: Probe, gone: Tensor, keep: Tensor) -> Tensor:
+        """[len(gone), k] cosines of the states; -inf between pictures."""
+        states = torch.nn.functional.normalize(probe.rows[probe.visual].float(), dim=-1)
+        apart = probe.picture[gone][:, None] != probe.picture[keep][None]
+        return (states[gone] @ states[keep].T).masked_fill(apart, -torch.inf)
+
+
+def _order(into: Tensor, size: Tensor) -> Tensor:
+    """[n] int64: how many before each in the list have the same target."""
+    by_target = torch.sort(into, stable=True).indices
+    first = size.cumsum(0) - size
+    place = torch.arange(len(into), device=into.device)
+    return torch.empty_like(into).index_copy(0, by_target, place - first[into[by_target]])
+
+
+METHOD = HoliTom

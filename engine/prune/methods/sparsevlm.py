@@ -1,0 +1,99 @@
+"""SparseVLM: in stages, keep the visual tokens that the words which bear on the picture attend to.
+
+Source: Zhang et al., 2024, arXiv:2410.04417 (released code: Gumpest/SparseVLMs), by default its second version.
+Raters are the words of the question that, by the rows entering the first layer, visual tokens resemble more than words
+on average. Their attention in the layer before ranks the tokens: over the pull that RoPE has at each distance (what
+attention of equal states would be), and over the half of the heads that look at the picture most. `version=v1` ranks
+by plain attention over all heads, clusters the best 30 % of those that leave by density peaks, about ten in each,
+and keeps each cluster's mean.
+Departs from it: the words of the question are raters and the raters' choice is made anew at each point, from the visual
+tokens left; if no word stands out, all are raters. The pull is taken as at least a twentieth of its greatest, since it
+passes through zero. Of v1, clusters are part of the count and stand at their centres, density ties are parted by a
+fixed draw, and positions stay (`compact` numbers survivors anew, as released for v1). Shares are the paper's 300, 200
+and 118 of 576 tokens, its 192 on average.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from foveate.engine.primitives.merge import dpc_knn
+from foveate.engine.primitives.ranking import complement, top
+from foveate.engine.prune.base import Leaves, Staged, as_they_are, best
+from foveate.engine.prune.probe import Probe
+
+_LEAST_PULL = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseVLM(Staged):
+    """Costs a row of attention per rater and stage."""
+
+    source: ClassVar[str] = "arXiv:2410.04417"
+    reads_inputs: ClassVar[bool] = True
+    paper: ClassVar[tuple[int, ...]] = (3, 7, 16)  # after layers 2, 6 and 15
+    depth: ClassVar[int] = 32
+
+    shares: str = "0.521,0.348,0.205"
+    version: Literal["v1", "v2"] = "v2"
+
+    def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
+        raters = self.raters(probe)
+        if self.version == "v2":
+            return Leaves(best(probe, self._without_pull(probe, raters), counts))
+        scores = probe.received(raters)
+        present = torch.bincount(probe.picture, minlength=len(counts)).tolist()
+        merged = [_n_merged(n, count) for n, count in zip(present, counts, strict=True)]
+        plain = best(probe, scores, [count - few for count, few in zip(counts, merged, strict=True)])
+        return self._with_clusters(probe, scores, plain, merged)
+
+    def raters(self, probe: Probe) -> Tensor:
+        """[R] int64: the rows of the question that have a say; never none."""
+        inputs = probe.inputs().float()
+        words = (inputs[probe.visual] @ inputs[probe.question].T).softmax(1).mean(0)
+        found = probe.question[words > words.mean()]
+        return found if len(found) else probe.question
+
+    def _without_pull(self, probe: Probe, raters: Tensor) -> Tensor:
+        """[V] float32."""
+        view = probe.views("before")
+        cos, sin = (torch.cat([part[raters], part[probe.visual]]) for part in (view.cos, view.sin))
+        n, half = len(raters), view.cos.shape[1]
+        pull = (cos[:n] @ cos[n:].T + sin[:n] @ sin[n:].T) / half  # [R, V], 1 at distance 0
+        scores = (probe.attention(raters, per_head=True) / pull.clamp(min=_LEAST_PULL)).mean(1)  # [n_heads, V]
+        return scores[top(scores.sum(1), -(-len(scores) // 2))].mean(0)
+
+    def _with_clusters(self, probe: Probe, scores: Tensor, plain: Tensor, merged: Sequence[int]) -> Leaves:
+        n, states = len(probe.visual), probe.rows[probe.visual]
+        gone = complement(plain, n)
+        owner, centres = torch.full((n,), -1, device=plain.device), [plain]
+        for picture, few in enumerate(merged):
+            mine = gone[probe.picture[gone] == picture]
+            if few:
+                pool = mine[top(scores[mine], _n_recycled(len(mine)))]
+                found = dpc_knn(states[pool], few, few)
+                owner[pool] = pool[found.centres][found.owner]
+                centres.append(pool[found.centres])
+        keep = torch.cat(centres).sort().values
+        member = owner[None] == keep[:, None]
+        size = member.sum(1, keepdim=True)
+        return Leaves(keep, torch.where(size > 0, member / size.clamp(min=1), as_they_are(keep, n)))
+
+
+def _n_recycled(n_gone: int) -> int:
+    """How many of those that are not kept plainly go into clusters."""
+    return int(0.3 * n_gone) + 1
+
+
+def _n_merged(n: int, count: int) -> int:
+    """Clusters among `count` rows that stay of n: as many as the paper makes of the others, but one row is plain."""
+    few = 0
+    while count < n and few < count - 1 and few < _n_recycled(n - count + few) // 10 + 1:
+        few += 1
+    return few
+
+
+METHOD = SparseVLM

@@ -1,0 +1,63 @@
+"""AIM: merge the tokens that are most alike in pairs, half of them at a time.
+
+Source: Zhong et al., 2024, arXiv:2412.03248 (released code: LaVi-Lab/AIM), the merging before the language model.
+Every other row is matched with the closest of the rest by the cosine of the rows the language model would read, and
+the best matches are averaged; a pass merges at most half, and passes go on until the budget is met.
+Departs from it: nothing is pooled two by two beforehand, which the paper's model does to video frames on its own; rows
+come in reading order, which also decides who may match in the next pass, where the released code goes on with the
+unmerged rows by falling similarity before the others (`compat` does so between passes; the output is in reading order
+all the same). As released, a row that is merged again counts as one row; `weighted` counts the tokens in it. The
+paper's second stage, which prunes inside the language model, is not part of it.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.engine.primitives.merge import bipartite, match
+from foveate.engine.primitives.ranking import finite
+from foveate.engine.reduce.base import Reducer
+from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.transform import TokenTransform
+
+
+@dataclass(frozen=True, kw_only=True)
+class AIM(Reducer):
+    """Needs no attention. Every source token is in exactly one output row."""
+
+    source: ClassVar[str] = "arXiv:2412.03248"
+
+    weighted: bool = False  # an output row is the plain mean of its tokens, however they were merged
+    compat: bool = False  # rows go on to the next pass in the order in which merging leaves them, as released
+
+    def transform(self, inputs: VisualInputs, k: int) -> TokenTransform:
+        rows = finite("features", inputs.proj)
+        anchor = slot = torch.arange(inputs.n, device=rows.device)  # the row's token; the row each token is in
+        share, mass = torch.ones_like(rows[:, 0]), torch.ones_like(rows[:, 0])  # of a token in its row; of a row
+        while len(rows) > k:
+            into = bipartite(rows, len(rows) - k)
+            left = self._left(rows, into)
+            new = torch.arange(len(left), device=rows.device)
+            goes_to = torch.empty_like(into).index_copy(0, left, new)[into]
+            member = (goes_to == new[:, None]) * mass
+            total = member.sum(1)
+            rows = member @ rows / total[:, None]  # a product, because scattered sums have no fixed order on a GPU
+            share = share * (mass / total[goes_to])[slot]
+            anchor, slot = anchor[left], goes_to[slot]
+            mass = total if self.weighted else torch.ones_like(total)
+        anchor, order = anchor.sort()
+        rank = torch.empty_like(order).index_copy(0, order, torch.arange(k, device=order.device))
+        return TokenTransform.merging(rank[slot], anchor, share)
+
+    def _left(self, rows: Tensor, into: Tensor) -> Tensor:
+        """The rows that a pass leaves, in the order they take."""
+        every = torch.arange(len(into), device=into.device)
+        if not self.compat:
+            return every[into == every]
+        alike = 2 * torch.sort(match(rows).score, descending=True, stable=True).indices
+        return torch.cat([alike[into[alike] == alike], every[1::2]])
+
+
+METHOD = AIM

@@ -1,0 +1,46 @@
+"""DivPrune: keep the visual tokens that are farthest apart.
+
+Source: Alvar et al., 2025, arXiv:2503.02175 (max-min diversity, greedy; released code: vbdi/divprune).
+Departs from it: distances are in float32 whatever the model's dtype, because in bfloat16 ties are common and the kept
+set then depends on the device; a token once kept is masked, where the released code trusts rounding not to pick it
+twice; and kept tokens keep their positions in the prompt.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from foveate.engine.primitives.greedy import farthest
+from foveate.engine.primitives.ranking import finite
+from foveate.engine.reduce.base import Reducer
+from foveate.engine.vision.inputs import VisualInputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class DivPrune(Reducer):
+    """Needs no attention weights and no text. Kept sets are nested: a smaller budget keeps a subset."""
+
+    source: ClassVar[str] = "arXiv:2503.02175"
+
+    start: Literal["isolated", "farthest_pair"] = "isolated"  # first: the token farthest from its nearest neighbour
+
+    def select(self, inputs: VisualInputs, k: int) -> Tensor:
+        """Cost: M^2 * D multiply-adds once, then k passes over M numbers; M^2 floats of memory."""
+        unit = torch.nn.functional.normalize(finite("features", inputs.proj), dim=-1)
+        distance = 1 - unit @ unit.T  # [M, M], 0: same direction, 2: opposite
+        if self.start == "isolated":
+            itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+            first = distance.masked_fill(itself, torch.inf).amin(0).argmax(0, keepdim=True)
+        else:
+            first = distance.amax(1).argmax(0, keepdim=True)  # its partner is the farthest from it: picked next
+
+        def distance_from(token: Tensor) -> Tensor:
+            return distance.index_select(0, token)[0]
+
+        rest = farthest(distance_from(first), distance_from, first, k - 1)
+        return torch.cat([first, rest]).sort().values
+
+
+METHOD = DivPrune

@@ -1,0 +1,33 @@
+"""FasterVLM: keep the tokens the encoder's CLS row attends to most.
+
+Source: Zhang et al., 2024, arXiv:2412.01818 (released code: Theia-4869/FasterVLM).
+Departs from it: where the encoder has no CLS row, attention received stands in (mean over all queries and heads); and
+kept tokens keep their positions in the prompt instead of being renumbered.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from foveate.engine.primitives.ranking import saliency, top
+from foveate.engine.reduce.base import Reducer
+from foveate.engine.vision import signals
+from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.signals import Signal, Tower
+
+
+@dataclass(frozen=True, kw_only=True)
+class FasterVLM(Reducer):
+    """Reads one attention row; the features do not matter."""
+
+    source: ClassVar[str] = "arXiv:2412.01818"
+
+    def needs(self, tower: Tower) -> frozenset[Signal]:
+        return frozenset({signals.saliency()})
+
+    def select(self, inputs: VisualInputs, k: int) -> Tensor:
+        return top(saliency(inputs), k)
+
+
+METHOD = FasterVLM

@@ -1,0 +1,49 @@
+"""FoPru: keep the tokens, or the rows of the picture, that the encoder attends to most.
+
+Source: Jiang et al., 2024, arXiv:2411.14164.
+A token's significance is the attention it receives from all queries at the layer whose output the projector reads.
+`rank` keeps the most significant tokens wherever they are; `row` keeps whole rows of the picture, by their sum, so that
+a line of text stays in one piece.
+Departs from it: the budget is met exactly, so the last row is kept in part, its most significant tokens, where the
+paper rounds to whole rows. A tiled picture is reduced tile by tile, each with a share of the budget.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from foveate.engine.primitives.ranking import finite, top
+from foveate.engine.reduce.base import Reducer
+from foveate.engine.vision import signals
+from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.signals import Signal, Tower
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoPru(Reducer):
+    """Reads attention alone. Kept sets are nested: a smaller budget keeps a subset."""
+
+    source: ClassVar[str] = "arXiv:2411.14164"
+
+    order: Literal["rank", "row"] = "rank"
+    attention: Literal["received", "cls"] = "received"  # cls: that of the CLS row alone; encoders that have one
+
+    def needs(self, tower: Tower) -> frozenset[Signal]:
+        return frozenset({signals.recv() if self.attention == "received" else signals.cls_row()})
+
+    def select(self, inputs: VisualInputs, k: int) -> Tensor:
+        attention = inputs.recv() if self.attention == "received" else inputs.cls_row()
+        significance = finite("attention weights", attention).cpu()
+        if self.order == "rank":
+            return top(significance, k)
+        row = inputs.cell_yx[0]
+        mass = torch.bincount(row, weights=significance.double())
+        best_row = torch.sort(mass, descending=True, stable=True).indices
+        rank = torch.empty_like(best_row).index_copy_(0, best_row, torch.arange(len(best_row)))
+        best = torch.sort(significance, descending=True, stable=True).indices
+        return best[torch.sort(rank[row[best]], stable=True).indices[:k]].sort().values
+
+
+METHOD = FoPru

@@ -1,0 +1,90 @@
+"""GlobalCom2: let a tiled picture's thumbnail say how much of each crop is kept, and help to choose which tokens.
+
+Source: Liu et al., 2025, arXiv:2501.05179 (released code: xuyang-liu16/GlobalCom2).
+The thumbnail keeps the budget's share of its tokens, those the CLS row attends to most. A crop's share is raised or
+lowered by the softmax of the attention its region of the thumbnail gets; its tokens are ranked by their own attention
+plus the thumbnail's, resized to the crops' cells, each at unit length within the crop.
+Departs from it: shares are rounded by largest remainder so that they meet the budget, and the thumbnail keeps at least
+one token. The region of a crop is the part of the thumbnail that shows the same, where the released code cuts it into
+equal blocks even if crops lost padding (`compat` restores it). Kept tokens of the thumbnail stay in reading order.
+Attention is that of the layer whose output the projector reads. A picture without tiles keeps its most attended tokens.
+Without a CLS row, attention received stands in.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.configs.errors import ConfigError
+from foveate.engine.common.grid import Grid, Tile
+from foveate.engine.primitives.math import largest_remainder
+from foveate.engine.primitives.ranking import saliency, top
+from foveate.engine.reduce.base import Fits, Reducer
+from foveate.engine.vision import signals
+from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.signals import Signal, Tower
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalCom2(Reducer):
+    """Reads one attention row per tile; the features do not matter."""
+
+    source: ClassVar[str] = "arXiv:2501.05179"
+    fits: ClassVar[Fits] = "tiles"
+    tile_aware: ClassVar[bool] = True
+
+    temperature: float = 10.0  # of the softmax over crops; lower: crops are treated less alike
+    compat: bool = False  # crops see equal blocks of the thumbnail, as released
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.temperature <= 1e6:
+            raise ConfigError(f"temperature: {self.temperature} is not in (0, 1e6]")
+
+    def needs(self, tower: Tower) -> frozenset[Signal]:
+        return frozenset({signals.saliency()})
+
+    def select(self, inputs: VisualInputs, k: int) -> Tensor:
+        attention, grid = saliency(inputs).cpu(), inputs.grid
+        if not grid.thumbnail or len(grid.tiles) == 1:
+            return top(attention, k)
+        places = torch.arange(inputs.n) if inputs.places is None else inputs.places.cpu()
+        thumbnail, *crops = [torch.isin(places, torch.tensor(tile.cells())).nonzero()[:, 0] for tile in grid.tiles]
+        guide = torch.zeros(grid.n_thumbnail).index_copy_(0, places[thumbnail], attention[thumbnail])
+        guide = guide.view(1, 1, grid.thumbnail, grid.thumbnail)
+        first = min(max(len(thumbnail) * k // inputs.n, 1), len(thumbnail))
+        room = [len(rows) for rows in crops]
+        shares = largest_remainder(self._weights(inputs, guide[0, 0], room), k - first, room)
+        size = (grid.rows, grid.cols)
+        shown = torch.nn.functional.interpolate(guide, size, mode="bilinear", align_corners=False).flatten()
+        kept = [thumbnail[top(attention[thumbnail], first)]]
+        for rows, n in zip(crops, shares, strict=True):
+            score = _of_length_1(attention[rows]) + _of_length_1(shown[places[rows] - grid.n_thumbnail])
+            kept.append(rows[top(score, n)])
+        return torch.cat(kept).sort().values
+
+    def _weights(self, inputs: VisualInputs, guide: Tensor, room: list[int]) -> list[float]:
+        """What each crop weighs: its tokens, raised or lowered by the attention its region gets."""
+        grid = inputs.grid
+        regions = [_block(tile, grid) if self.compat else inputs.thumb_region(tile) for tile in grid.tiles[1:]]
+        mass = torch.stack([guide[region].double().sum() for region in regions])
+        p = ((mass - mass.max()) / self.temperature).softmax(0)
+        weights: list[float] = (torch.tensor(room) * (1 + p - p.mean())).tolist()
+        return weights
+
+
+def _of_length_1(scores: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(scores, dim=0)
+
+
+def _block(tile: Tile, grid: Grid) -> tuple[slice, slice]:
+    """Rows and columns of the crop's block among equal ones; the last of an axis has what is left over."""
+    down, across, side = max(1, len(grid.row_cuts) - 1), max(1, len(grid.col_cuts) - 1), grid.thumbnail
+    top_row, left = tile.tile_row * (side // down), tile.tile_col * (side // across)
+    bottom = side if tile.tile_row == down - 1 else top_row + side // down
+    right = side if tile.tile_col == across - 1 else left + side // across
+    return slice(top_row, bottom), slice(left, right)
+
+
+METHOD = GlobalCom2

@@ -1,0 +1,102 @@
+"""PruMerge: keep tokens whose attention is an outlier and others spread over the picture, and merge the rest into them.
+
+Source: Shang et al., 2024, arXiv:2403.15388 (PruMerge+; released code: 42Shawn/LLaVA-PruMerge).
+Outliers are tokens that the CLS row attends to more than Q3 + 1.5 (Q3 - Q1). Each kept token takes in the 32 tokens of
+most similar attention keys, weighted by attention, and one further row is the weighted sum of all that are not kept.
+Departs from it: the count is the budget's, not the outliers'. Where outliers are more, the most attended are kept;
+where they are fewer, tokens evenly spread over the others follow, more densely or sparsely than the paper's three per
+outlier (`spatial=False`: the next by attention, PruMerge without the plus). A picture without outliers has its most
+attended token for one. Rows are weighted means, so that they are as large as visual tokens; `compat` restores released
+sums, where the kept token weighs 1 and attention adds to it. The further row takes the place of the most attended token
+in it, and all are in reading order. Attention and keys are those of the layer whose output the projector reads, as the
+paper's layer after it is not run. Without a CLS row, attention received ranks the tokens.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.configs.errors import ConfigError
+from foveate.engine.primitives.ranking import centres, complement, finite, top, unit
+from foveate.engine.reduce.base import Reducer
+from foveate.engine.vision import signals
+from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.signals import ENC, Signal, Tower
+from foveate.engine.vision.transform import TokenTransform, starts
+
+_LEAST = 1e-12  # attention that underflows still weighs something, so that no weighted mean is 0 / 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruMerge(Reducer):
+    """Every source token is in at least one output row, if there are two."""
+
+    source: ClassVar[str] = "arXiv:2403.15388"
+
+    spatial: bool = True  # PruMerge+: what is not an outlier is spread evenly; False: it follows by attention
+    n_neighbours: int = 32  # tokens merged into each kept one
+    compat: bool = False  # sums instead of means, as released
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.n_neighbours <= 4096:
+            raise ConfigError(f"n_neighbours: {self.n_neighbours} is not in [0, 4096]")
+
+    def needs(self, tower: Tower) -> frozenset[Signal]:
+        attention = signals.cls_cat() if tower.has_cls else signals.recv()
+        return frozenset({attention, signals.keys_cat(), ENC})
+
+    def transform(self, inputs: VisualInputs, k: int) -> TokenTransform:
+        attention = self._attention(inputs)
+        kept = self.kept(attention, max(k - 1, 1))
+        terms = self._neighbours(inputs, attention, kept)
+        anchor = kept
+        if k > 1:
+            rest = complement(kept, inputs.n)
+            further = torch.zeros(1, inputs.n).index_copy_(1, rest, attention[None, rest])
+            terms = torch.cat([terms, further])
+            anchor = torch.cat([kept, rest[attention[rest].argmax(0, keepdim=True)]])
+        if not self.compat:
+            terms = terms / terms.sum(1, keepdim=True, dtype=torch.float64).float()
+        order = anchor.sort().indices
+        matrix = terms[order]
+        entries = matrix.nonzero()
+        size = torch.bincount(entries[:, 0], minlength=k)
+        return TokenTransform(
+            n_in=inputs.n,
+            indptr=starts(size),
+            indices=entries[:, 1],
+            weights=matrix[entries[:, 0], entries[:, 1]],
+            anchor=anchor[order],
+            size=size,
+            space=inputs.space,
+        )
+
+    def _attention(self, inputs: VisualInputs) -> Tensor:
+        """[n] float32, above 0, on the CPU."""
+        has_cls = inputs.tower.has_cls
+        attention = finite("attention weights", inputs.cls_cat() if has_cls else inputs.recv()).cpu()
+        attention = attention.clamp(min=_LEAST)
+        return attention if has_cls else attention / attention.sum()
+
+    def kept(self, attention: Tensor, k: int) -> Tensor:
+        """[k] int64, increasing: outliers, and what fills up."""
+        low, high = torch.quantile(attention, torch.tensor([0.25, 0.75]))
+        n_outliers = max(1, int((attention > high + 1.5 * (high - low)).sum()))
+        best = top(attention, min(n_outliers, k) if self.spatial else k)
+        if len(best) == k:
+            return best
+        others = complement(best, len(attention))
+        return torch.cat([best, others[centres(len(others), k - len(best))]]).sort().values
+
+    def _neighbours(self, inputs: VisualInputs, attention: Tensor, kept: Tensor) -> Tensor:
+        """[len(kept), n] float32: what each token weighs in a kept one; that itself 1."""
+        keys = unit(inputs.keys_cat())
+        likeness = (keys[kept.to(keys.device)] @ keys.T).cpu().scatter_(1, kept[:, None], -torch.inf)
+        near = torch.sort(likeness, dim=1, descending=True, stable=True).indices[:, : self.n_neighbours]
+        terms = torch.zeros_like(likeness).scatter_(1, near, attention[near])
+        return terms.scatter_(1, kept[:, None], 1.0)
+
+
+METHOD = PruMerge

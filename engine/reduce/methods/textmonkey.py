@@ -1,0 +1,63 @@
+"""TextMonkey: keep tokens that no later token of the page resembles.
+
+Source: Liu et al., 2024, arXiv:2403.04473 (released code: Yuliang-Liu/Monkey), the filter before its resampler.
+A token counts as much as its largest cosine with any token after it falls short: of copies the last one stays, and the
+very last token always. The crops of a tiled picture are looked at together: what one of them repeats of another goes.
+Departs from it: the resampler that mixes what was dropped into what is kept is trained, and left out. The thumbnail,
+which the paper appends whole, is filtered by itself once it would take more than its share of the budget. After means
+in reading order over the whole picture, not crop by crop. Rows are compared before the projector where the encoder
+gives such rows, after it where it merges patches.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.configs.errors import ConfigError
+from foveate.engine.primitives.ranking import top, unit
+from foveate.engine.reduce.base import Fits, Reducer
+from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.signals import ENC, Signal, Tower
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextMonkey(Reducer):
+    """Needs no attention. Kept sets of an untiled picture are nested. Costs n^2 * C multiply-adds."""
+
+    source: ClassVar[str] = "arXiv:2403.04473"
+    fits: ClassVar[Fits] = "tiles"
+    tile_aware: ClassVar[bool] = True
+
+    thumbnail_ratio: float = 1 / 3  # the thumbnail's share of the budget, at most; the paper's 256 of 768
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.thumbnail_ratio <= 1.0:
+            raise ConfigError(f"thumbnail_ratio: {self.thumbnail_ratio} is not in [0, 1]")
+
+    def needs(self, tower: Tower) -> frozenset[Signal]:
+        return frozenset({ENC})
+
+    def select(self, inputs: VisualInputs, k: int) -> Tensor:
+        rows = inputs.proj if inputs.enc is None else inputs.enc
+        n_thumbnail = inputs.grid.n_thumbnail
+        if inputs.places is not None:  # what an earlier stage left of it
+            n_thumbnail = int((inputs.places < n_thumbnail).sum())
+        n_crops = inputs.n - n_thumbnail
+        of_thumbnail = max(min(n_thumbnail, round(k * self.thumbnail_ratio)), k - n_crops)
+        thumbnail = unlike_later(rows[:n_thumbnail], of_thumbnail)
+        return torch.cat([thumbnail, n_thumbnail + unlike_later(rows[n_thumbnail:], k - of_thumbnail)])
+
+
+def unlike_later(rows: Tensor, k: int) -> Tensor:
+    """[k] int64, increasing: the rows whose largest cosine with a later row is smallest."""
+    if k == 0:
+        return torch.empty(0, dtype=torch.int64, device=rows.device)
+    rows = unit(rows)
+    not_later = torch.ones(len(rows), len(rows), dtype=torch.bool, device=rows.device).tril()
+    alike = (rows @ rows.T).masked_fill(not_later, -torch.inf).amax(1)  # -inf for the last
+    return top(-alike, k)
+
+
+METHOD = TextMonkey

@@ -1,0 +1,76 @@
+"""Turbo: merge tokens that are alike and that the encoder attends to little, layer by layer of the encoder.
+
+Source: Ju et al., 2024, arXiv:2407.11717 (released code: anakin-skywalker-Joseph/Turbo).
+At each layer every other row is matched with the closest of the rest by the cosine of their attention keys; from that,
+30 times the attention CLS pays to the row that would go is taken off, and the best pairs merge, weighted by the tokens
+in them. As many merge at each layer.
+Departs from it: it acts after the encoder, on the keys and the attention of some of its layers, where the paper merges
+inside every block, adds log(size) to attention and merges text too; a merged row's keys are the mean of its tokens',
+its attention their sum, which is what log(size) makes of it. The budget says how many merge, so there is no least
+count of rows that ends it, and the last layer goes on merging where halves were not enough. Attention is scaled to a
+mean of 1/576, that of the picture sizes it was tuned on, so that `alpha` means the same for any size and encoder
+(`compat` leaves it as it is); without a CLS row it is attention received. Rows are mixed before the projector where the
+encoder gives such rows, after it where it merges patches.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from foveate.configs.errors import ConfigError
+from foveate.engine.primitives.merge import Pass, evenly, merge_by_layers
+from foveate.engine.primitives.ranking import saliency
+from foveate.engine.reduce.base import Reducer
+from foveate.engine.vision import signals
+from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.signals import ENC, Signal, Tower
+from foveate.engine.vision.transform import TokenTransform
+
+_FACTOR = 30.0  # of attention against cosine, as released
+_USUAL = 576  # tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turbo(Reducer):
+    """Every source token is in exactly one output row, the plain mean of its tokens."""
+
+    source: ClassVar[str] = "arXiv:2407.11717"
+
+    alpha: float = 1.0  # how much attention protects from merging; 0: by likeness alone
+    beta: float = 1.0  # and by how much less with each layer away from `gamma`
+    gamma: int = 0  # the layer where it protects most, by index
+    n_layers: int = 4  # that are asked, evenly over the depth, the last one among them
+    compat: bool = False  # attention is not scaled to the picture's size, as released
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.alpha <= 1000.0:
+            raise ConfigError(f"alpha: {self.alpha} is not in [0, 1000]")
+        if not 0.0 < self.beta <= 1.0:
+            raise ConfigError(f"beta: {self.beta} is not in (0, 1]")
+        if not 0 <= self.gamma <= 1000:
+            raise ConfigError(f"gamma: {self.gamma} is not in 0..1000")
+        if not 1 <= self.n_layers <= 64:
+            raise ConfigError(f"n_layers: {self.n_layers} is not in 1..64")
+
+    def needs(self, tower: Tower) -> frozenset[Signal]:
+        kinds = (signals.keys, signals.saliency)
+        return frozenset({ENC, *(kind(layer) for kind in kinds for layer in evenly(self.n_layers))})
+
+    def transform(self, inputs: VisualInputs, k: int) -> TokenTransform:
+        def decide(now: Pass) -> tuple[int, Tensor | None]:
+            each = -(-now.n_over // max(1, now.n_layers_left))  # rounded up
+            return each, -(now.member @ self._value(inputs, now.layer))
+
+        return merge_by_layers(inputs, k, evenly(self.n_layers), decide)
+
+    def _value(self, inputs: VisualInputs, layer: float) -> Tensor:
+        """[n] float32: what is taken off the cosine of a row that would go."""
+        weight = _FACTOR * self.alpha * self.beta ** abs(self.gamma - inputs.tower.layer(layer))
+        attention = saliency(inputs, layer)
+        if not self.compat:
+            attention = attention / attention.mean().clamp(min=1e-30) / _USUAL
+        return weight * attention
+
+
+METHOD = Turbo

@@ -1,0 +1,41 @@
+"""Uniform: keep a regular grid of tokens, whatever the picture shows.
+
+The most even h x w <= k lattice (`primitives.lattice`), then exactly k - h*w more cells, each the farthest from all
+kept so far. Depends on the grid and k alone.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.engine.primitives.greedy import farthest
+from foveate.engine.primitives.ranking import centres, lattice, lattice_cells
+from foveate.engine.reduce.base import Reducer
+from foveate.engine.vision.inputs import VisualInputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform(Reducer):
+    """Needs nothing from the encoder."""
+
+    whole_grid: ClassVar[bool] = True
+
+    def select(self, inputs: VisualInputs, k: int) -> Tensor:
+        grid = inputs.grid
+        coarse = lattice(grid, k)
+        kept = lattice_cells(grid, coarse)
+        ys, xs = torch.arange(grid.n_tokens) // grid.cols, torch.arange(grid.n_tokens) % grid.cols
+        # Squared distance in integers: exact ties. To a lattice it splits by axis, so no [n, h*w] table is needed.
+        dy = (ys[:, None] - centres(grid.rows, coarse.rows)).square().amin(1)
+        dx = (xs[:, None] - centres(grid.cols, coarse.cols)).square().amin(1)
+
+        def distance_from(cell: Tensor) -> Tensor:
+            return (ys - ys[cell]).square() + (xs - xs[cell]).square()
+
+        extra = farthest(dy + dx, distance_from, kept, k - coarse.n_tokens)
+        return torch.cat([kept, extra]).sort().values
+
+
+METHOD = Uniform

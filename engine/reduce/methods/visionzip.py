@@ -1,0 +1,81 @@
+"""VisionZip: keep the tokens the encoder attends to most and merge the others into a few contextual ones.
+
+Source: Yang et al., 2024, arXiv:2412.04467 (released code: dvlab-research/VisionZip).
+Of k tokens a share is contextual, by default the paper's 10 of 64. Targets are spread evenly over the tokens that are
+not dominant; every other one joins the target whose attention key is nearest by cosine.
+Departs from it: a contextual row is the plain mean of the target and its members, so its norm is that of a visual token
+and a model that was not trained for it reads it rightly; `compat` restores the released target + mean of members, of
+weight 2. The CLS row, which the paper keeps as one of the dominant tokens, is dropped: it has no place in the picture.
+Contextual rows stand where their targets stood, in reading order, not after the dominant ones. Rows are mixed before
+the projector where the encoder gives such rows, after it where it merges patches; without a CLS row, attention
+received ranks the tokens.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.configs.errors import ConfigError
+from foveate.engine.primitives.ranking import complement, finite, saliency, top
+from foveate.engine.reduce.base import Reducer
+from foveate.engine.vision import signals
+from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.signals import ENC, Signal, Tower
+from foveate.engine.vision.transform import TokenTransform, starts
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionZip(Reducer):
+    """Every source token is in exactly one output row."""
+
+    source: ClassVar[str] = "arXiv:2412.04467"
+
+    contextual_ratio: float = 10 / 64  # share of contextual tokens, to the nearest token; 0: selection only
+    compat: bool = False  # contextual row = target + mean of its members, as released
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.contextual_ratio < 1.0:
+            raise ConfigError(f"contextual_ratio: {self.contextual_ratio} is not in [0, 1)")
+
+    def needs(self, tower: Tower) -> frozenset[Signal]:
+        return frozenset({signals.saliency(), signals.keys(), ENC})
+
+    def transform(self, inputs: VisualInputs, k: int) -> TokenTransform:
+        n_contextual = min(round(k * self.contextual_ratio), k - 1)
+        dominant = top(saliency(inputs), k - n_contextual)
+        if n_contextual == 0:
+            return TokenTransform.selection(dominant, inputs.n)
+        anchor, owner = self._clusters(inputs, dominant.cpu(), n_contextual)
+        size = torch.bincount(owner, minlength=k)
+        indices = torch.sort(owner, stable=True).indices
+        weights = 1.0 / size[owner[indices]]
+        if self.compat:
+            is_anchor = torch.isin(indices, anchor)
+            members = (size - 1).clamp(min=1)[owner[indices]]
+            weights = torch.where(is_anchor, 1.0, 1.0 / members)
+        return TokenTransform(
+            n_in=inputs.n,
+            indptr=starts(size),
+            indices=indices,
+            weights=weights,
+            anchor=anchor,
+            size=size,
+            space=inputs.space,
+        )
+
+    def _clusters(self, inputs: VisualInputs, dominant: Tensor, n_contextual: int) -> tuple[Tensor, Tensor]:
+        """Return the anchors [k], increasing, and for each of the M tokens the output row it goes into."""
+        n = inputs.n
+        keys = torch.nn.functional.normalize(finite("attention keys", inputs.keys()), dim=-1)
+        left = complement(dominant, n)
+        targets = left[:: len(left) // n_contextual][:n_contextual]
+        nearest = (keys[left.to(keys.device)] @ keys[targets.to(keys.device)].T).argmax(1).cpu()
+        anchor = torch.cat([dominant, targets]).sort().values
+        goes_to = torch.arange(n).index_copy(0, left, targets[nearest])
+        goes_to = goes_to.index_copy(0, targets, targets)  # not to an identical key at a lower index
+        return anchor, torch.searchsorted(anchor, goes_to)
+
+
+METHOD = VisionZip

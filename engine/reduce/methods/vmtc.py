@@ -1,0 +1,64 @@
+"""VMTC: keep the tokens the encoder attends to most and merge the others into clusters of what looks alike.
+
+Source: Yang et al., 2024, arXiv:2411.15453, its visual-modality token compression.
+Three quarters of the budget are the primary tokens, kept as they are; the others fall into as many clusters as the
+rest of it has tokens, by density peaks, and each cluster becomes its mean, weighted by attention, at its centre.
+Departs from it: written from the abstract, so the share of primary tokens, the clustering and its neighbours are ours;
+clusters are of the rows before the projector where the encoder gives such rows, after it where it merges patches, and
+are mixed there; without a CLS row, attention received ranks and weighs the tokens. The paper's second half, which
+inhibits attention inside the language model, is not part of it.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from foveate.configs.errors import ConfigError
+from foveate.engine.primitives.merge import dpc_knn, select_and_merge
+from foveate.engine.primitives.ranking import complement, finite, saliency, top
+from foveate.engine.reduce.base import Reducer
+from foveate.engine.vision import signals
+from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.signals import ENC, Signal, Tower
+from foveate.engine.vision.transform import TokenTransform
+
+
+@dataclass(frozen=True, kw_only=True)
+class VMTC(Reducer):
+    """Every source token is in exactly one output row."""
+
+    source: ClassVar[str] = "arXiv:2411.15453"
+
+    primary_ratio: float = 0.75  # share of tokens kept as they are, to the nearest token; 1: selection only
+    n_neighbours: int = 5  # tokens that make a density, itself among them
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.primary_ratio <= 1.0:
+            raise ConfigError(f"primary_ratio: {self.primary_ratio} is not in [0, 1]")
+        if not 1 <= self.n_neighbours <= 64:
+            raise ConfigError(f"n_neighbours: {self.n_neighbours} is not in 1..64")
+
+    def needs(self, tower: Tower) -> frozenset[Signal]:
+        return frozenset({signals.saliency(), ENC})
+
+    def transform(self, inputs: VisualInputs, k: int) -> TokenTransform:
+        worth = saliency(inputs).cpu()
+        primary = top(worth, round(k * self.primary_ratio))
+        n_clusters = k - len(primary)
+        if n_clusters == 0:
+            return TokenTransform.selection(primary, inputs.n)
+        left = complement(primary, inputs.n)
+        rows = finite("features", inputs.proj if inputs.enc is None else inputs.enc)
+        found = dpc_knn(rows[left.to(rows.device)], n_clusters, self.n_neighbours, inputs.seed)
+        centres, owner = left[found.centres.cpu()], found.owner.cpu()
+        mass = worth[left].double()
+        total = torch.zeros(n_clusters, dtype=torch.float64).index_add(0, owner, mass)[owner]
+        size = torch.bincount(owner, minlength=n_clusters)[owner]
+        share = torch.where(total > 0, mass / total, 1.0 / size)
+        weights = torch.ones(inputs.n).index_copy(0, left, share.float())
+        into = torch.arange(inputs.n).index_copy(0, left, centres[owner])
+        return select_and_merge(primary, centres, into, weights, inputs.space)
+
+
+METHOD = VMTC

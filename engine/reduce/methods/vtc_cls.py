@@ -1,0 +1,54 @@
+"""VTC-CLS: keep the tokens the encoder's CLS row attends to most, over all its layers together.
+
+Source: Wang et al., 2024, arXiv:2412.05819 (released code: THU-MIG/VTC-CLS).
+The score of a token is the sum of its CLS attention from layer `start` to the one whose output the projector reads.
+Departs from it: `start`, which the released scripts set per benchmark, is the first layer, as for GQA; 1.0 is the last
+layer alone, which is FasterVLM. Where the encoder has no CLS row, attention received stands in, at the price of one
+pass over all pairs of tokens per layer; layers that attend in windows do not count, and no layer counts twice. Kept
+tokens keep their positions in the prompt.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from foveate.configs.errors import ConfigError
+from foveate.engine.primitives.ranking import finite, top
+from foveate.engine.reduce.base import Reducer
+from foveate.engine.vision import signals
+from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.signals import Layer, Signal, Tower
+
+
+@dataclass(frozen=True, kw_only=True)
+class VtcCls(Reducer):
+    """Reads one attention row per layer; the features do not matter."""
+
+    source: ClassVar[str] = "arXiv:2412.05819"
+
+    start: float = 0.0  # the first layer that counts, as a share of the depth
+    combine: Literal["sum", "min", "max"] = "sum"  # of a token's attention over the layers
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.start <= 1.0:
+            raise ConfigError(f"start: {self.start} is not in [0, 1]")
+
+    def needs(self, tower: Tower) -> frozenset[Signal]:
+        return frozenset(signals.saliency(layer) for layer in self._layers(tower))
+
+    def select(self, inputs: VisualInputs, k: int) -> Tensor:
+        layers = torch.stack([inputs.saliency(layer) for layer in self._layers(inputs.tower)])  # [layers, n]
+        scores = finite("attention weights", layers)
+        if self.combine == "sum":
+            return top(scores.sum(0), k)
+        return top(scores.amin(0) if self.combine == "min" else scores.amax(0), k)
+
+    def _layers(self, tower: Tower) -> list[Layer]:
+        """The layers that count, ascending."""
+        run = range(tower.layer(self.start), tower.depth)
+        return sorted({tower.resolve(signals.saliency(layer)).layer for layer in run})
+
+
+METHOD = VtcCls

@@ -1,0 +1,216 @@
+"""The server's side of the engine process, against a fake that speaks the protocol."""
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from foveate.configs.config import Config
+from foveate.engine.common.messages import Accepted, Delta, Failed, Generate, Heartbeat
+from foveate.server.engine_client import ABORTED, ENGINE_RESTARTED, EngineClient, EngineDown, Event
+from foveate.server.health import Readiness, probe_request
+
+FAKE = Path(__file__).with_name("fake_engine.py")
+_spec = importlib.util.spec_from_file_location("fake_engine", FAKE)
+assert _spec is not None and _spec.loader is not None
+fake = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fake)
+
+
+@contextlib.asynccontextmanager
+async def running(tmp_path: Path, name: str = "") -> AsyncIterator[EngineClient]:
+    config = replace(Config(), model=replace(Config().model, name=name))
+    client = EngineClient(config, (sys.executable, "-P", str(FAKE), str(tmp_path / "journal")))
+    await client.start()
+    try:
+        yield client
+    finally:
+        await client.aclose()
+        assert not client._streams, "a request was left in the table"
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(15):
+            await test()
+
+    asyncio.run(bounded())
+
+
+def request(kind: int, name: str = "r", n: int = 1) -> Generate:
+    return Generate(id=name, prompt_ids=[kind, 3, 4], n=n)
+
+
+async def collect(client: EngineClient, what: Generate) -> list[Event]:
+    return [event async for event in client.generate(what)]
+
+
+async def journal(tmp_path: Path, until: str) -> list[str]:
+    """What the fake received, once it received `until`."""
+    while True:
+        file = tmp_path / "journal"
+        lines = file.read_text().splitlines() if file.exists() else []
+        if until in lines:
+            return lines
+        await asyncio.sleep(0.02)
+
+
+def test_a_request_ends_when_all_its_choices_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+    async def test() -> None:
+        async with running(tmp_path) as client:
+            assert client.state == "starting" and "loaded" in client.reason
+            early = await collect(client, request(fake.ANSWER, "early"))
+            assert [type(e) for e in early] == [Failed]
+            await client.ready()
+            assert client.state == "ready" and client.model == fake.MODEL
+            answers = await asyncio.gather(*(collect(client, request(fake.ANSWER, f"r{n}", n)) for n in (1, 3)))
+            for n, events in zip((1, 3), answers, strict=True):
+                assert isinstance(events[0], Accepted) and {e.id for e in events} == {f"r{n}"}
+                assert [e.choice for e in events[1:] if isinstance(e, Delta) and e.finish] == list(range(n))
+            refused = await collect(client, request(fake.REFUSE))
+            assert [e.code for e in refused if isinstance(e, Failed)] == ["context_length_exceeded"]
+        assert client.state == "dead" and "shutting down" in client.reason
+        lines = await journal(tmp_path, "Shutdown ")
+        assert not [line for line in lines if line.startswith("Abort")]
+        assert not list(tmp_path.glob("foveate-*")), "the socket directory was left behind"
+
+    run(test)
+
+
+def test_a_reader_that_leaves_aborts_once(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(tmp_path) as client:
+            await client.ready()
+            async with contextlib.aclosing(client.generate(request(fake.HANG, "closed"))) as events:
+                async for event in events:
+                    assert isinstance(event, Accepted)
+                    break
+            task = asyncio.create_task(collect(client, request(fake.HANG, "cancelled")))
+            await asyncio.sleep(0.05)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            outside = asyncio.create_task(collect(client, request(fake.HANG, "outside")))
+            await asyncio.sleep(0.05)
+            client.cut_off("shutting down")
+            client.cut_off("shutting down")
+            failed = (await outside)[-1]
+            assert isinstance(failed, Failed) and failed.code == ABORTED
+        lines = await journal(tmp_path, "Shutdown ")
+        aborts = [line for line in lines if line.startswith("Abort")]
+        assert aborts == ["Abort closed", "Abort cancelled", "Abort outside"]
+
+    run(test)
+
+
+def test_sigkill_fails_what_is_in_flight_and_starts_another(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with running(tmp_path) as client:
+            await client.ready()
+            while client.heartbeat is None:
+                await asyncio.sleep(0.01)
+            open_requests = [asyncio.create_task(collect(client, request(fake.HANG, f"r{i}"))) for i in range(5)]
+            await asyncio.sleep(0.1)
+            assert client._process is not None
+            os.kill(client._process.pid, signal.SIGKILL)
+            began = time.monotonic()
+            for events in await asyncio.gather(*open_requests):
+                assert isinstance(events[-1], Failed) and events[-1].code == ENGINE_RESTARTED
+                assert "SIGKILL" in events[-1].message
+            assert time.monotonic() - began < 1.0
+            assert client.state == "starting"
+            await client.ready()
+            while client.heartbeat.steps == fake.BEAT.steps:
+                await asyncio.sleep(0.01)
+            assert client.heartbeat.steps == 2 * fake.BEAT.steps, "counters go on over a restart"
+            assert client.heartbeat.free_blocks == fake.BEAT.free_blocks
+            assert client.restarts == 1 and isinstance((await collect(client, request(fake.ANSWER)))[-1], Delta)
+
+    run(test)
+    assert "SIGKILL" in caplog.text
+
+
+def test_three_deaths_in_a_row_are_enough(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(tmp_path, "crash") as client:
+            with pytest.raises(EngineDown, match=r"died 3 times within 60 s, last with signal SIGABRT") as caught:
+                await client.ready()
+            assert not caught.value.wrong_setting and client.state == "dead" and client.restarts == 2
+            (failed,) = await collect(client, request(fake.ANSWER))
+            assert isinstance(failed, Failed) and "3 times" in failed.message
+
+    run(test)
+
+
+def test_deaths_by_request_open_the_breaker_too(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(tmp_path) as client:
+            for _ in range(3):
+                await client.ready()
+                assert isinstance((await collect(client, request(fake.DIE)))[-1], Failed)
+            with pytest.raises(EngineDown, match="exit status 7"):
+                await client.ready()
+
+    run(test)
+
+
+def test_a_wrong_setting_is_final_and_says_its_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    async def test() -> None:
+        async with running(tmp_path, "refuse") as client:
+            with pytest.raises(EngineDown) as caught:
+                await client.ready()
+            assert caught.value.wrong_setting and str(caught.value) == "model.path: no such thing"
+            assert client.restarts == 0
+
+    run(test)
+    assert capfd.readouterr().err.splitlines() == ["a warning of some library"]
+
+
+def test_unreadable_events_are_logged_and_the_rest_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with running(tmp_path) as client:
+            await client.ready()
+            for i in range(2):
+                assert isinstance((await collect(client, request(fake.GARBAGE, f"r{i}")))[-1], Delta)
+            assert client.state == "ready"
+
+    run(test)
+    assert "Novelty" in caplog.text and "not a list" in caplog.text
+
+
+def test_readiness(tmp_path: Path) -> None:
+    def beat(since_step_s: float) -> Heartbeat:
+        values = {name: getattr(fake.BEAT, name) for name in fake.BEAT.__struct_fields__}
+        return Heartbeat(**{**values, "since_step_s": since_step_s})
+
+    async def test() -> None:
+        async with running(tmp_path) as client:
+            readiness = Readiness(client)
+            assert await readiness.why_not() == client.reason
+            await client.ready()
+            assert await readiness.why_not() is None
+            client.heartbeat, client.heartbeat_at = beat(60.0), time.monotonic()
+            assert await asyncio.gather(*(readiness.why_not() for _ in range(3))) == [None] * 3
+            assert [await readiness.why_not()] == [None], "a probe counts as a step"
+            lines = await journal(tmp_path, "Generate probe-1")
+            assert len([line for line in lines if line.startswith("Generate")]) == 1
+            client.heartbeat_at = time.monotonic() - 6
+            assert "heartbeat" in str(await readiness.why_not())
+
+    run(test)
+
+
+def test_the_probe_is_an_ordinary_token() -> None:
+    sent = probe_request("p", fake.MODEL)
+    assert sent.sampling.max_tokens == 1 and sent.prompt_ids != [fake.MODEL.image_token_id]
+    assert 0 < sent.prompt_ids[0] < fake.MODEL.vocab_size

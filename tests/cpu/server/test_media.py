@@ -1,0 +1,179 @@
+"""Pictures: what a person would see is what the model gets, and what hides something is refused."""
+
+import base64
+import io
+import struct
+import time
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from PIL import Image as Pillow
+
+from foveate.configs.config import LimitsConfig
+from foveate.engine.common.messages import Image
+from foveate.server.budget import ImageCap
+from foveate.server.errors import ApiError
+from foveate.server.media import Media
+
+SIZE = (20, 10)
+
+
+class AsItIs:
+    identity = "as it is"
+
+    def is_cut(self, n_images: int) -> bool:
+        return False
+
+    def prepare_tiles(self, image: Pillow.Image) -> Pillow.Image:
+        raise AssertionError("pictures are read whole")
+
+    def prepare(self, image: Pillow.Image) -> Pillow.Image:
+        assert image.mode == "RGB"
+        return image
+
+
+@pytest.fixture
+def load() -> Any:
+    media = Media(AsItIs(), LimitsConfig(image_pixels=10_000, image_mb=1), 1, None)
+    yield lambda url: media._load(url, "p", ImageCap(tokens=3), 1)
+    media.close()
+
+
+def colour(image: Image, x: int, y: int) -> tuple[int, ...]:
+    return tuple(image.pixels[3 * (y * image.width + x) :][:3])
+
+
+def halves(mode: str, left: Any, right: Any) -> Pillow.Image:
+    image = Pillow.new(mode, SIZE, left)
+    image.paste(right, (SIZE[0] // 2, 0, *SIZE))
+    return image
+
+
+def near(found: tuple[int, ...], want: tuple[int, ...]) -> bool:
+    return all(abs(a - b) <= 6 for a, b in zip(found, want, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_the_three_formats(load: Any, to_url: Callable[..., str], kind: str) -> None:
+    image = load(to_url(halves("RGB", (250, 10, 10), (10, 10, 250)), kind))
+    assert (image.width, image.height, image.tokens) == (*SIZE, 3)
+    assert near(colour(image, 2, 5), (250, 10, 10)) and near(colour(image, 17, 5), (10, 10, 250))
+
+
+def test_every_mode_looks_as_it_should(load: Any, to_url: Callable[..., str]) -> None:
+    grey16 = Pillow.new("I;16", SIZE, 128 * 257)
+    palette = halves("RGB", (255, 0, 0), (0, 0, 255)).quantize(4)
+    clear = halves("RGBA", (255, 0, 0, 255), (0, 0, 255, 0))
+    see_through = palette.copy()
+    see_through.info["transparency"] = palette.getpixel((0, 0))
+    cases: list[tuple[Pillow.Image, str, tuple[int, int, int], tuple[int, int, int]]] = [
+        (halves("L", 0, 255), "PNG", (0, 0, 0), (255, 255, 255)),
+        (halves("1", 0, 1), "PNG", (0, 0, 0), (255, 255, 255)),
+        (grey16, "PNG", (128, 128, 128), (128, 128, 128)),
+        (palette, "PNG", (255, 0, 0), (0, 0, 255)),
+        (clear, "PNG", (255, 0, 0), (255, 255, 255)),
+        (clear, "WEBP", (255, 0, 0), (255, 255, 255)),
+        (halves("LA", (0, 255), (0, 0)), "PNG", (0, 0, 0), (255, 255, 255)),
+        (see_through, "PNG", (255, 255, 255), (0, 0, 255)),
+        (halves("CMYK", (0, 255, 255, 0), (255, 255, 0, 0)), "JPEG", (255, 0, 0), (0, 0, 255)),
+    ]
+    for picture, kind, left, right in cases:
+        options = {"lossless": True} if kind == "WEBP" else {}
+        image = load(to_url(picture, kind, **options))
+        assert near(colour(image, 2, 5), left), (picture.mode, kind, colour(image, 2, 5))
+        assert near(colour(image, 17, 5), right), (picture.mode, kind, colour(image, 17, 5))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_exif_turns_the_picture(load: Any, to_url: Callable[..., str], kind: str) -> None:
+    exif = Pillow.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
+    image = load(to_url(halves("RGB", (250, 10, 10), (10, 10, 250)), kind, exif=exif))
+    assert (image.width, image.height) == (10, 20)
+    assert near(colour(image, 5, 2), (250, 10, 10)) and near(colour(image, 5, 17), (10, 10, 250))
+
+
+def test_a_picture_with_broken_exif_or_of_one_pixel_is_used(load: Any, to_url: Callable[..., str]) -> None:
+    for kind in ("PNG", "JPEG"):
+        image = load(to_url(halves("RGB", (250, 10, 10), (10, 10, 250)), kind, exif=b"Exif\0\0garbage!"))
+        assert near(colour(image, 2, 5), (250, 10, 10))
+    assert load(to_url(Pillow.new("RGB", (1, 1), (9, 9, 9)))).width >= 1
+
+
+def test_of_several_frames_the_first(load: Any, to_url: Callable[..., str]) -> None:
+    first, second = Pillow.new("RGB", SIZE, (255, 0, 0)), Pillow.new("RGB", SIZE, (0, 255, 0))
+    for kind in ("PNG", "WEBP"):
+        image = load(to_url(first, kind, save_all=True, append_images=[second]))
+        assert near(colour(image, 5, 5), (255, 0, 0))
+
+
+def test_the_digest_covers_shape_and_processor(to_url: Callable[..., str]) -> None:
+    class Other(AsItIs):
+        identity = "other"
+
+    digests = set()
+    for processor in (AsItIs(), Other()):
+        media = Media(processor, LimitsConfig(), 1, None)
+        for size in ((4, 8), (8, 4)):
+            url = to_url(Pillow.new("RGB", size, (9, 9, 9)))
+            digests.add(media._load(url, "p", ImageCap(), 1).digest)
+            assert media._load(url, "p", ImageCap(tokens=1), 1).digest in digests
+        media.close()
+    assert len(digests) == 4 and all(len(digest) == 32 for digest in digests)
+
+
+def raw_png(width: int, height: int, data: bytes = b"") -> bytes:
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+def url_of(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def saved(kind: str, size: tuple[int, int] = SIZE) -> bytes:
+    buffer = io.BytesIO()
+    Pillow.effect_noise(size, 50).convert("RGB").save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("url", "word"),
+    [
+        (url_of(raw_png(20_000, 20_000)), "pixels"),
+        (url_of(raw_png(101, 100)), "limits.image_pixels"),
+        (url_of(raw_png(2**31 - 1, 2**31 - 1)), "pixels"),
+        (url_of(raw_png(50, 50, b"\0" * 10)), "broken"),
+        (url_of(saved("PNG")[:-40]), "broken"),
+        (url_of(saved("JPEG")[:100]), "broken"),
+        (url_of(saved("WEBP")[:60]), "broken"),
+        (url_of(saved("GIF")), "not a PNG"),
+        (url_of(saved("BMP")), "not a PNG"),
+        (url_of(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "not a PNG"),
+        (url_of(saved("GIF"), "image/gif"), "only image/png"),
+        (url_of(saved("PNG"), "image/svg+xml"), "only image/png"),
+        (url_of(saved("PNG"), "text/html"), "only image/png"),
+        (url_of(saved("PNG"))[:-3], "base64"),
+        (url_of(saved("PNG")).replace("A", "\n", 1), "base64"),
+        ("data:image/png;base64,aé", "base64"),
+        ("data:image/png;base64,", "not a PNG"),
+        ("data:image/png,abc", "not a base64"),
+        ("data:image/png;base64," + "A" * 1_500_000, "limits.image_mb"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(load: Any, url: str, word: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(ApiError) as caught:
+        load(url)
+    assert word in caught.value.message and (caught.value.code, caught.value.param) == ("invalid_image", "p")
+    assert "0x" not in caught.value.message and len(caught.value.message) < 200
+    assert time.monotonic() - started < 2
+
+
+def test_a_wrong_label_of_a_known_kind_does_not_matter(load: Any) -> None:
+    assert load(url_of(saved("JPEG"), "image/png")).width == 20
