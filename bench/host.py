@@ -111,7 +111,7 @@ def engine_phases(config: Config, sampling: SamplingParams, n_steps: int) -> dic
         (engine, "_emit", "emit"),
     ):
         clock.wrap(part, method, name)
-    for method in ("embed", "turn", "run", "logits"):
+    for method in ("embed", "rotary", "run", "logits"):
         clock.wrap(model, method, MODEL_PHASE)
     clock.wrap(engine_module, "sample", "sample")
     try:

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from foveate.engine.prune.base import Leaves, Pruner
+from foveate.engine.prune.base import Kept, Pruner
 from foveate.engine.prune.schedule import kept, mean_share, scaled
 
 
@@ -30,7 +30,7 @@ class LayerGroup:
 class Decision:
     """What left at each point: stored, so that a prompt that is computed again goes the same way."""
 
-    leaves: tuple[Leaves, ...]  # by point, the first one's of all visual tokens
+    leaves: tuple[Kept, ...]  # by point, the first one's of all visual tokens
     members: tuple[list[int], ...]  # by point: tokens of the span that the group behind it holds, increasing
     key: bytes  # of the members and of what they were chosen by
 
@@ -158,7 +158,7 @@ def plan(pruner: Pruner, entered: Sequence[int], allowed: int, n_layers: int) ->
     return tuple(LayerGroup(own, left, n - sum(left)) for own, left in zip(layers, counts, strict=True))
 
 
-def members(span: Sequence[int], visual: Sequence[int], leaves: Leaves) -> tuple[list[int], list[int]]:
+def members(span: Sequence[int], visual: Sequence[int], leaves: Kept) -> tuple[list[int], list[int]]:
     """Tokens of a span that a point leaves, and the visual ones among them."""
     kept = [visual[i] for i in leaves.keep.tolist()]
     gone = set(visual) - set(kept)

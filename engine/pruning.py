@@ -13,8 +13,8 @@ from torch import Tensor
 
 from foveate.engine.cache.store import KVStore
 from foveate.engine.depth import Decision, Waiting, members
-from foveate.engine.models.base import Model, Turn
-from foveate.engine.prune.base import Leaves
+from foveate.engine.models.base import Model, Rotary
+from foveate.engine.prune.base import Kept
 from foveate.engine.prune.probe import Probe, View, Which
 from foveate.engine.scheduler import Chunk
 from foveate.kernels.attention import gather
@@ -45,7 +45,7 @@ class Lane:
         )
         self.completes = self.waits and chunk.stop >= self.depth.stop
         self.visual: list[int] = []  # present of the span, while it is decided
-        self.leaves: list[Leaves] = []  # decided so far
+        self.leaves: list[Kept] = []  # decided so far
         self.members: list[list[int]] = []
 
     @property
@@ -84,8 +84,8 @@ class Pruning:
         self._embed = embed
 
     def cross(
-        self, lanes: Sequence[Lane], layer: int, rows: Tensor, turn: Turn, pages: Tensor, seen: Seen | None
-    ) -> tuple[Tensor, Turn]:
+        self, lanes: Sequence[Lane], layer: int, rows: Tensor, rotary: Rotary, pages: Tensor, seen: Seen | None
+    ) -> tuple[Tensor, Rotary]:
         """Take the packed rows of all lanes over the boundary before `layer`.
 
         Args:
@@ -95,23 +95,23 @@ class Pruning:
         n_before = [lane.n_rows for lane in lanes]
         entering = [lane.enters(layer) for lane in lanes]
         if not any(entering):
-            return rows, turn
-        out: list[tuple[Tensor, Turn]] = []
+            return rows, rotary
+        out: list[tuple[Tensor, Rotary]] = []
         stop = 0
         for i, lane in enumerate(lanes):
             start, stop = stop, stop + n_before[i]
-            own, own_turn = rows[start:stop], Turn(turn.cos[start:stop], turn.sin[start:stop])
+            own, own_rotary = rows[start:stop], Rotary(rotary.cos[start:stop], rotary.sin[start:stop])
             if not entering[i]:
-                out.append((own, own_turn))
+                out.append((own, own_rotary))
             elif lane.waits:
                 own_seen = None if seen is None else (seen[0][start:stop], seen[1][start:stop])
-                out.append(self._wait(lane, layer, own, own_turn, pages[:, i], own_seen))
+                out.append(self._wait(lane, layer, own, own_rotary, pages[:, i], own_seen))
             else:
-                out.append(self._flow(lane, own, own_turn))
+                out.append(self._flow(lane, own, own_rotary))
         cos, sin = (torch.cat([t[k] for _, t in out]) for k in (0, 1))
-        return torch.cat([r for r, _ in out]), Turn(cos, sin)
+        return torch.cat([r for r, _ in out]), Rotary(cos, sin)
 
-    def _flow(self, lane: Lane, rows: Tensor, turn: Turn) -> tuple[Tensor, Turn]:
+    def _flow(self, lane: Lane, rows: Tensor, rotary: Rotary) -> tuple[Tensor, Rotary]:
         """Into the next group of what is decided, or lies outside the span."""
         depth, before = lane.depth, lane.tokens
         lane.group += 1
@@ -124,12 +124,12 @@ class Pruning:
         if len(lane.tokens) < len(before):
             present = set(lane.tokens)
             index = torch.tensor([i for i, t in enumerate(before) if t in present], device=rows.device)
-            rows, turn = rows[index.long()], turn.take(index.long())
-        return rows, self._turn(lane, lane.tokens) if self._is_compact(lane) else turn
+            rows, rotary = rows[index.long()], rotary.take(index.long())
+        return rows, self._rotary(lane, lane.tokens) if self._is_compact(lane) else rotary
 
     def _wait(
-        self, lane: Lane, layer: int, rows: Tensor, turn: Turn, pages: Tensor, seen: Seen | None
-    ) -> tuple[Tensor, Turn]:
+        self, lane: Lane, layer: int, rows: Tensor, rotary: Rotary, pages: Tensor, seen: Seen | None
+    ) -> tuple[Tensor, Rotary]:
         """Put the span's tokens aside, or take them all up and decide."""
         depth, sequence = lane.depth, lane.sequence
         low, high = lane.where(depth.start, depth.stop)
@@ -141,11 +141,11 @@ class Pruning:
         if not lane.completes:
             lane.group += 1
             n = lane.n_rows  # tokens before every picture: rotated alike in all groups
-            return rows[:n], Turn(turn.cos[:n], turn.sin[:n])
+            return rows[:n], Rotary(rotary.cos[:n], rotary.sin[:n])
         assert seen is not None, "what a deciding lane needs was watched"
         return self._decide(lane, layer, rows, pages, Waiting(rows[low:high], seen[0][low:high], seen[1][low:high]))
 
-    def _decide(self, lane: Lane, layer: int, rows: Tensor, pages: Tensor, span: Waiting) -> tuple[Tensor, Turn]:
+    def _decide(self, lane: Lane, layer: int, rows: Tensor, pages: Tensor, span: Waiting) -> tuple[Tensor, Rotary]:
         depth, sequence = lane.depth, lane.sequence
         low, high = lane.where(depth.start, depth.stop)
         early, late = lane.tokens[:low], lane.tokens[high:]
@@ -169,11 +169,11 @@ class Pruning:
         lane.at = depth.start - len(early)
         if lane.group == len(depth.groups) - 1:
             self._settle(lane)
-        return torch.cat([rows[:low], inside, rows[high:]]), self._turn(lane, lane.tokens)
+        return torch.cat([rows[:low], inside, rows[high:]]), self._rotary(lane, lane.tokens)
 
     def _leaves(
         self, lane: Lane, layer: int, present: Sequence[int], early: Tensor, pages: Tensor, span: Waiting
-    ) -> Leaves:
+    ) -> Kept:
         """What the point keeps: as it was decided before, or all, or what the method says."""
         depth = lane.depth
         if depth.decision is not None:
@@ -181,13 +181,13 @@ class Pruning:
         pruner, counts = depth.pruner, depth.groups[lane.group + 1].counts
         assert pruner is not None, "several groups come of a method"
         if sum(counts) == 0:
-            return Leaves(torch.zeros(0, dtype=torch.int64))
+            return Kept(torch.zeros(0, dtype=torch.int64))
         leaves = pruner.select(self._probe(lane, layer, present, early, pages, span), counts)
         assert len(leaves.keep) == sum(counts), "a method keeps what was announced"
-        return Leaves(leaves.keep.cpu(), leaves.mix)
+        return Kept(leaves.keep.cpu(), leaves.mix)
 
     def _mixed(
-        self, lane: Lane, leaves: Leaves, present: Sequence[int], kept: Sequence[int], rows: Tensor, inside: Tensor
+        self, lane: Lane, leaves: Kept, present: Sequence[int], kept: Sequence[int], rows: Tensor, inside: Tensor
     ) -> Tensor:
         """The kept rows with those of visual tokens mixed."""
         assert leaves.mix is not None, "only then"
@@ -214,14 +214,14 @@ class Pruning:
         place = {token: i for i, token in enumerate(present)}
         told = [(place[t], *request.cells[t]) for t in lane.visual]
         visual, picture, cell = torch.tensor(told, device=span.rows.device).T
-        cos, sin = self._turn(lane, present)
+        cos, sin = self._rotary(lane, present)
         views: dict[Which, View] = {}
 
         def view(which: Which) -> View:
             if which not in views:
                 q, k, lse = span.q, self._before(lane, layer, pages, len(present)), span.lse
                 if which == "this":
-                    q, k = self._this(lane, layer, early, pages, span.rows, Turn(cos, sin))
+                    q, k = self._this(lane, layer, early, pages, span.rows, Rotary(cos, sin))
                 kept_lse = lse if which == "before" else None
                 views[which] = View(q, k, cos, sin, self._model.spec.head_dim**-0.5, kept_lse)
             return views[which]
@@ -249,32 +249,32 @@ class Pruning:
         return gather(self._kv.keys, pages[layer - 1], lane.depth.start + n)
 
     def _this(
-        self, lane: Lane, layer: int, early: Tensor, pages: Tensor, rows: Tensor, turn: Turn
+        self, lane: Lane, layer: int, early: Tensor, pages: Tensor, rows: Tensor, rotary: Rotary
     ) -> tuple[Tensor, Tensor]:
         """Queries of the span's rows and keys, with those of the tokens before it, ahead of the layer."""
-        q, k = self._model.project(layer, rows, turn)
+        q, k = self._model.project(layer, rows, rotary)
         cached = gather(self._kv.keys, pages[layer], min(lane.chunk.start, lane.depth.start))
         parts = [cached.to(k.dtype)]
         if len(early):
-            parts.append(self._model.project(layer, early, self._turn(lane, lane.tokens[: len(early)]))[1])
+            parts.append(self._model.project(layer, early, self._rotary(lane, lane.tokens[: len(early)]))[1])
         return q, torch.cat([*parts, k])
 
     def _is_compact(self, lane: Lane) -> bool:
         pruner = lane.depth.pruner
         return pruner is not None and pruner.compact and self._model.spec.n_pos_axes == 1
 
-    def _turn(self, lane: Lane, tokens: Sequence[int]) -> Turn:
+    def _rotary(self, lane: Lane, tokens: Sequence[int]) -> Rotary:
         """How tokens present in the lane's group are rotated there."""
         sequence, depth = lane.sequence, lane.depth
         if not tokens:
-            some = self._model.turn(torch.zeros(self._model.spec.n_pos_axes, 1, dtype=torch.int64))
-            return Turn(some.cos[:0], some.sin[:0])
+            some = self._model.rotary(torch.zeros(self._model.spec.n_pos_axes, 1, dtype=torch.int64))
+            return Rotary(some.cos[:0], some.sin[:0])
         if lane.group and self._is_compact(lane):
             first = min(tokens[0], depth.start) if lane.waits else depth.count(lane.group, tokens[0])
             positions = torch.arange(first, first + len(tokens))[None]
         else:
             positions = sequence.positions_of(tokens)
-        return self._model.turn(positions.to(self._model.device))
+        return self._model.rotary(positions.to(self._model.device))
 
 
 def _joined(first: Waiting, second: Waiting) -> Waiting:

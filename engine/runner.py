@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foveate.engine.cache.store import KVStore
 from foveate.engine.cache.tables import BlockTables
-from foveate.engine.models.base import CachedAttend, Model, Turn
+from foveate.engine.models.base import CachedAttend, Model, Rotary
 from foveate.engine.pruning import Lane, Pruning
 from foveate.engine.scheduler import Chunk
 from foveate.kernels.attention import AttentionBatch, paged_attention
@@ -89,7 +89,7 @@ class Runner:
         pages = tables.to(self._device)
         positions = self._positions(chunks).to(self._device)
         rows = self._rows(chunks)
-        turn = self._model.turn(positions)
+        rotary = self._model.rotary(positions)
         starts = {group.layers.start for lane in lanes for group in lane.depth.groups}
         for first, end in pairwise([*sorted(starts), self._kv.n_layers]):
             if not len(rows):
@@ -97,12 +97,14 @@ class Runner:
             watched = end - 1 if any(lane.watches(end) for lane in lanes) else -1
             attend = self._attention(lanes, tables, pages, watched)
             if end == self._kv.n_layers:
-                return self._model.logits(self._last(lanes, rows, turn, attend, range(first, end)))
-            rows = self._model.run(rows, turn, attend, range(first, end))
-            rows, turn = self._pruning.cross(lanes, end, rows, turn, pages, attend.seen)
+                return self._model.logits(self._last(lanes, rows, rotary, attend, range(first, end)))
+            rows = self._model.run(rows, rotary, attend, range(first, end))
+            rows, rotary = self._pruning.cross(lanes, end, rows, rotary, pages, attend.seen)
         return self._model.logits(rows)
 
-    def _last(self, lanes: Sequence[Lane], rows: Tensor, turn: Turn, attend: PagedAttention, layers: range) -> Tensor:
+    def _last(
+        self, lanes: Sequence[Lane], rows: Tensor, rotary: Rotary, attend: PagedAttention, layers: range
+    ) -> Tensor:
         """Run the last segment: [m, hidden_size], after the last tokens of sequences that sample.
 
         The last layer makes keys and values of every row, and the rest only of those.
@@ -110,12 +112,12 @@ class Runner:
         ends = accumulate(lane.n_rows for lane in lanes)
         asked = [end - 1 for end, lane in zip(ends, lanes, strict=True) if lane.chunk.samples]
         if len(asked) == len(rows):  # a step of decoding ones alone wants every row
-            return self._model.run(rows, turn, attend, layers)
+            return self._model.run(rows, rotary, attend, layers)
         wanted = torch.tensor(asked, dtype=torch.int64, device=rows.device)
         if len(rows) <= MOST_ROWS:  # all layers are one call, which is worth more
-            return self._model.run(rows, turn, attend, layers)[wanted]
-        rows = self._model.run(rows, turn, attend, layers[:-1])
-        return self._model.run(rows, turn, attend.of_last(asked), layers[-1:], wanted)
+            return self._model.run(rows, rotary, attend, layers)[wanted]
+        rows = self._model.run(rows, rotary, attend, layers[:-1])
+        return self._model.run(rows, rotary, attend.of_last(asked), layers[-1:], wanted)
 
     def _positions(self, chunks: Sequence[Chunk]) -> Tensor:
         """[n_pos_axes, n] int64."""

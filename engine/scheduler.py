@@ -46,7 +46,7 @@ class Chunk:
 
 
 @dataclass(slots=True)
-class Plan:
+class StepPlan:
     """One step: encode the images, then run the chunks. At most one chunk per sequence."""
 
     chunks: list[Chunk] = field(default_factory=list)
@@ -93,9 +93,9 @@ class Scheduler:
         (self.running if sequence in self.running else self.waiting).remove(sequence)
         self._tables.close(sequence, forget=forget)
 
-    def schedule(self) -> Plan:
-        """Plan one step and reserve its blocks. An empty plan means that nothing waits or runs."""
-        plan = Plan()
+    def schedule(self) -> StepPlan:
+        """StepPlan one step and reserve its blocks. An empty plan means that nothing waits or runs."""
+        plan = StepPlan()
         for sequence in sorted(self.running, key=lambda s: s.n_missing > 1):  # stable: each part by arrival
             if sequence.tables and self._reserve(sequence):  # no tables: preempted earlier in this loop
                 self._extend(plan, sequence)
@@ -104,12 +104,12 @@ class Scheduler:
         assert plan.n_tokens <= self._config.step_tokens, "a step holds at most step_tokens"
         return plan
 
-    def _extend(self, plan: Plan, sequence: Sequence) -> None:
+    def _extend(self, plan: StepPlan, sequence: Sequence) -> None:
         stop = self._reach(plan, sequence, sequence.n_computed)
         if stop > sequence.n_computed:
             plan.add(Chunk(sequence, sequence.n_computed, stop))
 
-    def _admit(self, plan: Plan) -> None:
+    def _admit(self, plan: StepPlan) -> None:
         """Move waiting sequences to running. One that lacks blocks holds up those behind it; one that lacks its
         image does not."""
         for sequence in list(self.waiting):
@@ -126,7 +126,7 @@ class Scheduler:
             insort(self.running, sequence, key=_by_arrival)
             self._extend(plan, sequence)
 
-    def _prefetch(self, plan: Plan) -> None:
+    def _prefetch(self, plan: StepPlan) -> None:
         """Ask for the images of the next in line, in order of need."""
         for sequence in islice((s for s in self.waiting if not s.must_wait), _PREFETCH_SEQUENCES):
             found = self._tables.n_found(sequence)
@@ -134,7 +134,7 @@ class Scheduler:
                 if run.stop > found and not self._claim(plan, sequence.request, i):
                     return
 
-    def _reach(self, plan: Plan, sequence: Sequence, start: int) -> int:
+    def _reach(self, plan: StepPlan, sequence: Sequence, start: int) -> int:
         """Where a chunk from `start` can end in this step. Asks for the images it runs over."""
         left = self._config.step_tokens - plan.n_tokens
         stop = min(sequence.n_wanted, start + min(self._config.chunk_tokens, left))
@@ -143,7 +143,7 @@ class Scheduler:
                 return max(start, run.start)
         return stop
 
-    def _claim(self, plan: Plan, request: Request, i: int) -> bool:
+    def _claim(self, plan: StepPlan, request: Request, i: int) -> bool:
         """Whether picture `i` is there or will be encoded in this step; the first one always fits."""
         if request.rows[i] is not None or (request, i) in plan.images:
             return True

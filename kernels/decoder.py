@@ -34,7 +34,7 @@ class Product:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class LayerWeights:
     """The weights of one layer; norms are float32 [hidden]."""
 
     attention_norm: Tensor
@@ -53,7 +53,7 @@ class Layer:
 class Layers:
     """All layers of a decoder, of one shape."""
 
-    layers: Sequence[Layer]
+    layers: Sequence[LayerWeights]
     n_heads: int
     n_kv_heads: int
     head_dim: int
@@ -75,7 +75,7 @@ class Layers:
 
     @cached_property
     def words(self) -> Tensor:
-        """int64 [n_layers, 30]: what kernels/cpu/decoder.h calls a Layer."""
+        """int64 [n_layers, 30]: what kernels/cpu/decoder.h calls a LayerWeights."""
         return torch.tensor([_layer_words(layer) for layer in self.layers], dtype=torch.int64)
 
 
@@ -152,7 +152,7 @@ def _compiled(
     return rows
 
 
-def _layer_words(layer: Layer) -> list[int]:
+def _layer_words(layer: LayerWeights) -> list[int]:
     words = [layer.attention_norm.data_ptr(), layer.mlp_norm.data_ptr()]
     for product in layer.products:
         weight, scales, bias = product.weight, product.weight.scales, product.bias

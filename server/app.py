@@ -23,7 +23,7 @@ from foveate.server.models import models_router
 from foveate.server.prompt import Prompter
 from foveate.server.protocol import ChatRequest, CompletionRequest
 from foveate.server.replies import ChatReply, TextReply, refusals
-from foveate.server.tokens import tokens_router
+from foveate.server.tokenize import tokens_router
 from foveate.server.transport import ApiRoute, Gate
 
 

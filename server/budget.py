@@ -15,9 +15,9 @@ from foveate.configs.config import BudgetConfig
 from foveate.engine.common.messages import MethodInfo, VisualBudget
 from foveate.server.checks import printable
 from foveate.server.errors import invalid_vlm
+from foveate.server.header_fields import Bare, Item, parse
 from foveate.server.protocol import MAX_COUNT, ImagePart, VlmFields
 from foveate.server.stages import Method, read_method
-from foveate.server.structured import Bare, Item, parse
 
 MAX_HEADER_CHARS = 1024
 TOKENS, PER_IMAGE = "VLM-Visual-Tokens", "VLM-Visual-Tokens-Per-Image"

@@ -12,7 +12,7 @@ from itertools import pairwise
 from foveate.engine.common.messages import FieldInfo, MethodInfo, Stage
 from foveate.server.checks import printable
 from foveate.server.errors import invalid_vlm
-from foveate.server.structured import Bare, parse
+from foveate.server.header_fields import Bare, parse
 
 _STAGE = re.compile(r'(?:[^+"]|"(?:[^"\\]|\\.)*")+')
 _ORDER = ("pixels", "encoder", "tokens", "decoder")

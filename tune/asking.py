@@ -65,7 +65,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class LayerCost:
     """What one layer of the decoder multiplies for one token."""
 
     n_weights: int  # of its matrices
@@ -101,7 +101,7 @@ class Asker:
         self._limit = min(config.scheduler.max_waiting, 2 * config.scheduler.max_running)
         spec, block = model.spec, model.language_model.layers[0]
         weights = sum(m.n_in * m.n_out for m in block.modules() if isinstance(m, Matrix))
-        self.layer = Layer(weights, spec.n_heads * spec.head_dim)
+        self.layer = LayerCost(weights, spec.n_heads * spec.head_dim)
 
     def prepare(self, pairs: Sequence[Pair]) -> list[Asked]:
         """Decode and resize the pictures, render and tokenize the prompts. Raises ConfigError, naming the pair."""

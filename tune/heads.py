@@ -44,7 +44,7 @@ def find_heads(model: Model, vocabulary: Sequence[int], seed: int, block: int = 
     drawn = torch.randint(len(vocabulary), (block,), generator=noise)
     ids = torch.tensor(vocabulary)[drawn].repeat(REPEATS)
     positions = torch.arange(n).expand(spec.n_pos_axes, n)
-    turn = model.turn(positions.to(model.device))
+    rotary = model.rotary(positions.to(model.device))
     rows = model.embed(ids.to(model.device))
     echo, induction = [], []
     for layer in range(spec.n_layers):
@@ -53,7 +53,7 @@ def find_heads(model: Model, vocabulary: Sequence[int], seed: int, block: int = 
         for start in range(0, n, _CHUNK):
             some = torch.arange(start, min(start + _CHUNK, n), device=model.device)
             attend.start = start
-            parts.append(model.run(rows[some], turn.take(some), attend, range(layer, layer + 1)))
+            parts.append(model.run(rows[some], rotary.take(some), attend, range(layer, layer + 1)))
         rows = torch.cat(parts)
         echo.append(attend.mean(attend.echo))
         induction.append(attend.mean(attend.induction))

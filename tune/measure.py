@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from foveate.tune.asking import Asked, Asker, Layer, Outcome
+from foveate.tune.asking import Asked, Asker, LayerCost, Outcome
 from foveate.tune.state import State
 
 _ONE_SIDED_80 = 0.841621  # of the normal distribution
@@ -139,7 +139,7 @@ class Bench:
         return sum(text == (answer or "").strip() for text, answer in zip(texts, answers, strict=True))
 
 
-def _flops_share(layer: Layer, outcomes: Sequence[Outcome], by_layer: Sequence[Sequence[int]]) -> float:
+def _flops_share(layer: LayerCost, outcomes: Sequence[Outcome], by_layer: Sequence[Sequence[int]]) -> float:
     spent = sum(layer.prefill_flops(o.n_text + n) for o, layers in zip(outcomes, by_layer, strict=True) for n in layers)
     full = sum(
         len(layers) * layer.prefill_flops(o.n_text + o.visual.offered)

@@ -32,15 +32,15 @@ class CachedAttend(ABC):
         """What such a run needs; None: every layer must go through the call."""
 
 
-class Turn(NamedTuple):
+class Rotary(NamedTuple):
     """Rotation of packed rows, float32 [n, head_dim / 2] each."""
 
     cos: Tensor
     sin: Tensor
 
-    def take(self, rows: Tensor) -> "Turn":
+    def take(self, rows: Tensor) -> "Rotary":
         """Of some of the rows, [m] int64."""
-        return Turn(self.cos[rows], self.sin[rows])
+        return Rotary(self.cos[rows], self.sin[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,16 +121,16 @@ class Model(nn.Module, ABC):
         """[n] int64 -> [n, hidden_size]."""
 
     @abstractmethod
-    def turn(self, positions: Tensor) -> Turn:
+    def rotary(self, positions: Tensor) -> Rotary:
         """[n_pos_axes, n] int64 -> how far each row is rotated."""
 
     @abstractmethod
-    def run(self, rows: Tensor, turn: Turn, attend: Attend, layers: range, wanted: Tensor | None = None) -> Tensor:
+    def run(self, rows: Tensor, rotary: Rotary, attend: Attend, layers: range, wanted: Tensor | None = None) -> Tensor:
         """Run consecutive layers of the decoder over packed rows of several sequences.
 
         Args:
             rows: [n, hidden_size], input embeddings or what the layer before gave.
-            turn: of these rows.
+            rotary: of these rows.
             wanted: [m] int64, of one layer, the rows that are asked for; the others only leave their keys and values,
                 and `attend` gets the queries of these alone. None: all.
 
@@ -139,7 +139,7 @@ class Model(nn.Module, ABC):
         """
 
     @abstractmethod
-    def project(self, layer: int, rows: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+    def project(self, layer: int, rows: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         """Queries [n, n_heads, d] and keys [n, n_kv_heads, d], rotated, that a layer makes of the rows entering it."""
 
     @abstractmethod
@@ -148,7 +148,7 @@ class Model(nn.Module, ABC):
 
     def forward(self, rows: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """All layers."""
-        return self.run(rows, self.turn(positions), attend, range(self.spec.n_layers))
+        return self.run(rows, self.rotary(positions), attend, range(self.spec.n_layers))
 
     @property
     def device(self) -> torch.device:

@@ -15,7 +15,7 @@ from foveate.engine.common.section import Section
 from foveate.engine.models.parts.layers import RMSNorm, activation
 from foveate.engine.models.parts.matrix import GatedLinear, Linear
 from foveate.engine.models.parts.qwen import QwenVL
-from foveate.engine.models.parts.qwen_tower import Plan, QwenTower, QwenTowerConfig
+from foveate.engine.models.parts.qwen_tower import QwenTower, QwenTowerConfig, TowerLayout
 
 _NORM_EPS = 1e-6  # of the tower; not in any config
 
@@ -52,10 +52,10 @@ class Qwen25VLTower(QwenTower):
     def full_blocks(self) -> tuple[int, ...]:
         return tuple(sorted(i for i in self._full if i < self.config.depth))
 
-    def segments(self, block: int, plan: Plan) -> list[int]:
+    def segments(self, block: int, plan: TowerLayout) -> list[int]:
         return plan.pictures if block in self._full else plan.windows
 
-    def plan(self, grids: Sequence[Grid]) -> Plan:
+    def plan(self, grids: Sequence[Grid]) -> TowerLayout:
         order, sizes, first = [], [], 0
         for grid in grids:
             cells = torch.arange(grid.n_tokens).view(grid.rows, grid.cols) + first
@@ -66,7 +66,7 @@ class Qwen25VLTower(QwenTower):
             sizes += [w.shape[0] * self.config.cell for w in windows]
             first += grid.n_tokens
         pictures = super().plan(grids).pictures
-        return Plan(pictures, list(accumulate(sizes, initial=0)), torch.cat(order).to(self.frequencies.device))
+        return TowerLayout(pictures, list(accumulate(sizes, initial=0)), torch.cat(order).to(self.frequencies.device))
 
 
 class _Mlp(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor
 from foveate.engine.common.errors import ImageError
 from foveate.engine.common.grid import Grid
 from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import Layer
+from foveate.engine.vision.signals import LayerRef
 
 
 def finite(what: str, values: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def finite(what: str, values: Tensor) -> Tensor:
     return values
 
 
-def saliency(inputs: VisualInputs, layer: Layer = -1) -> Tensor:
+def saliency(inputs: VisualInputs, layer: LayerRef = -1) -> Tensor:
     """[n] float32: how much the encoder attends to each token at a layer; CLS attention, else attention received (P10).
 
     Asked for as `signals.saliency(layer)`.

@@ -18,7 +18,7 @@ from foveate.engine.prune.probe import Probe
 from foveate.engine.prune.schedule import Point, at_depth, checked, numbers, staged
 
 
-class Leaves(NamedTuple):
+class Kept(NamedTuple):
     """What one point leaves of the visual tokens present, those of all pictures in a row."""
 
     keep: Tensor  # [k] int64, strictly increasing: of 0..V-1, numbered as `Probe.visual`
@@ -44,7 +44,7 @@ class Pruner:
         """
         raise AssertionError(f"{type(self).__name__} does not say where tokens leave")
 
-    def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
+    def select(self, probe: Probe, counts: Sequence[int]) -> Kept:
         """Choose what stays at the point `probe` stands at.
 
         Args:

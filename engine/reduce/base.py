@@ -18,8 +18,8 @@ from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import Signal, Tower
 from foveate.engine.vision.transform import TokenTransform, concatenate
 
-Stage = Literal["pixels", "encoder", "tokens"]  # before the tower, inside it, after it
-STAGES: tuple[Stage, ...] = ("pixels", "encoder", "tokens")
+StageName = Literal["pixels", "encoder", "tokens"]  # before the tower, inside it, after it
+STAGES: tuple[StageName, ...] = ("pixels", "encoder", "tokens")
 Fits = Literal["any", "cls", "no_cls", "tiles"]  # tiles: also of use without, but made for tiled pictures
 
 
@@ -30,7 +30,7 @@ class Reducer:
     source: ClassVar[str] = ""  # the paper, for GET /v1/vlm/methods
     question_aware: ClassVar[bool] = False  # reads the question or a caption: its result is never shared across them
     fits: ClassVar[Fits] = "any"  # encoders it is for; others get a 400
-    stage: ClassVar[Stage] = "tokens"
+    stage: ClassVar[StageName] = "tokens"
     whole_grid: ClassVar[bool] = False  # needs every cell of the picture, so it can only be the first of a composition
     restores: ClassVar[bool] = False  # inside the tower, with a stage after it, it leaves all rows in the end
     tile_aware: ClassVar[bool] = False  # takes a tiled picture whole; others get one tile at a time

@@ -16,12 +16,12 @@ from torch import Tensor
 from foveate.configs.errors import ConfigError
 from foveate.engine.common.grid import Grid
 from foveate.engine.primitives.ranking import top
-from foveate.engine.reduce.base import Reducer, Stage
+from foveate.engine.reduce.base import Reducer, StageName
 from foveate.engine.reduce.chain import Chain
 from foveate.engine.vision import signals
 from foveate.engine.vision.cut import LayerCut, TowerCut
 from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import PIXELS, Layer, Signal, Tower
+from foveate.engine.vision.signals import PIXELS, LayerRef, Signal, Tower
 from foveate.engine.vision.transform import TokenTransform
 
 
@@ -36,7 +36,7 @@ class Worth(NamedTuple):
 class PixelCut(Reducer):
     """Base of the methods of stage `pixels`: `worth` is all of one."""
 
-    stage: ClassVar[Stage] = "pixels"
+    stage: ClassVar[StageName] = "pixels"
     tile_aware: ClassVar[bool] = True
 
     def needs(self, tower: Tower) -> frozenset[Signal]:
@@ -59,7 +59,7 @@ class PixelCut(Reducer):
 class EncoderCut(Reducer):
     """Base of the methods of stage `encoder`: `layers` and `cut`."""
 
-    stage: ClassVar[Stage] = "encoder"
+    stage: ClassVar[StageName] = "encoder"
 
     def needs(self, tower: Tower) -> frozenset[Signal]:
         """After the tower it acts once, by the last of its layers."""
@@ -102,7 +102,7 @@ class EncoderCut(Reducer):
         raise AssertionError(f"{type(self).__name__} does not bring its rows back")
 
 
-def whole_layer(tower: Tower, layer: Layer) -> int:
+def whole_layer(tower: Tower, layer: LayerRef) -> int:
     """The layer itself, or the nearest one with full attention."""
     return int(tower.resolve(signals.saliency(layer)).layer)
 

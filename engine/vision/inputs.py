@@ -9,7 +9,7 @@ from torch import Tensor
 from foveate.engine.common.errors import ImageError
 from foveate.engine.common.grid import Grid, Tile
 from foveate.engine.vision import signals as named
-from foveate.engine.vision.signals import Layer, Signal, Tower
+from foveate.engine.vision.signals import LayerRef, Signal, Tower
 from foveate.engine.vision.transform import Space, TokenTransform
 
 _HEADS_AT_ONCE = 1 << 22  # scores alive at once in `rows`
@@ -70,31 +70,31 @@ class VisualInputs:
         rows[torch.tensor(grid.tokens(), device=rows.device)] = self.proj
         return rows
 
-    def saliency(self, layer: Layer = -1) -> Tensor:
+    def saliency(self, layer: LayerRef = -1) -> Tensor:
         return self._tap(named.saliency(layer))
 
-    def cls_row(self, layer: Layer = -1) -> Tensor:
+    def cls_row(self, layer: LayerRef = -1) -> Tensor:
         return self._tap(named.cls_row(layer))
 
-    def cls_cat(self, layer: Layer = -1) -> Tensor:
+    def cls_cat(self, layer: LayerRef = -1) -> Tensor:
         return self._tap(named.cls_cat(layer))
 
-    def recv(self, layer: Layer = -1) -> Tensor:
+    def recv(self, layer: LayerRef = -1) -> Tensor:
         return self._tap(named.recv(layer))
 
-    def keys(self, layer: Layer = -1) -> Tensor:
+    def keys(self, layer: LayerRef = -1) -> Tensor:
         return self._tap(named.keys(layer))
 
-    def keys_cat(self, layer: Layer = -1) -> Tensor:
+    def keys_cat(self, layer: LayerRef = -1) -> Tensor:
         return self._tap(named.keys_cat(layer))
 
-    def values(self, layer: Layer = -1) -> Tensor:
+    def values(self, layer: LayerRef = -1) -> Tensor:
         return self._tap(named.values(layer))
 
-    def hidden(self, layer: Layer = -1) -> Tensor:
+    def hidden(self, layer: LayerRef = -1) -> Tensor:
         return self._tap(named.hidden(layer))
 
-    def rows(self, layer: Layer, queries: Tensor) -> Tensor:
+    def rows(self, layer: LayerRef, queries: Tensor) -> Tensor:
         """float32 [r, n]: attention rows of tokens `queries` ([r] int64), mean over heads; asked for as `qk(layer)`.
 
         Not renormalised: what goes to the CLS row or to dropped tokens is left out (to those dropped inside the tower,
@@ -118,7 +118,7 @@ class VisualInputs:
         out = [_attend(some, k)[:, columns] for some in chosen.split(max(1, _HEADS_AT_ONCE // per_query))]
         return torch.cat(out) if out else q.new_zeros(0, self.n).float()
 
-    def full(self, layer: Layer) -> Tensor:
+    def full(self, layer: LayerRef) -> Tensor:
         """float32 [n, n]: attention of every token to every token, mean over heads; asked for as `qk(layer)`."""
         return self.rows(layer, torch.arange(self.n))
 

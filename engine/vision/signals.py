@@ -16,7 +16,7 @@ Kind = Literal[
     "saliency", "cls_row", "cls_cat", "recv", "keys", "keys_cat", "values", "qk", "hidden", "enc", "cells", "pixels",
     "question", "caption",
 ]  # fmt: skip
-Layer = int | float  # int: index, negative from the end; float: share of the depth, 0 to 1
+LayerRef = int | float  # int: index, negative from the end; float: share of the depth, 0 to 1
 _WITHOUT_LAYER = {"enc", "cells", "pixels", "question", "caption"}
 _ATTENTION = {"saliency", "cls_row", "cls_cat", "recv", "qk"}
 OF_REQUEST = frozenset({"pixels", "question", "caption"})  # not the tower's: added to its features per request
@@ -27,48 +27,48 @@ class Signal:
     """One thing to record; made by the functions below."""
 
     kind: Kind
-    layer: Layer = -1
+    layer: LayerRef = -1
 
     def __str__(self) -> str:
         return self.kind if self.kind in _WITHOUT_LAYER else f"{self.kind}({self.layer})"
 
 
-def saliency(layer: Layer = -1) -> Signal:
+def saliency(layer: LayerRef = -1) -> Signal:
     """[M] float32: `cls_row` where the tower has a CLS row, else `recv`. Compare ranks, never values across towers."""
     return Signal("saliency", layer)
 
 
-def cls_row(layer: Layer = -1) -> Signal:
+def cls_row(layer: LayerRef = -1) -> Signal:
     """[M] float32: softmax attention of CLS to each patch, mean over heads, not renormalised. Towers with CLS only."""
     return Signal("cls_row", layer)
 
 
-def cls_cat(layer: Layer = -1) -> Signal:
+def cls_cat(layer: LayerRef = -1) -> Signal:
     """[M] float32: as `cls_row`, but one softmax over the heads' concatenated queries and keys (scale C^-1/2)."""
     return Signal("cls_cat", layer)
 
 
-def recv(layer: Layer = -1) -> Signal:
+def recv(layer: LayerRef = -1) -> Signal:
     """[M] float32: attention received, mean over all queries (CLS too) and heads. Costs one pass over all pairs."""
     return Signal("recv", layer)
 
 
-def keys(layer: Layer = -1) -> Signal:
+def keys(layer: LayerRef = -1) -> Signal:
     """[M, d] float32: key projection before rotation, mean over heads."""
     return Signal("keys", layer)
 
 
-def keys_cat(layer: Layer = -1) -> Signal:
+def keys_cat(layer: LayerRef = -1) -> Signal:
     """[M, heads * d] float32: key projection before rotation, heads side by side."""
     return Signal("keys_cat", layer)
 
 
-def values(layer: Layer = -1) -> Signal:
+def values(layer: LayerRef = -1) -> Signal:
     """[M, heads, d] float32: value projection."""
     return Signal("values", layer)
 
 
-def qk(layer: Layer = -1) -> Signal:
+def qk(layer: LayerRef = -1) -> Signal:
     """Queries and keys as attention sees them, for `VisualInputs.rows` and `full`: 8 * M * C bytes, so ask seldom.
 
     A picture in tiles has none, and who reads it there gets an ImageError.
@@ -76,7 +76,7 @@ def qk(layer: Layer = -1) -> Signal:
     return Signal("qk", layer)
 
 
-def hidden(layer: Layer = -1) -> Signal:
+def hidden(layer: LayerRef = -1) -> Signal:
     """[M, C] float32: a layer's output rows; towers that merge patches: the mean over a token's patches."""
     return Signal("hidden", layer)
 
@@ -101,7 +101,7 @@ class Tower:
     merges: bool = False  # patches become one token before the projector is done: no `enc`
     full_layers: tuple[int, ...] | None = None  # those with full attention, ascending; None: all
 
-    def layer(self, layer: Layer) -> int:
+    def layer(self, layer: LayerRef) -> int:
         """The index of a layer. Raises ConfigError: there is no such layer."""
         if isinstance(layer, float):
             if not 0.0 <= layer <= 1.0:

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from foveate.engine.common.errors import ModelError
 from foveate.engine.common.section import Section
-from foveate.engine.models.base import Attend, CachedAttend, Turn
+from foveate.engine.models.base import Attend, CachedAttend, Rotary
 from foveate.engine.models.parts.layers import RMSNorm, require, rope_frequencies, rope_section
 from foveate.engine.models.parts.matrix import Embedding, FusedLinear, GatedLinear, Linear
-from foveate.kernels.decoder import MOST_ROWS, Layer, Layers, Product, run_layers
+from foveate.kernels.decoder import MOST_ROWS, Layers, LayerWeights, Product, run_layers
 from foveate.kernels.rotary import rotate
 from foveate.kernels.weights import PackedWeight
 
@@ -132,23 +132,23 @@ class Decoder(nn.Module):
         axes = [axis for axis, n in enumerate(config.mrope) for _ in range(n)] or [0] * (config.head_dim // 2)
         self.axes = torch.tensor(axes, device=device)  # [head_dim / 2], the position axis each frequency turns by
 
-    def turn(self, positions: Tensor) -> Turn:
-        """As `Model.turn`."""
+    def rotary(self, positions: Tensor) -> Rotary:
+        """As `Model.rotary`."""
         at = positions.to(self.axes.device)[self.axes].T.contiguous()  # [n, head_dim / 2], as kernels read angles
         angles = at.float() * self.frequencies
-        return Turn(angles.cos(), angles.sin())
+        return Rotary(angles.cos(), angles.sin())
 
-    def run(self, rows: Tensor, turn: Turn, attend: Attend, layers: range, wanted: Tensor | None = None) -> Tensor:
+    def run(self, rows: Tensor, rotary: Rotary, attend: Attend, layers: range, wanted: Tensor | None = None) -> Tensor:
         """As `Model.run`: in one call where rows are few and nobody looks on, else operation by operation."""
         if wanted is not None:
             (last,) = layers
-            some: Tensor = self.layers[last](rows, turn, attend, wanted)
+            some: Tensor = self.layers[last](rows, rotary, attend, wanted)
             return some
         cache = attend.cache if isinstance(attend, CachedAttend) and len(rows) <= MOST_ROWS else None
         if cache is not None and self.packed is not None:
-            return run_layers(rows, turn.cos, turn.sin, self.packed, cache, layers)
+            return run_layers(rows, rotary.cos, rotary.sin, self.packed, cache, layers)
         for i in layers:
-            rows = self.layers[i](rows, turn, attend)
+            rows = self.layers[i](rows, rotary, attend)
         return rows
 
     @cached_property
@@ -161,11 +161,11 @@ class Decoder(nn.Module):
             return None
         return Layers(whole, config.n_heads, config.n_kv_heads, config.head_dim, config.norm_eps)
 
-    def project(self, layer: int, rows: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+    def project(self, layer: int, rows: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         """As `Model.project`."""
         block = self.layers[layer]
         assert isinstance(block, _Layer), "the decoder is made of these"
-        q, k, _ = block.self_attn.project(block.input_layernorm(rows), turn)
+        q, k, _ = block.self_attn.project(block.input_layernorm(rows), rotary)
         return q, k
 
 
@@ -177,19 +177,19 @@ class _Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
 
-    def forward(self, rows: Tensor, turn: Turn, attend: Attend, wanted: Tensor | None = None) -> Tensor:
-        rows = self.self_attn(self.input_layernorm(rows), turn, attend, rows, wanted)
+    def forward(self, rows: Tensor, rotary: Rotary, attend: Attend, wanted: Tensor | None = None) -> Tensor:
+        rows = self.self_attn(self.input_layernorm(rows), rotary, attend, rows, wanted)
         out: Tensor = self.mlp(self.post_attention_layernorm(rows), rows)
         return out
 
-    def packed(self) -> Layer | None:
+    def packed(self) -> LayerWeights | None:
         """Its weights; None where a matrix is a plain tensor."""
         matrices = (self.self_attn.qkv_proj, self.self_attn.o_proj, self.mlp.gate_up_proj, self.mlp.down_proj)
         products = [Product(m.weight, m.bias) for m in matrices if isinstance(m.weight, PackedWeight)]
         if len(products) < len(matrices):
             return None
         qkv, out, gate_up, down = products
-        return Layer(self.input_layernorm.weight, qkv, out, self.post_attention_layernorm.weight, gate_up, down)
+        return LayerWeights(self.input_layernorm.weight, qkv, out, self.post_attention_layernorm.weight, gate_up, down)
 
 
 class _Attention(nn.Module):
@@ -202,16 +202,16 @@ class _Attention(nn.Module):
         self.qkv_proj = FusedLinear(config.hidden_size, parts, config.qkv_bias)
         self.o_proj = Linear(wide, config.hidden_size, bias=config.out_bias)
 
-    def project(self, x: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [n, heads, d] of normed rows."""
         heads = self.qkv_proj(x).view(x.shape[0], -1, self.head_dim)
         n_turned = self.n_heads + self.n_kv_heads
-        turned = rotate(heads[:, :n_turned], turn.cos, turn.sin)  # queries and keys in one go
+        turned = rotate(heads[:, :n_turned], rotary.cos, rotary.sin)  # queries and keys in one go
         q, k = torch.split(turned, [self.n_heads, self.n_kv_heads], dim=1)
         return q, k, heads[:, n_turned:]
 
-    def forward(self, x: Tensor, turn: Turn, attend: Attend, residual: Tensor, wanted: Tensor | None) -> Tensor:
-        q, k, v = self.project(x, turn)
+    def forward(self, x: Tensor, rotary: Rotary, attend: Attend, residual: Tensor, wanted: Tensor | None) -> Tensor:
+        q, k, v = self.project(x, rotary)
         if wanted is not None:
             q, residual = q[wanted], residual[wanted]
         out: Tensor = self.o_proj(attend(self.index, q, k, v).flatten(1), residual=residual)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from foveate.engine.common.section import Section
 from foveate.engine.images.preprocess import ImageProcessor
-from foveate.engine.models.base import Attend, Model, ModelSpec, Turn
+from foveate.engine.models.base import Attend, Model, ModelSpec, Rotary
 from foveate.engine.models.parts.decoder import Decoder, DecoderConfig
 from foveate.engine.models.parts.matrix import Linear, multiply
 from foveate.engine.vision.signals import Tower
@@ -76,14 +76,14 @@ class Family(Model):
         rows: Tensor = self.language_model.embed_tokens(token_ids)
         return rows
 
-    def turn(self, positions: Tensor) -> Turn:
-        return self.language_model.turn(positions)
+    def rotary(self, positions: Tensor) -> Rotary:
+        return self.language_model.rotary(positions)
 
-    def run(self, rows: Tensor, turn: Turn, attend: Attend, layers: range, wanted: Tensor | None = None) -> Tensor:
-        return self.language_model.run(rows, turn, attend, layers, wanted)
+    def run(self, rows: Tensor, rotary: Rotary, attend: Attend, layers: range, wanted: Tensor | None = None) -> Tensor:
+        return self.language_model.run(rows, rotary, attend, layers, wanted)
 
-    def project(self, layer: int, rows: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
-        return self.language_model.project(layer, rows, turn)
+    def project(self, layer: int, rows: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        return self.language_model.project(layer, rows, rotary)
 
     def logits(self, rows: Tensor) -> Tensor:
         head = self.language_model.embed_tokens if self.lm_head is None else self.lm_head

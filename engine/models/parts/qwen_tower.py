@@ -24,7 +24,7 @@ from foveate.engine.vision.cut import TowerCut
 from foveate.engine.vision.signals import CELLS, Signal, Tower
 from foveate.kernels.rotary import rotate
 
-Turn = tuple[Tensor, Tensor]  # cos and sin, [n, head_dim / 2] float32 each, of the axial angles
+AxialRotary = tuple[Tensor, Tensor]  # cos and sin, [n, head_dim / 2] float32 each, of the axial angles
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +70,7 @@ class QwenTowerConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TowerLayout:
     """How the rows of one batch are ordered and attend. Rows come in cells; `order` permutes cells."""
 
     pictures: list[int]  # [n_images + 1] row bounds
@@ -110,12 +110,12 @@ class QwenTower(nn.Module):
         """What reducers may ask of it."""
         return Tower(has_cls=False, depth=self.config.depth, merges=True, full_layers=self.full_blocks)
 
-    def plan(self, grids: Sequence[Grid]) -> Plan:
+    def plan(self, grids: Sequence[Grid]) -> TowerLayout:
         """Rows in raster order of cells, every picture attending within itself."""
         bounds = list(accumulate((g.n_tokens * self.config.cell for g in grids), initial=0))
-        return Plan(bounds, bounds, None)
+        return TowerLayout(bounds, bounds, None)
 
-    def segments(self, block: int, plan: Plan) -> list[int]:
+    def segments(self, block: int, plan: TowerLayout) -> list[int]:
         """What attends to what in a block."""
         return plan.pictures
 
@@ -130,10 +130,10 @@ class QwenTower(nn.Module):
         plan = self.plan(grids)
         rows = self._reorder(self._embed(images), plan)
         angles = self._reorder(torch.cat([self._angles(g) for g in grids]), plan)
-        turn = (angles.cos(), angles.sin())
+        rotary = (angles.cos(), angles.sin())
         taps = Taps(wanted, plan.pictures, has_cls=False)
         for i, block in enumerate(self.blocks):
-            rows = block(rows, turn, self.segments(i, plan), taps.at(i))
+            rows = block(rows, rotary, self.segments(i, plan), taps.at(i))
             taps.record_rows(i, rows)
         if CELLS in wanted:
             taps.found[CELLS] = rows.clone()
@@ -161,9 +161,9 @@ class QwenTower(nn.Module):
         for i, block in enumerate(self.blocks):
             cos, sin, window = cutting.attached
             inner = torch.unique_consecutive(window, return_counts=True)[1] * cell
-            bounds = Plan(list(cutting.taps.bounds), [0, *inner.cumsum(0).tolist()], None)
-            turn = (cos.flatten(0, 1), sin.flatten(0, 1))
-            rows = block(rows, turn, self.segments(i, bounds), cutting.taps.at(i), cutting.log_size)
+            bounds = TowerLayout(list(cutting.taps.bounds), [0, *inner.cumsum(0).tolist()], None)
+            rotary = (cos.flatten(0, 1), sin.flatten(0, 1))
+            rows = block(rows, rotary, self.segments(i, bounds), cutting.taps.at(i), cutting.log_size)
             cutting.taps.record_rows(i, rows)
             rows = cutting.after(i, rows)
         taps, raster = cutting.finish(), cutting.cells.argsort()
@@ -193,12 +193,12 @@ class QwenTower(nn.Module):
         y, x = (p.reshape(grid.rows, merge, grid.cols, merge).transpose(1, 2).flatten() for p in (y, x))
         return torch.cat([p[:, None].float() * self.frequencies for p in (y, x)], dim=1)
 
-    def _reorder(self, rows: Tensor, plan: Plan) -> Tensor:
+    def _reorder(self, rows: Tensor, plan: TowerLayout) -> Tensor:
         if plan.order is None:
             return rows
         return rows.reshape(-1, self.config.cell, rows.shape[1])[plan.order].flatten(0, 1)
 
-    def _merge_taps(self, taps: Taps, plan: Plan) -> None:
+    def _merge_taps(self, taps: Taps, plan: TowerLayout) -> None:
         taps.bounds = [bound // self.config.cell for bound in plan.pictures]
         for signal, values in taps.found.items():
             cells = self._of_cells(signal, values)
@@ -231,7 +231,7 @@ class QwenVisionAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        turn: Turn,
+        rotary: AxialRotary,
         segments: Sequence[int],
         taps: LayerTaps | None,
         residual: Tensor,
@@ -241,7 +241,7 @@ class QwenVisionAttention(nn.Module):
         v = heads[:, 2 * self.n_heads :]
         if taps is not None:
             taps.record_projections(heads[:, self.n_heads : 2 * self.n_heads], v)
-        q, k = torch.split(rotate(heads[:, : 2 * self.n_heads], *turn), self.n_heads, dim=1)
+        q, k = torch.split(rotate(heads[:, : 2 * self.n_heads], *rotary), self.n_heads, dim=1)
         if taps is not None:
             taps.record_attention(q, k, segments, self.scale)
         out: Tensor = self.proj(attend(q, k, v, segments, self.scale, log_size).flatten(1), residual=residual)
@@ -257,12 +257,12 @@ class _Block(nn.Module):
     def forward(
         self,
         rows: Tensor,
-        turn: Turn,
+        rotary: AxialRotary,
         segments: Sequence[int],
         taps: LayerTaps | None,
         log_size: Tensor | None = None,
     ) -> Tensor:
-        rows = self.attn(self.norm1(rows), turn, segments, taps, rows, log_size)
+        rows = self.attn(self.norm1(rows), rotary, segments, taps, rows, log_size)
         out: Tensor = self.mlp(self.norm2(rows), rows)
         return out
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.prune.base import Leaves, Staged, best
+from foveate.engine.prune.base import Kept, Staged, best
 from foveate.engine.prune.probe import Probe
 from foveate.engine.prune.schedule import Point, of_table, table_of
 
@@ -39,8 +39,8 @@ class AdaToken3D(Staged):
         few = len(points) <= self.max_points
         return points if few else of_table(table_of(points, n_layers), self.max_points, exact_mean=True)
 
-    def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
-        return Leaves(best(probe, probe.attention(probe.last, "this")[0], counts))
+    def select(self, probe: Probe, counts: Sequence[int]) -> Kept:
+        return Kept(best(probe, probe.attention(probe.last, "this")[0], counts))
 
 
 METHOD = AdaToken3D

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.prune.base import Leaves, Pruner, best
+from foveate.engine.prune.base import Kept, Pruner, best
 from foveate.engine.prune.probe import Probe
 from foveate.engine.prune.schedule import Point, of_table
 
@@ -52,13 +52,13 @@ class AIM2(Pruner):
         table = [1 - min(1.0, max(0, layer - start) / (end - start)) for layer in range(n_layers)]
         return of_table(table, self.max_points, exact_mean=True)
 
-    def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
+    def select(self, probe: Probe, counts: Sequence[int]) -> Kept:
         view = probe.views("before")
         anywhere = 1 / (view.m + probe.n)
         walk = torch.full((view.q.shape[1], probe.n), anywhere, device=probe.rows.device)
         for _ in range(self.steps):
             walk = (1 - self.damping) * view.propagate(walk, self.temperature) + self.damping * anywhere
-        return Leaves(best(probe, walk.square().mean(0).sqrt()[probe.visual], counts))
+        return Kept(best(probe, walk.square().mean(0).sqrt()[probe.visual], counts))
 
 
 METHOD = AIM2

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.prune.base import Leaves, Staged, best
+from foveate.engine.prune.base import Kept, Staged, best
 from foveate.engine.prune.probe import Probe
 
 
@@ -36,13 +36,13 @@ class CATP2(Staged):
         if not 0.0 <= self.alpha <= 1.0:
             raise ConfigError(f"alpha: {self.alpha} is not in [0, 1]")
 
-    def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
+    def select(self, probe: Probe, counts: Sequence[int]) -> Kept:
         asked = probe.picture == len(counts) - 1
         scores = probe.attention(probe.last)[0]
         if not bool(asked.all()):
             shown = probe.received(probe.visual[asked])
             scores = torch.where(asked, scores, self.alpha * probe.received(probe.question) + (1 - self.alpha) * shown)
-        return Leaves(best(probe, scores, counts))
+        return Kept(best(probe, scores, counts))
 
 
 METHOD = CATP2

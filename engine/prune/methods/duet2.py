@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from foveate.engine.prune.base import Leaves, Staged, best
+from foveate.engine.prune.base import Kept, Staged, best
 from foveate.engine.prune.probe import Probe
 
 
@@ -27,9 +27,9 @@ class Duet2(Staged):
     shares: str = "0.5,0.25"
     rows: Literal["question", "last"] = "question"  # who attends; last: the last token alone, as PyramidDrop
 
-    def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
+    def select(self, probe: Probe, counts: Sequence[int]) -> Kept:
         rows = probe.question if self.rows == "question" else probe.last
-        return Leaves(best(probe, probe.received(rows, "this"), counts))
+        return Kept(best(probe, probe.received(rows, "this"), counts))
 
 
 METHOD = Duet2

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.prune.base import Leaves, Pruner, best
+from foveate.engine.prune.base import Kept, Pruner, best
 from foveate.engine.prune.probe import Probe
 from foveate.engine.prune.schedule import Point, at_depth, staged
 
@@ -35,8 +35,8 @@ class FastV(Pruner):
     def points(self, n_layers: int) -> tuple[Point, ...]:
         return staged([self.k or at_depth(*self.paper, n_layers)], [1 - self.r], n_layers)
 
-    def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
-        return Leaves(best(probe, probe.attention(probe.last)[0], counts))
+    def select(self, probe: Probe, counts: Sequence[int]) -> Kept:
+        return Kept(best(probe, probe.attention(probe.last)[0], counts))
 
 
 METHOD = FastV

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from foveate.configs.errors import ConfigError
 from foveate.engine.common.grid import Grid
-from foveate.engine.prune.base import Leaves, Staged, best
+from foveate.engine.prune.base import Kept, Staged, best
 from foveate.engine.prune.probe import Probe
 
 
@@ -39,14 +39,14 @@ class Feather(Staged):
         if self.stride < 0:
             raise ConfigError(f"stride: {self.stride} is not at least 0")
 
-    def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
+    def select(self, probe: Probe, counts: Sequence[int]) -> Kept:
         scores = probe.attention(probe.last, over="visual", rotated=False)[0]
         if self.stride and len(probe.visual) == sum(probe.entered):  # nothing has left yet
             for picture, count in enumerate(counts):
                 mine = (probe.picture == picture).nonzero()[:, 0]
                 on_grid = mine[self._on_grid(probe.grids[picture], probe.cell[mine], count // 2)]
                 scores[on_grid] += 2  # above any attention
-        return Leaves(best(probe, scores, counts))
+        return Kept(best(probe, scores, counts))
 
     def _on_grid(self, grid: Grid, cells: Tensor, most: int) -> Tensor:
         """[n] bool: which of the tokens at `cells` are on a grid of at most so many."""

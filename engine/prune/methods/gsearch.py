@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import ClassVar
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.prune.base import Leaves, Pruner, best
+from foveate.engine.prune.base import Kept, Pruner, best
 from foveate.engine.prune.probe import Probe
 from foveate.engine.prune.schedule import Point, numbers, of_table
 
@@ -42,8 +42,8 @@ class GSearch(Pruner):
             raise ConfigError(f"keep: {len(table)} shares for a decoder of {n_layers} layers; foveate tune writes them")
         return of_table(table, self.max_points, exact_mean=False)
 
-    def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
-        return Leaves(best(probe, probe.attention(probe.last)[0], counts))
+    def select(self, probe: Probe, counts: Sequence[int]) -> Kept:
+        return Kept(best(probe, probe.attention(probe.last)[0], counts))
 
 
 METHOD = GSearch

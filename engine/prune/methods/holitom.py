@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from foveate.engine.primitives.ranking import complement
-from foveate.engine.prune.base import Leaves, as_they_are, best
+from foveate.engine.prune.base import Kept, as_they_are, best
 from foveate.engine.prune.methods.fastv import FastV
 from foveate.engine.prune.probe import Probe
 
@@ -30,7 +30,7 @@ class HoliTom(FastV):
 
     merge: Literal["sequential", "mean"] = "sequential"
 
-    def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
+    def select(self, probe: Probe, counts: Sequence[int]) -> Kept:
         keep = best(probe, probe.attention(probe.last)[0], counts)
         gone = complement(keep, len(probe.visual))
         alike = self._alike(probe, gone, keep)
@@ -41,7 +41,7 @@ class HoliTom(FastV):
             size = torch.bincount(into, minlength=len(keep))
             mix[torch.arange(len(keep), device=keep.device), keep] = self._left(size, size)
             mix[into, gone] = self._left(size[into], size[into] - 1 - _order(into, size)) / self._divisor
-        return Leaves(keep, mix)
+        return Kept(keep, mix)
 
     @property
     def _divisor(self) -> float:

@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.prune.base import Leaves, Staged, best
+from foveate.engine.prune.base import Kept, Staged, best
 from foveate.engine.prune.probe import Probe
 from foveate.engine.prune.schedule import Point
 
@@ -45,7 +45,7 @@ class Horizon(Staged):
         points = tuple(point for point in super().points(n_layers) if point.layer < out)
         return points if out >= n_layers else (*points, Point(out, 0.0))
 
-    def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
+    def select(self, probe: Probe, counts: Sequence[int]) -> Kept:
         luck = torch.empty(len(probe.visual))
         for picture in range(len(counts)):
             mine = (probe.picture == picture).cpu()
@@ -53,7 +53,7 @@ class Horizon(Staged):
             digest = hashlib.sha256(f"{probe.seed}/{self.seed}/{probe.layer}/{picture}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
             luck[mine] = torch.randperm(int(mine.sum()), generator=generator).float()
-        return Leaves(best(probe, luck.to(probe.rows.device), counts))
+        return Kept(best(probe, luck.to(probe.rows.device), counts))
 
 
 METHOD = Horizon

@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.prune.base import Leaves, Staged, best
+from foveate.engine.prune.base import Kept, Staged, best
 from foveate.engine.prune.probe import Probe
 
 
@@ -40,11 +40,11 @@ class MustDrop2(Staged):
             if not 1e-9 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not in [1e-9, 1]")
 
-    def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
+    def select(self, probe: Probe, counts: Sequence[int]) -> Kept:
         paid = probe.attention(probe.question)  # [Q, V]
         together, alone = paid.sum(0), paid.amax(0)
         share = together / together.sum().clamp(min=1e-20)
-        return Leaves(best(probe, torch.maximum(share / self.theta_sum, alone / self.theta_max), counts))
+        return Kept(best(probe, torch.maximum(share / self.theta_sum, alone / self.theta_max), counts))
 
 
 METHOD = MustDrop2

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.prune.base import Leaves, Pruner, best
+from foveate.engine.prune.base import Kept, Pruner, best
 from foveate.engine.prune.probe import Probe
 from foveate.engine.prune.schedule import Point, of_table
 
@@ -56,8 +56,8 @@ class PSigmoid(Pruner):
             low, high = (middle, high) if sum(at(middle)) < self.mean * n_layers else (low, middle)
         return at(high)
 
-    def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
-        return Leaves(best(probe, probe.attention(probe.last)[0], counts))
+    def select(self, probe: Probe, counts: Sequence[int]) -> Kept:
+        return Kept(best(probe, probe.attention(probe.last)[0], counts))
 
 
 METHOD = PSigmoid

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from foveate.engine.prune.base import Leaves, Staged, best
+from foveate.engine.prune.base import Kept, Staged, best
 from foveate.engine.prune.probe import Probe
 
 
@@ -24,8 +24,8 @@ class PyramidDrop(Staged):
 
     shares: str = "0.5,0.25,0.125"
 
-    def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
-        return Leaves(best(probe, probe.attention(probe.last, "this")[0], counts))
+    def select(self, probe: Probe, counts: Sequence[int]) -> Kept:
+        return Kept(best(probe, probe.attention(probe.last, "this")[0], counts))
 
 
 METHOD = PyramidDrop

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from foveate.engine.primitives.merge import dpc_knn
 from foveate.engine.primitives.ranking import complement, top
-from foveate.engine.prune.base import Leaves, Staged, as_they_are, best
+from foveate.engine.prune.base import Kept, Staged, as_they_are, best
 from foveate.engine.prune.probe import Probe
 
 _LEAST_PULL = 0.05
@@ -40,10 +40,10 @@ class SparseVLM(Staged):
     shares: str = "0.521,0.348,0.205"
     version: Literal["v1", "v2"] = "v2"
 
-    def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
+    def select(self, probe: Probe, counts: Sequence[int]) -> Kept:
         raters = self.raters(probe)
         if self.version == "v2":
-            return Leaves(best(probe, self._without_pull(probe, raters), counts))
+            return Kept(best(probe, self._without_pull(probe, raters), counts))
         scores = probe.received(raters)
         present = torch.bincount(probe.picture, minlength=len(counts)).tolist()
         merged = [_n_merged(n, count) for n, count in zip(present, counts, strict=True)]
@@ -66,7 +66,7 @@ class SparseVLM(Staged):
         scores = (probe.attention(raters, per_head=True) / pull.clamp(min=_LEAST_PULL)).mean(1)  # [n_heads, V]
         return scores[top(scores.sum(1), -(-len(scores) // 2))].mean(0)
 
-    def _with_clusters(self, probe: Probe, scores: Tensor, plain: Tensor, merged: Sequence[int]) -> Leaves:
+    def _with_clusters(self, probe: Probe, scores: Tensor, plain: Tensor, merged: Sequence[int]) -> Kept:
         n, states = len(probe.visual), probe.rows[probe.visual]
         gone = complement(plain, n)
         owner, centres = torch.full((n,), -1, device=plain.device), [plain]
@@ -80,7 +80,7 @@ class SparseVLM(Staged):
         keep = torch.cat(centres).sort().values
         member = owner[None] == keep[:, None]
         size = member.sum(1, keepdim=True)
-        return Leaves(keep, torch.where(size > 0, member / size.clamp(min=1), as_they_are(keep, n)))
+        return Kept(keep, torch.where(size > 0, member / size.clamp(min=1), as_they_are(keep, n)))
 
 
 def _n_recycled(n_gone: int) -> int:

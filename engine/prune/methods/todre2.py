@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.prune.base import Leaves, Pruner, best
+from foveate.engine.prune.base import Kept, Pruner, best
 from foveate.engine.prune.probe import Probe
 from foveate.engine.prune.schedule import Point, at_depth
 
@@ -35,8 +35,8 @@ class ToDRE2(Pruner):
     def points(self, n_layers: int) -> tuple[Point, ...]:
         return (Point(at_depth(round(self.at * n_layers), n_layers, n_layers), 0.0),)
 
-    def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
-        return Leaves(best(probe, torch.zeros(len(probe.visual), device=probe.rows.device), counts))
+    def select(self, probe: Probe, counts: Sequence[int]) -> Kept:
+        return Kept(best(probe, torch.zeros(len(probe.visual), device=probe.rows.device), counts))
 
 
 METHOD = ToDRE2

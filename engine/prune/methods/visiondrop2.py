@@ -20,7 +20,7 @@ from torch import Tensor
 
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.ranking import complement, top
-from foveate.engine.prune.base import Leaves, Staged, as_they_are
+from foveate.engine.prune.base import Kept, Staged, as_they_are
 from foveate.engine.prune.probe import Probe
 
 
@@ -42,7 +42,7 @@ class VisionDrop2(Staged):
         if not 0.0 <= self.contextual_ratio < 1.0:
             raise ConfigError(f"contextual_ratio: {self.contextual_ratio} is not in [0, 1)")
 
-    def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
+    def select(self, probe: Probe, counts: Sequence[int]) -> Kept:
         keys = torch.nn.functional.normalize(probe.keys("this"), dim=-1)
         mix = torch.zeros(0, len(probe.visual), device=keys.device)
         kept = [torch.empty(0, dtype=torch.int64, device=keys.device)]
@@ -54,7 +54,7 @@ class VisionDrop2(Staged):
                 kept.append(mine[keep])
                 mix = torch.cat([mix, torch.zeros(count, mix.shape[1], device=keys.device)])
                 mix[-count:, mine] = weights
-        return Leaves(torch.cat(kept), mix)
+        return Kept(torch.cat(kept), mix)
 
     def _one(self, scores: Tensor, keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Of one picture's n tokens those that stay, [count], and the mix [count, n]."""

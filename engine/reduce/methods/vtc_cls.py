@@ -19,7 +19,7 @@ from foveate.engine.primitives.ranking import finite, top
 from foveate.engine.reduce.base import Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import Layer, Signal, Tower
+from foveate.engine.vision.signals import LayerRef, Signal, Tower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class VtcCls(Reducer):
             return top(scores.sum(0), k)
         return top(scores.amin(0) if self.combine == "min" else scores.amax(0), k)
 
-    def _layers(self, tower: Tower) -> list[Layer]:
+    def _layers(self, tower: Tower) -> list[LayerRef]:
         """The layers that count, ascending."""
         run = range(tower.layer(self.start), tower.depth)
         return sorted({tower.resolve(signals.saliency(layer)).layer for layer in run})

@@ -12,7 +12,7 @@ from foveate.configs.config import CacheConfig, Config, SchedulerConfig, VisionC
 from foveate.engine.common.grid import Grid
 from foveate.engine.common.messages import Image
 from foveate.engine.engine import Engine, Event
-from foveate.engine.models.base import Attend, Model, ModelSpec, Turn
+from foveate.engine.models.base import Attend, Model, ModelSpec, Rotary
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import Signal, Tower
 
@@ -91,25 +91,25 @@ class MockModel(Model):
             raise RuntimeError("the forward broke")
         return self.table[token_ids]
 
-    def turn(self, positions: Tensor) -> Turn:
+    def rotary(self, positions: Tensor) -> Rotary:
         phase = (positions[:, :, None] * torch.tensor([1.0, 0.3, 0.05, 0.01])).permute(1, 0, 2)
-        return Turn(phase.reshape(positions.shape[1], -1).cos(), phase.reshape(positions.shape[1], -1).sin())
+        return Rotary(phase.reshape(positions.shape[1], -1).cos(), phase.reshape(positions.shape[1], -1).sin())
 
-    def run(self, rows: Tensor, turn: Turn, attend: Attend, layers: range, wanted: Tensor | None = None) -> Tensor:
+    def run(self, rows: Tensor, rotary: Rotary, attend: Attend, layers: range, wanted: Tensor | None = None) -> Tensor:
         if layers.start == 0:
             self.n_forwards += 1
             self.n_rows += len(rows)
-            rows = rows + nn.functional.pad(torch.cat([turn.sin, turn.cos], dim=1), (0, 8))
+            rows = rows + nn.functional.pad(torch.cat([rotary.sin, rotary.cos], dim=1), (0, 8))
         for i in layers:
             kv = (rows @ self.kv[i]).view(-1, 2, 4, 128)
-            q, k = self.project(i, rows, turn)
+            q, k = self.project(i, rows, rotary)
             if wanted is not None:
                 q, rows = q[wanted], rows[wanted]
             y = attend(i, q, k, kv[:, 1])
             rows = rows + torch.tanh(y.reshape(-1, 1024) @ self.out[i] * 3)
         return rows
 
-    def project(self, layer: int, rows: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+    def project(self, layer: int, rows: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         n = rows.shape[0]
         return (rows @ self.q[layer]).view(n, 8, 128) * 2, (rows @ self.kv[layer]).view(n, 2, 4, 128)[:, 0]
 

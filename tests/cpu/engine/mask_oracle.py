@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from foveate.engine.models.base import Attend, Model, Turn
-from foveate.engine.prune.base import Leaves
+from foveate.engine.models.base import Attend, Model, Rotary
+from foveate.engine.prune.base import Kept
 from foveate.engine.prune.probe import Probe, View, Which
 from foveate.engine.request import Request
 
@@ -21,7 +21,7 @@ class Layer:
     left: Tensor  # what it made of it
     q: Tensor
     k: Tensor
-    turn: Turn
+    rotary: Rotary
 
 
 @dataclass
@@ -78,15 +78,15 @@ def run(model: Model, request: Request, rows: Sequence[Tensor | None], ids: Sequ
             at[0, torch.tensor(present)] = torch.arange(len(present))
         for layer in group.layers:
             seen: list[tuple[Tensor, Tensor]] = []
-            turn = model.turn(at)
+            rotary = model.rotary(at)
             entering = x
-            x = model.run(x, turn, _attend(present, scale, seen), range(layer, layer + 1))
-            layers.append(Layer(entering, x, *seen[0], turn))
+            x = model.run(x, rotary, _attend(present, scale, seen), range(layer, layer + 1))
+            layers.append(Layer(entering, x, *seen[0], rotary))
             everyone.append(present)
     return Run(model.logits(x), layers, everyone)
 
 
-def choices(model: Model, request: Request, rows: Sequence[Tensor | None], dense: Run) -> list[Leaves]:
+def choices(model: Model, request: Request, rows: Sequence[Tensor | None], dense: Run) -> list[Kept]:
     """What the method chooses at each point when it is shown the oracle's own queries and keys."""
     depth, pruner, chosen = request.depth, request.depth.pruner, []
     assert pruner is not None
@@ -98,16 +98,16 @@ def choices(model: Model, request: Request, rows: Sequence[Tensor | None], dense
         early = torch.arange(depth.start)
         visual = [t for t in span.tolist() if t in picture]
         if sum(group.counts) == 0:
-            chosen.append(Leaves(torch.zeros(0, dtype=torch.int64)))
+            chosen.append(Kept(torch.zeros(0, dtype=torch.int64)))
             continue
 
         def view(which: Which, layer: int = layer, span: Tensor = span, early: Tensor = early) -> View:
-            turn = dense.layers[layer - 1].turn
+            rotary = dense.layers[layer - 1].rotary
             q, k = dense.layers[layer - 1].q, dense.layers[layer - 1].k
             if which == "this":  # rotated as they were when they came here
-                q, k = model.project(layer, dense.layers[layer - 1].left, turn)
+                q, k = model.project(layer, dense.layers[layer - 1].left, rotary)
             rows = torch.cat([early, span])
-            return View(q[span], k[rows], turn.cos[span], turn.sin[span], model.spec.head_dim**-0.5)
+            return View(q[span], k[rows], rotary.cos[span], rotary.sin[span], model.spec.head_dim**-0.5)
 
         def inputs(span: Tensor = span) -> Tensor:
             return dense.layers[0].entering[span]

@@ -25,7 +25,7 @@ from foveate.engine.common.messages import (
 )
 from foveate.engine.engine import Engine
 from foveate.engine.models.base import Model
-from foveate.engine.prune.base import Leaves, Pruner, best
+from foveate.engine.prune.base import Kept, Pruner, best
 from foveate.engine.prune.probe import Probe
 from foveate.engine.prune.schedule import Point
 from foveate.engine.request import Request
@@ -48,15 +48,15 @@ class Noisy(Pruner):
     def points(self, n_layers: int) -> tuple[Point, ...]:
         return tuple(Point(layer, share) for layer, share in zip(range(1, n_layers), self.shares, strict=False))
 
-    def select(self, probe: Probe, counts: Sequence[int]) -> Leaves:
+    def select(self, probe: Probe, counts: Sequence[int]) -> Kept:
         noise = torch.Generator().manual_seed(probe.seed % 1000 + probe.layer)
         keep = best(probe, torch.rand(len(probe.visual), generator=noise), counts)
         if not self.mixes:
-            return Leaves(keep)
+            return Kept(keep)
         mix = torch.zeros(len(keep), len(probe.visual))
         mix[torch.arange(len(keep)), keep] = 0.7
         mix[0] += 0.3 / len(probe.visual)
-        return Leaves(keep, mix)
+        return Kept(keep, mix)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,11 +21,11 @@ def wanted(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int
     seen: list[tuple[int, int]] = []
     run = model.run
 
-    def recorded(rows: Tensor, turn: object, attend: object, layers: range, wanted: Tensor | None = None) -> Tensor:
+    def recorded(rows: Tensor, rotary: object, attend: object, layers: range, wanted: Tensor | None = None) -> Tensor:
         if wanted is not None:
             assert layers == range(1, 2), "only the last layer is asked for some"
             seen.append((len(rows), len(wanted)))
-        return run(rows, turn, attend, layers, wanted)  # type: ignore[arg-type]
+        return run(rows, rotary, attend, layers, wanted)  # type: ignore[arg-type]
 
     monkeypatch.setattr(model, "run", recorded)
     return seen

@@ -13,7 +13,7 @@ from foveate.engine.cache.tables import BlockTables
 from foveate.engine.common.grid import Grid
 from foveate.engine.common.messages import Image, SamplingParams, VisualUsage
 from foveate.engine.request import Picture, Request
-from foveate.engine.scheduler import MAX_PREEMPTIONS, Plan, Scheduler
+from foveate.engine.scheduler import MAX_PREEMPTIONS, Scheduler, StepPlan
 from foveate.engine.sequence import Sequence
 
 ROW = torch.zeros(1, 1)
@@ -55,7 +55,7 @@ class Simulation:
     def busy(self) -> bool:
         return bool(self.scheduler.running or self.scheduler.waiting)
 
-    def step(self) -> Plan:
+    def step(self) -> StepPlan:
         decoding = [s for s in self.scheduler.running if s.n_missing == 1]
         preempted = {s: s.n_preemptions for s in self.sequences}
         plan = self.scheduler.schedule()
@@ -87,7 +87,7 @@ class Simulation:
         self.tables.check(self.scheduler.running)
         return plan
 
-    def check(self, plan: Plan) -> None:
+    def check(self, plan: StepPlan) -> None:
         assert plan.n_tokens == sum(c.stop - c.start for c in plan.chunks) <= self.config.step_tokens
         assert len({chunk.sequence for chunk in plan.chunks}) == len(plan.chunks), "one chunk per sequence"
         assert plan.n_patches <= self.config.encode_patches or len(plan.images) == 1

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.engine.models.base import CachedAttend, Turn
+from foveate.engine.models.base import CachedAttend, Rotary
 from foveate.engine.models.loader import load_model
 from foveate.kernels import decoder, native
 from foveate.kernels.attention import AttentionBatch
-from foveate.kernels.decoder import MOST_ROWS, Cache, Layer, Layers, Product, reference, run_layers
+from foveate.kernels.decoder import MOST_ROWS, Cache, Layers, LayerWeights, Product, reference, run_layers
 from foveate.kernels.weights import FORMS, Form, pack
 
 LEVELS = native.LEVELS[1 : native.LEVELS.index(native.machine()) + 1]
@@ -29,7 +29,7 @@ def _layers(form: Form, heads: int, kv_heads: int, d: int, noise: torch.Generato
 
     wide = (heads + 2 * kv_heads) * d
     layers = [
-        Layer(
+        LayerWeights(
             norm(),
             product(wide, HIDDEN),
             product(HIDDEN, heads * d),
@@ -176,8 +176,8 @@ def test_a_model_calls_back_only_where_it_must(tiny_models, tmp_path) -> None:
     cache = replace(
         cache, slots=cache.slots[: spec.n_layers], batch=replace(cache.batch, block_tables=cache.batch.block_tables[:2])
     )
-    turn: Turn = model.turn(torch.arange(8, 11)[None])
+    rotary: Rotary = model.rotary(torch.arange(8, 11)[None])
     free, watched = _Attend(_copy(cache), True), _Attend(cache, False)
-    out = [model.run(rows, turn, attend, range(spec.n_layers)) for attend in (free, watched)]
+    out = [model.run(rows, rotary, attend, range(spec.n_layers)) for attend in (free, watched)]
     assert (free.calls, watched.calls) == (0, spec.n_layers)
     assert torch.equal(out[0], out[1])

@@ -47,7 +47,7 @@ def _problem(
 
 
 def _poison() -> None:
-    """Leaves NaNs in the memory that the next results get."""
+    """Kept NaNs in the memory that the next results get."""
     for size in (100, 1_000, 10_000, 100_000):
         torch.full((size,), torch.nan)
 

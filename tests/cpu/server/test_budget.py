@@ -9,8 +9,8 @@ from starlette.datastructures import Headers
 from foveate.configs.config import BudgetConfig
 from foveate.engine.common.messages import MethodInfo
 from foveate.server.budget import ImageCap, Resolved, resolve
+from foveate.server.header_fields import parse
 from foveate.server.protocol import ImagePart, VlmFields
-from foveate.server.structured import parse
 
 METHOD = MethodInfo(
     name="foveal", summary="", source="", fields=[], question_aware=False, shared=True, signals_cls=[],

@@ -20,7 +20,7 @@ from foveate.engine.models.loader import load_model
 from foveate.server.protocol import ImagePart, ImageUrl
 from foveate.server.stages import read_method
 from foveate.tune import plan, report
-from foveate.tune.asking import Asked, Layer, Outcome
+from foveate.tune.asking import Asked, LayerCost, Outcome
 from foveate.tune.data import PARTS
 from foveate.tune.heads import Heads
 from foveate.tune.measure import Bench, sure, wilson
@@ -38,7 +38,7 @@ class MadeUp:
 
     def __init__(self, left: float = float("inf")) -> None:
         self.model = MODEL
-        self.layer = Layer(1000, 64)
+        self.layer = LayerCost(1000, 64)
         self.calls: list[tuple[str, float, str]] = []
         self._left = left
 

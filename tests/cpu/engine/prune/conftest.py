@@ -22,7 +22,7 @@ from torch import Tensor
 import foveate.engine.prune.methods as family
 from foveate.engine.common.find import find
 from foveate.engine.common.grid import Grid
-from foveate.engine.prune.base import Leaves, Pruner
+from foveate.engine.prune.base import Kept, Pruner
 from foveate.engine.prune.probe import Probe, View, Which
 
 torch.set_num_threads(1)
@@ -214,7 +214,7 @@ class Prompts:
             if 0 < sum(counts) < sum(present) or sum(present) == 1:
                 return counts
 
-    def leave(self, name: str, case: Case, counts: Sequence[int], **fields: Any) -> Leaves:
+    def leave(self, name: str, case: Case, counts: Sequence[int], **fields: Any) -> Kept:
         return method(name)(**fields).select(case.probe, counts)
 
     def best(self, case: Case, scores: Sequence[float], counts: Sequence[int]) -> list[int]:

@@ -12,7 +12,7 @@ import foveate.engine.prune.methods as family
 import foveate.engine.reduce.methods as reducers
 from foveate.engine.common.find import find, names
 from foveate.engine.common.grid import Grid
-from foveate.engine.prune.base import Leaves, Pruner
+from foveate.engine.prune.base import Kept, Pruner
 from foveate.engine.prune.probe import Probe, View
 from foveate.engine.prune.schedule import mean_share, scaled
 
@@ -23,7 +23,7 @@ TILED = [Grid(4, 6, thumbnail=3, newlines="rows", row_cuts=(0, 2, 4), col_cuts=(
 ODD: list[dict[str, Any]] = [{"left": 0.5, "reduced": True}, {"fill": 1.0}, {"question": 0}]
 
 
-def check(leaves: Leaves, probe: Probe, counts: Sequence[int]) -> None:
+def check(leaves: Kept, probe: Probe, counts: Sequence[int]) -> None:
     keep, n = leaves.keep, len(probe.visual)
     assert keep.dtype == torch.int64 and keep.shape == (sum(counts),)
     assert (keep.diff() > 0).all() and (keep >= 0).all() and (keep < n).all()
@@ -40,7 +40,7 @@ def check(leaves: Leaves, probe: Probe, counts: Sequence[int]) -> None:
                 assert torch.equal(whole, torch.eye(count)), "what keeps all stays bit for bit"
 
 
-def same(one: Leaves, other: Leaves) -> bool:
+def same(one: Kept, other: Kept) -> bool:
     mixes = one.mix is None and other.mix is None
     return torch.equal(one.keep, other.keep) and (mixes or torch.equal(one.mix, other.mix))
 
