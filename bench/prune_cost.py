@@ -86,7 +86,7 @@ class Bench:
         started = time.perf_counter()
         self.engine.step()
         prefill_s, select_s = time.perf_counter() - started, self.select_s
-        pool, kv = self.engine._tables.pool, self.engine._kv
+        pool, kv = self.engine._space.pool, self.engine._kv
         held = pool.n_used * kv.page_bytes
         started, n = time.perf_counter(), 0
         while self.engine.has_work:

@@ -24,7 +24,7 @@ from bench.limits import fastest
 from bench.random_model import build
 from bench.reducers_pages import PAGE_RATIO, PAGE_TARGET, SIDE, page, page_table, pages, pixels_of
 from bench.report import Json, provenance, table, write
-from bench.scaling import decoding, filled, runner_on
+from bench.scaling import decoding, filled
 from foveate.configs.errors import ConfigError
 from foveate.configs.load import load as load_config
 from foveate.engine.common.find import names
@@ -34,6 +34,7 @@ from foveate.engine.models.base import Model
 from foveate.engine.process import load
 from foveate.engine.reduce.base import Reducer
 from foveate.engine.reduce.cut import EncoderCut, PixelCut, plan
+from foveate.engine.runner import Runner
 from foveate.engine.scheduler import Chunk
 from foveate.engine.vision.cut import RowCut
 from foveate.engine.vision.inputs import VisualInputs
@@ -65,10 +66,12 @@ def prefill_s(model: Model, counts: Sequence[int]) -> dict[int, float]:
     """The decoder's forward of so many visual tokens and the text, logits of the last included."""
     most = max(counts) + TEXT_TOKENS
     kv = filled(model.spec, model.dtype, most)
-    runner, found = runner_on(model, kv), {}
+    runner, found = Runner(model, kv), {}
     for n in counts:
         (chunk,) = decoding(model.spec, kv, 1, n + TEXT_TOKENS)
-        chunk.sequence.n_computed = 0
+        cache = chunk.sequence.cache
+        cache.truncate(cache.n_computed)
+        assert cache.grow(), "the pages were there before"
         whole = [Chunk(chunk.sequence, 0, n + TEXT_TOKENS)]
         found[n] = fastest(lambda whole=whole: runner.run(whole), 2)  # type: ignore[misc]
     return found

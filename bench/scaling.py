@@ -24,12 +24,13 @@ from bench.random_config import Shape
 from bench.random_model import add_arguments, loaded
 from bench.report import NO_PLOT, RESULTS, Json, provenance, pyplot, table, write
 from foveate.configs.config import CacheConfig
-from foveate.engine.cache.pool import Block, BlockPool
+from foveate.engine.cache.groups import LayerGroup
+from foveate.engine.cache.pool import BlockPool
+from foveate.engine.cache.sequence_cache import CacheSpace
 from foveate.engine.cache.store import KVStore
-from foveate.engine.cache.tables import BlockTables
 from foveate.engine.common.messages import SamplingParams, VisualUsage
-from foveate.engine.depth import Depth, LayerGroup
 from foveate.engine.models.base import Model, ModelSpec
+from foveate.engine.prune.depth import Depth
 from foveate.engine.request import Request
 from foveate.engine.runner import Runner
 from foveate.engine.scheduler import Chunk
@@ -65,7 +66,7 @@ def filled(spec: ModelSpec, dtype: torch.dtype, n_tokens: int, block_tokens: int
     memory_mb = -(-(n_tokens + block_tokens) * token_bytes(spec, dtype) // 2**20) + 1
     kv = KVStore(spec, CacheConfig(block_tokens=block_tokens, memory_mb=memory_mb), dtype, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
-    for pages in (kv.keys, kv.values):
+    for pages in kv.pages:
         pattern = torch.randn(min(64, kv.n_pages), *pages.shape[1:], generator=generator).to(dtype)
         for start in range(0, kv.n_pages, len(pattern)):
             pages[start : start + len(pattern)] = pattern[: kv.n_pages - start]
@@ -74,10 +75,7 @@ def filled(spec: ModelSpec, dtype: torch.dtype, n_tokens: int, block_tokens: int
 
 def decoding(spec: ModelSpec, kv: KVStore, n_sequences: int, context: int) -> list[Chunk]:
     """Sequences of `context` tokens that lack only their last one."""
-    per_sequence = -(-context // kv.block_tokens)
-    assert n_sequences * per_sequence <= kv.n_blocks, "the pool was sized for the largest cell"
-    pages = torch.randperm(kv.n_pages, generator=torch.Generator().manual_seed(1)).view(-1, kv.n_layers).tolist()
-    chunks = []
+    space, chunks = CacheSpace(_scattered(kv.n_pages), kv, kv.block_tokens), []
     for i in range(n_sequences):
         request = Request(
             id=str(i),
@@ -93,22 +91,25 @@ def decoding(spec: ModelSpec, kv: KVStore, n_sequences: int, context: int) -> li
             visual=VisualUsage(),
             depth=Depth(groups=(LayerGroup(range(kv.n_layers)),)),
         )
-        sequence = Sequence(request=request, choice=0, arrival=i)
-        sequence.tables = [[Block(own) for own in pages[i * per_sequence : (i + 1) * per_sequence]]]
-        sequence.n_shared = [0]
-        sequence.n_computed = context - 1
+        sequence = Sequence(request=request, choice=0, arrival=i, space=space)
+        assert sequence.cache.open(), "the pool was sized for the largest cell"
+        sequence.cache.commit(context - 1)
         chunks.append(Chunk(sequence, context - 1, context))
     return chunks
 
 
-def runner_on(model: Model, kv: KVStore) -> Runner:
-    """A runner over a pool of which nobody else holds a page."""
-    return Runner(model, kv, BlockTables(BlockPool(kv.n_pages), kv.block_tokens))
+def _scattered(n_pages: int) -> BlockPool:
+    """A pool that hands out its pages in any order, as after long use."""
+    pool = BlockPool(n_pages)
+    blocks = pool.allocate(n_pages) or []
+    for i in torch.randperm(n_pages, generator=torch.Generator().manual_seed(1)).tolist():
+        pool.release([blocks[i]])
+    return pool
 
 
 def measure(model: Model, kv: KVStore, n_sequences: int, context: int) -> Cell:
     """Time one step, again and again."""
-    runner, chunks = runner_on(model, kv), decoding(model.spec, kv, n_sequences, context)
+    runner, chunks = Runner(model, kv), decoding(model.spec, kv, n_sequences, context)
     runner.run(chunks)
     times: list[float] = []
     while len(times) < _FEWEST or (sum(times) < _CELL_S and len(times) < _MOST):

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from foveate.configs.config import Config
 from foveate.configs.errors import ConfigError
 from foveate.engine.cache.pool import BlockPool
+from foveate.engine.cache.sequence_cache import CacheSpace
 from foveate.engine.cache.store import KVStore
-from foveate.engine.cache.tables import BlockTables
 from foveate.engine.common.errors import EngineError, ModelError, QueueFullError, RequestError
 from foveate.engine.common.messages import (
     Accepted,
@@ -23,9 +23,9 @@ from foveate.engine.common.messages import (
     SamplingParams,
     TokenLogprob,
 )
-from foveate.engine.depth import Decisions
 from foveate.engine.encoder import Encoder
 from foveate.engine.models.base import Model
+from foveate.engine.prune.depth import Decisions
 from foveate.engine.report import failed, usage
 from foveate.engine.request import Request
 from foveate.engine.resolve import Room, resolve
@@ -59,15 +59,14 @@ class Engine:
 
     def __init__(self, model: Model, config: Config) -> None:
         kv = KVStore(model.spec, config.cache, model.dtype, model.device)
-        tables = BlockTables(BlockPool(kv.n_pages), kv.block_tokens, sharing=config.cache.prefix_sharing)
         self._model = model
         self._config = config
         self._room = Room(context=_context(model, config), pool=kv.n_tokens)
         self._kv = kv
-        self._tables = tables
+        self._space = CacheSpace(BlockPool(kv.n_pages), kv, kv.block_tokens, config.cache.prefix_sharing)
         self._encoder = Encoder(model, config.vision.feature_cache_mb * 2**20)
-        self._scheduler = Scheduler(config.scheduler, tables, self._encoder.cost)
-        self._runner = Runner(model, kv, tables)
+        self._scheduler = Scheduler(config.scheduler, self._encoder.cost)
+        self._runner = Runner(model, kv)
         self._decisions = Decisions()
         self._requests: dict[str, Request] = {}  # some choice of which is unfinished
         self._events: list[Event] = []
@@ -91,9 +90,10 @@ class Engine:
         request.arrived = time.monotonic()
         self._requests[request.id] = request
         for choice in range(request.n_choices):
-            request.sequences.append(Sequence(request=request, choice=choice, arrival=self._arrivals))
+            sequence = Sequence(request=request, choice=choice, arrival=self._arrivals, space=self._space)
+            request.sequences.append(sequence)
             self._arrivals += 1
-            self._scheduler.add(request.sequences[-1])
+            self._scheduler.add(sequence)
         n_prompt = len(request.prompt_ids)
         self._counters.prompt_tokens += n_prompt
         self._counters.visual_offered += request.visual.offered
@@ -153,9 +153,8 @@ class Engine:
         """The chunks' keys and values are in the cache."""
         for chunk in chunks:
             sequence = chunk.sequence
-            sequence.n_computed = chunk.stop
-            sequence.peak_kv_tokens = max(sequence.peak_kv_tokens, sequence.request.depth.kv_tokens(chunk.stop))
-            self._tables.register(sequence, since=chunk.start)
+            sequence.cache.commit(chunk.stop - chunk.start)
+            sequence.peak_kv_tokens = max(sequence.peak_kv_tokens, sequence.cache.mean_tokens())
         for request in {id(c.sequence.request): c.sequence.request for c in chunks}.values():
             self._decisions.keep(request.depth)
             request.drop_rows()
@@ -235,17 +234,18 @@ class Engine:
     def check(self) -> None:
         """Assert every invariant between steps; when idle, that nothing is held. Linear in blocks and tokens."""
         running, waiting = self._scheduler.running, self._scheduler.waiting
-        self._tables.check(running)
+        self._space.check(sequence.cache for sequence in running)
         self._encoder.cache.check()
         alive = [s for request in self._requests.values() for s in request.sequences if not s.is_finished]
         assert {id(s) for s in alive} == {id(s) for s in running + waiting}, "unfinished = running + waiting"
         assert len(alive) == len(running) + len(waiting), "no sequence runs and waits"
         for sequence in running:
-            assert sequence.tables and 0 <= sequence.n_computed < sequence.n_tokens, "running ones lack some token"
+            assert sequence.cache.is_open, "running sequences hold blocks"
+            assert 0 <= sequence.n_computed < sequence.n_tokens, "running sequences lack some token"
         for sequence in waiting:
-            assert not sequence.tables and sequence.n_computed == 0, "waiting ones hold nothing"
+            assert not sequence.cache.is_open and sequence.n_computed == 0, "waiting ones hold nothing"
         if not alive:
-            assert self._tables.pool.n_used == 0, "an idle engine holds no block"
+            assert self._space.pool.n_used == 0, "an idle engine holds no block"
 
     def info(self) -> ModelInfo:
         spec = self._model.spec
@@ -259,12 +259,12 @@ class Engine:
             weights=self._model.weights,
             kernels=level() if self._model.device.type == "cpu" else "torch",
             device=str(self._model.device),
-            block_tokens=self._tables.block_tokens,
+            block_tokens=self._space.block_tokens,
             n_blocks=self._kv.n_blocks,
         )
 
     def heartbeat(self) -> Heartbeat:
-        pool, counters = self._tables.pool, self._counters
+        pool, counters = self._space.pool, self._counters
         n_layers, total = self._kv.n_layers, self._kv.n_blocks
         cached, used = pool.n_cached // n_layers, -(-pool.n_used // n_layers)  # blocks of all layers
         return Heartbeat(

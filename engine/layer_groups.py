@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from foveate.configs.errors import ConfigError
+from foveate.engine.cache.groups import LayerGroup
 from foveate.engine.cache.prefix import ImageRun, decision_key
 from foveate.engine.common.errors import BudgetError
 from foveate.engine.common.grid import Grid
 from foveate.engine.common.messages import Generate, VisualBudget
-from foveate.engine.depth import Depth, LayerGroup, plan
 from foveate.engine.methods import build_pruner
+from foveate.engine.prune.depth import Depth, plan
 
 
 def entering(visual: VisualBudget, grids: Sequence[Grid], budgets: Sequence[int]) -> list[int]:

@@ -11,13 +11,13 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
+from foveate.engine.cache.groups import Waiting
 from foveate.engine.cache.store import KVStore
-from foveate.engine.depth import Decision, Waiting, members
 from foveate.engine.models.base import Model, Rotary
 from foveate.engine.prune.base import Kept
+from foveate.engine.prune.depth import Decision, members
 from foveate.engine.prune.probe import Probe, View, Which
 from foveate.engine.scheduler import Chunk
-from foveate.kernels.attention import gather
 
 Seen = tuple[Tensor, Tensor]  # queries and log-sum-exp of the layer just run
 
@@ -28,24 +28,25 @@ class Lane:
     Attributes:
         group: the layer group it is in.
         tokens: of the sequence, those that are present; increasing.
-        at: where the first of them is in the group; the others follow it.
-        n_shared: tokens of the group that others wrote.
+        slot: of the first present token in the group; the others follow.
+        n_shared: slots of the group that are never written.
     """
 
     def __init__(self, chunk: Chunk) -> None:
         self.chunk = chunk
         self.sequence = chunk.sequence
+        self.cache = chunk.sequence.cache
         self.depth = chunk.sequence.request.depth
         self.group = 0
         self.tokens: Sequence[int] = range(chunk.start, chunk.stop)
-        self.at = chunk.start
+        self.slot = self.cache.first_slot(0, chunk.start)
         self.waits = not self.depth.is_flat and (
-            self.sequence.waiting is not None
+            self.cache.waiting is not None
             or (chunk.stop > self.depth.start and self.depth.waits(max(chunk.start, self.depth.start)))
         )
         self.completes = self.waits and chunk.stop >= self.depth.stop
         self.visual: list[int] = []  # present of the span, while it is decided
-        self.leaves: list[Kept] = []  # decided so far
+        self.choices: list[Kept] = []  # decided so far
         self.members: list[list[int]] = []
 
     @property
@@ -54,12 +55,16 @@ class Lane:
 
     @property
     def n_shared(self) -> int:
-        return self.sequence.n_shared[self.group]
+        return self.cache.n_shared(self.group)
 
     def enters(self, layer: int) -> bool:
         """Whether its next group begins with this layer."""
         groups = self.depth.groups
         return self.group + 1 < len(groups) and groups[self.group + 1].layers.start == layer
+
+    def enter_group(self) -> None:
+        """Find the slots of the present tokens in the group that the lane has just entered."""
+        self.slot = self.cache.first_slot(self.group, self.tokens[0]) if self.tokens else 0
 
     def watches(self, layer: int) -> bool:
         """Whether the layer before this one must tell its queries."""
@@ -120,7 +125,7 @@ class Pruning:
             assert decision is not None, "a lane that does not wait is decided"
             inside = set(decision.members[lane.group - 1])
             lane.tokens = [t for t in before if not depth.start <= t < depth.stop or t in inside]
-        lane.at = depth.count(lane.group, lane.tokens[0]) if lane.tokens else 0
+        lane.enter_group()
         if len(lane.tokens) < len(before):
             present = set(lane.tokens)
             index = torch.tensor([i for i, t in enumerate(before) if t in present], device=rows.device)
@@ -131,12 +136,12 @@ class Pruning:
         self, lane: Lane, layer: int, rows: Tensor, rotary: Rotary, pages: Tensor, seen: Seen | None
     ) -> tuple[Tensor, Rotary]:
         """Put the span's tokens aside, or take them all up and decide."""
-        depth, sequence = lane.depth, lane.sequence
+        depth = lane.depth
         low, high = lane.where(depth.start, depth.stop)
         if not lane.completes and lane.group == 0:
             assert seen is not None, "what a waiting lane needs was watched"
             own = Waiting(*(t[low:high].clone() for t in (rows, *seen)))  # a view would keep the whole batch
-            sequence.waiting = own if sequence.waiting is None else _joined(sequence.waiting, own)
+            lane.cache.waiting = own if lane.cache.waiting is None else _joined(lane.cache.waiting, own)
             lane.tokens = [t for t in lane.tokens if t < depth.start]
         if not lane.completes:
             lane.group += 1
@@ -150,62 +155,62 @@ class Pruning:
         low, high = lane.where(depth.start, depth.stop)
         early, late = lane.tokens[:low], lane.tokens[high:]
         if lane.group == 0:
-            if sequence.waiting is not None:
-                span = _joined(sequence.waiting, span)
+            if lane.cache.waiting is not None:
+                span = _joined(lane.cache.waiting, span)
             present: Sequence[int] = range(depth.start, depth.stop)
             lane.visual = list(sequence.request.cells)
         else:
             present = lane.members[-1]
-        leaves = self._leaves(lane, layer, present, rows[:low], pages, span)
+        choice = self._choice(lane, layer, present, rows[:low], pages, span)
         lane.group += 1
-        kept, lane.visual = members(present, lane.visual, leaves)
+        kept, lane.visual = members(present, lane.visual, choice)
         place = {token: i for i, token in enumerate(present)}
         inside = span.rows[torch.tensor([place[t] for t in kept], dtype=torch.int64, device=rows.device)]
-        if leaves.mix is not None and len(leaves.keep):
-            inside = self._mixed(lane, leaves, present, kept, span.rows, inside)
-        lane.leaves.append(leaves)
+        if choice.mix is not None and len(choice.keep):
+            inside = self._mixed(lane, choice, present, kept, span.rows, inside)
+        lane.choices.append(choice)
         lane.members.append(kept)
         lane.tokens = [*early, *kept, *late]
-        lane.at = depth.start - len(early)
+        lane.enter_group()
         if lane.group == len(depth.groups) - 1:
             self._settle(lane)
         return torch.cat([rows[:low], inside, rows[high:]]), self._rotary(lane, lane.tokens)
 
-    def _leaves(
+    def _choice(
         self, lane: Lane, layer: int, present: Sequence[int], early: Tensor, pages: Tensor, span: Waiting
     ) -> Kept:
         """What the point keeps: as it was decided before, or all, or what the method says."""
         depth = lane.depth
         if depth.decision is not None:
-            return depth.decision.leaves[lane.group]
+            return depth.decision.kept[lane.group]
         pruner, counts = depth.pruner, depth.groups[lane.group + 1].counts
         assert pruner is not None, "several groups come of a method"
         if sum(counts) == 0:
             return Kept(torch.zeros(0, dtype=torch.int64))
-        leaves = pruner.select(self._probe(lane, layer, present, early, pages, span), counts)
-        assert len(leaves.keep) == sum(counts), "a method keeps what was announced"
-        return Kept(leaves.keep.cpu(), leaves.mix)
+        choice = pruner.select(self._probe(lane, layer, present, early, pages, span), counts)
+        assert len(choice.keep) == sum(counts), "a method keeps what was announced"
+        return Kept(choice.keep.cpu(), choice.mix)
 
     def _mixed(
-        self, lane: Lane, leaves: Kept, present: Sequence[int], kept: Sequence[int], rows: Tensor, inside: Tensor
+        self, lane: Lane, choice: Kept, present: Sequence[int], kept: Sequence[int], rows: Tensor, inside: Tensor
     ) -> Tensor:
         """The kept rows with those of visual tokens mixed."""
-        assert leaves.mix is not None, "only then"
+        assert choice.mix is not None, "only then"
         is_visual = lane.sequence.request.cells
         sources = torch.tensor([i for i, t in enumerate(present) if t in is_visual], device=rows.device)
         targets = torch.tensor([i for i, t in enumerate(kept) if t in is_visual], device=rows.device)
-        mixed = leaves.mix.to(rows.device) @ rows[sources].float()
+        mixed = choice.mix.to(rows.device) @ rows[sources].float()
         return inside.index_copy(0, targets, mixed.to(inside.dtype))
 
     def _settle(self, lane: Lane) -> None:
         """All points are decided: keep it for every choice, and for later."""
-        lane.sequence.waiting = None
+        lane.cache.waiting = None
         depth = lane.depth
         if depth.decision is None:
             key = sha256(depth.key)
             for tokens in lane.members:
                 key.update(repr(tokens).encode())
-            depth.decision = Decision(tuple(lane.leaves), tuple(lane.members), key.digest())
+            depth.decision = Decision(tuple(lane.choices), tuple(lane.members), key.digest())
 
     def _probe(
         self, lane: Lane, layer: int, present: Sequence[int], early: Tensor, pages: Tensor, span: Waiting
@@ -246,14 +251,14 @@ class Pruning:
 
     def _before(self, lane: Lane, layer: int, pages: Tensor, n: int) -> Tensor:
         """Keys that the layer before holds of the tokens before the span and of the n present of it."""
-        return gather(self._kv.keys, pages[layer - 1], lane.depth.start + n)
+        return self._kv.keys_of(pages[layer - 1], lane.depth.start + n)
 
     def _this(
         self, lane: Lane, layer: int, early: Tensor, pages: Tensor, rows: Tensor, rotary: Rotary
     ) -> tuple[Tensor, Tensor]:
         """Queries of the span's rows and keys, with those of the tokens before it, ahead of the layer."""
         q, k = self._model.project(layer, rows, rotary)
-        cached = gather(self._kv.keys, pages[layer], min(lane.chunk.start, lane.depth.start))
+        cached = self._kv.keys_of(pages[layer], min(lane.chunk.start, lane.depth.start))
         parts = [cached.to(k.dtype)]
         if len(early):
             parts.append(self._model.project(layer, early, self._rotary(lane, lane.tokens[: len(early)]))[1])

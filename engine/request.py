@@ -15,7 +15,7 @@ from torch import Tensor
 from foveate.engine.cache.prefix import ImageRun
 from foveate.engine.common.grid import Grid
 from foveate.engine.common.messages import Image, SamplingParams, VisualUsage
-from foveate.engine.depth import Depth
+from foveate.engine.prune.depth import Depth
 from foveate.engine.reduce.base import Reducer
 from foveate.engine.reduce.sharing import AREA, Split
 from foveate.engine.vision.cut import TowerCut

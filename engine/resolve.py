@@ -15,12 +15,12 @@ from foveate.engine.cache.prefix import ImageRun, image_key, root_key
 from foveate.engine.common.errors import BudgetError, ImageError, RequestError, TooLongError
 from foveate.engine.common.grid import Grid
 from foveate.engine.common.messages import Generate, Image, ImageUsage, SamplingParams, VisualUsage
-from foveate.engine.depth import Depth
 from foveate.engine.encoder import pixels_of
 from foveate.engine.layer_groups import depth_of, entering
 from foveate.engine.layout import expand, positions_of
 from foveate.engine.methods import build, build_split
 from foveate.engine.models.base import Model, ModelSpec
+from foveate.engine.prune.depth import Depth
 from foveate.engine.reduce.base import Reducer
 from foveate.engine.reduce.budget import split
 from foveate.engine.reduce.cut import Offer, Way, plan_all

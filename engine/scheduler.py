@@ -22,8 +22,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
+from torch import Tensor
+
 from foveate.configs.config import SchedulerConfig
-from foveate.engine.cache.tables import BlockTables
 from foveate.engine.request import Request
 from foveate.engine.sequence import Sequence
 
@@ -33,16 +34,29 @@ _PREFETCH_SEQUENCES = 8  # how far ahead images are encoded: it bounds the rows 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Compute tokens [start, stop) of a sequence in this step."""
+    """Compute tokens [start, stop) of a sequence in this step.
+
+    Attributes:
+        n_drafts: the last tokens that are drafts: logits are wanted after each of them and after the token before.
+        ancestors: bool [stop - start, stop - start], row = query, True = visible, where drafts form a tree; None: each
+            token sees all tokens before it.
+    """
 
     sequence: Sequence
     start: int
     stop: int
+    n_drafts: int = 0
+    ancestors: Tensor | None = None
 
     @property
     def samples(self) -> bool:
         """Whether the last token of the sequence is computed, so that the next one can be drawn."""
         return self.stop == self.sequence.n_tokens
+
+    @property
+    def n_sampled(self) -> int:
+        """The last rows of the chunk after which logits are wanted."""
+        return self.n_drafts + 1 if self.samples else 0
 
 
 @dataclass(slots=True)
@@ -70,11 +84,8 @@ class Scheduler:
         encode_cost: patches that encoding a request's i-th picture takes now; 0 if its features are cached.
     """
 
-    def __init__(
-        self, config: SchedulerConfig, tables: BlockTables, encode_cost: Callable[[Request, int], int]
-    ) -> None:
+    def __init__(self, config: SchedulerConfig, encode_cost: Callable[[Request, int], int]) -> None:
         self._config = config
-        self._tables = tables
         self._encode_cost = encode_cost
         self.waiting: list[Sequence] = []  # by arrival; hold no blocks
         self.running: list[Sequence] = []  # by arrival; hold blocks for all their tokens
@@ -91,13 +102,13 @@ class Scheduler:
     def remove(self, sequence: Sequence, *, forget: bool = False) -> None:
         """Take out a sequence that ended. Its blocks are released; with `forget`, nobody finds their contents again."""
         (self.running if sequence in self.running else self.waiting).remove(sequence)
-        self._tables.close(sequence, forget=forget)
+        sequence.cache.close(forget=forget)
 
     def schedule(self) -> StepPlan:
         """StepPlan one step and reserve its blocks. An empty plan means that nothing waits or runs."""
         plan = StepPlan()
         for sequence in sorted(self.running, key=lambda s: s.n_missing > 1):  # stable: each part by arrival
-            if sequence.tables and self._reserve(sequence):  # no tables: preempted earlier in this loop
+            if sequence.cache.is_open and self._reserve(sequence):  # closed: preempted earlier in this loop
                 self._extend(plan, sequence)
         self._admit(plan)
         self._prefetch(plan)
@@ -117,10 +128,10 @@ class Scheduler:
                 break
             if sequence.must_wait:
                 continue
-            found = self._tables.n_found(sequence)
+            found = sequence.cache.n_found()
             if self._reach(plan, sequence, found) == found:
                 continue
-            if not self._tables.open(sequence, spare=self._spare()):
+            if not sequence.cache.open(spare=self._spare()):
                 break
             self.waiting.remove(sequence)
             insort(self.running, sequence, key=_by_arrival)
@@ -129,7 +140,7 @@ class Scheduler:
     def _prefetch(self, plan: StepPlan) -> None:
         """Ask for the images of the next in line, in order of need."""
         for sequence in islice((s for s in self.waiting if not s.must_wait), _PREFETCH_SEQUENCES):
-            found = self._tables.n_found(sequence)
+            found = sequence.cache.n_found()
             for i, run in enumerate(sequence.request.runs):
                 if run.stop > found and not self._claim(plan, sequence.request, i):
                     return
@@ -160,7 +171,7 @@ class Scheduler:
 
     def _reserve(self, sequence: Sequence) -> bool:
         """Get blocks for all tokens of a running sequence, at the cost of those that arrived later."""
-        while not self._tables.grow(sequence):
+        while not sequence.cache.grow():
             later = [s for s in self.running if s.arrival > sequence.arrival]
             if not later:
                 return False  # it keeps its blocks and tries again when an older one has ended
@@ -172,7 +183,7 @@ class Scheduler:
         return sum(sequence.request.depth.n_layers for sequence in self.running)
 
     def _preempt(self, sequence: Sequence) -> None:
-        self._tables.close(sequence)
+        sequence.cache.close()
         sequence.n_preemptions += 1
         self.n_preemptions += 1
         self.running.remove(sequence)

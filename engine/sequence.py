@@ -2,34 +2,28 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 import torch
 from torch import Tensor
 
-from foveate.engine.cache.pool import Block
-from foveate.engine.depth import Waiting
+from foveate.engine.cache.sequence_cache import CacheSpace, SequenceCache
 from foveate.engine.request import Request
 from foveate.engine.sampler import Draw
 
 
 @dataclass(eq=False, kw_only=True)
 class Sequence:
-    """One choice of one request: 0 <= n_computed < n_tokens, and it wants all of its tokens computed."""
+    """One choice of one request: 0 <= n_computed < n_tokens, and the sequence wants all of its tokens computed."""
 
     request: Request
     choice: int
     arrival: int  # order of arrival over all sequences
+    space: InitVar[CacheSpace]  # where its cache takes blocks
 
     token_ids: list[int] = field(init=False)  # prompt and output
     draw: Draw = field(init=False)  # of its next token
-    n_computed: int = 0  # tokens that were run; the block tables set it on opening
-    tables: list[list[Block]] = field(default_factory=list)  # by layer group, while running
-    n_shared: list[int] = field(default_factory=list)  # by layer group: its tokens in blocks that others wrote
-    block_keys: dict[int, list[bytes]] = field(default_factory=dict)  # by layer group, of full blocks
-    pages: Tensor | None = None  # [n_layers, n] int32, of the blocks; the block tables keep these two
-    n_paged: dict[int, int] = field(default_factory=dict)  # by layer group: blocks among `pages`
-    waiting: Waiting | None = None  # rows before the first point of a prompt that is pruned inside the decoder
+    cache: SequenceCache = field(init=False)  # which of its tokens lies in which slot
     cached_tokens: int = 0  # prompt tokens found in the cache at the first admission
     peak_kv_tokens: int = 0
     n_preemptions: int = 0
@@ -37,9 +31,10 @@ class Sequence:
     answered: float | None = None  # first token
     finish: str | None = None  # "stop", "length", "abort" or "error"
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, space: CacheSpace) -> None:
         request = self.request
         self.token_ids = list(request.prompt_ids)
+        self.cache = SequenceCache(space, self.token_ids, request.depth, request.root_key, request.runs)
         self.draw = Draw(request.sampling, self.choice, self.token_ids, self.n_prompt, request.stop_ids)
 
     @property
@@ -55,6 +50,11 @@ class Sequence:
         return self.n_tokens - self.n_prompt
 
     @property
+    def n_computed(self) -> int:
+        """Tokens whose keys and values need not be computed any more."""
+        return self.cache.n_computed
+
+    @property
     def n_wanted(self) -> int:
         """Tokens that should be computed: all. One missing is what others call decode; nothing else sets it apart."""
         return self.n_tokens
@@ -62,16 +62,6 @@ class Sequence:
     @property
     def n_missing(self) -> int:
         return self.n_wanted - self.n_computed
-
-    def n_in(self, group: int) -> int:
-        """Tokens whose keys and values a layer group holds in the cache."""
-        depth = self.request.depth
-        return depth.count(group, self.n_computed if self.waiting is None or group == 0 else depth.start)
-
-    def rewind(self) -> None:
-        """Hold nothing, as before the first step."""
-        self.n_computed, self.tables, self.n_shared = 0, [], []
-        self.pages, self.n_paged, self.waiting = None, {}, None
 
     @property
     def is_finished(self) -> bool:

@@ -26,7 +26,7 @@ _MAX_SCORES = 2**26  # alive at once in `reference`: a chunk of 2048 over 32k ke
 
 @dataclass(frozen=True)
 class HostBatch:
-    """A batch as the compiled kernel reads it: int32, contiguous, on the CPU."""
+    """A batch as the compiled kernel reads it: int32, on the CPU; rows of the tables may lie apart."""
 
     cu_queries: Tensor  # [n_seqs + 1]
     kv_lengths: Tensor  # [n_seqs]
@@ -65,9 +65,10 @@ class AttentionBatch:
     def host(self) -> HostBatch:
         """Made and checked by the first layer that asks."""
         assert all(end - start <= length for start, end, length in self.spans()), "new tokens are among the keys"
-        cu, lengths = (torch.tensor(_ints(x), dtype=torch.int32) for x in (self.cu_queries, self.kv_lengths))
+        cu, lengths = _on_host(self.cu_queries), _on_host(self.kv_lengths)
+        tables = self.block_tables.to("cpu", torch.int32)
         return HostBatch(
-            cu, lengths, self.block_tables.to("cpu", torch.int32).contiguous(), max(lengths.tolist(), default=0)
+            cu, lengths, tables if tables.stride(-1) == 1 else tables.contiguous(), max(lengths.tolist(), default=0)
         )
 
 
@@ -161,7 +162,7 @@ def _compiled(
     built.paged_attention(
         *(q.data_ptr(), q.stride(0), key_blocks.data_ptr(), value_blocks.data_ptr(), bfloat16),
         *(host.cu_queries.data_ptr(), host.kv_lengths.data_ptr(), tables.data_ptr()),
-        *(tables.shape[1], 0 if addresses is None else addresses.data_ptr()),
+        *(tables.stride(0), 0 if addresses is None else addresses.data_ptr()),
         *(out.data_ptr(), out.stride(0), lse.data_ptr()),
         *(n_seqs, q.shape[1], n_kv_heads, d, block_tokens, scale),
     )
@@ -193,6 +194,13 @@ def _visible(m: int, length: int, tree: Tensor | None, device: torch.device) -> 
         return torch.ones(m, length, dtype=torch.bool, device=device).tril_(length - m)
     assert tree.shape == (m, m) and tree.dtype == torch.bool, _TREE
     return torch.cat([torch.ones(m, length - m, dtype=torch.bool, device=device), tree.to(device)], dim=1)
+
+
+def _on_host(values: Sequence[int] | Tensor) -> Tensor:
+    """int32, contiguous, on the CPU: the tensor itself where it is that already."""
+    if isinstance(values, Tensor):
+        return values.to("cpu", torch.int32).contiguous()
+    return torch.tensor(values, dtype=torch.int32)
 
 
 def _ints(values: Sequence[int] | Tensor) -> list[int]:

@@ -130,7 +130,7 @@ def reference(rows: Tensor, cos: Tensor, sin: Tensor, layers: Layers, cache: Cac
 def _compiled(
     native: ModuleType, rows: Tensor, cos: Tensor, sin: Tensor, layers: Layers, cache: Cache, which: range
 ) -> Tensor:
-    (n, hidden), host, slots = rows.shape, cache.batch.host, cache.slots.contiguous()
+    (n, hidden), host, slots = rows.shape, cache.batch.host, cache.slots
     tables, n_seqs, block_tokens = host.block_tables, len(host.kv_lengths), cache.keys.shape[1]
     assert rows.dtype == cos.dtype == sin.dtype == torch.float32, "activations are float32"
     assert cos.shape == sin.shape == (n, layers.head_dim // 2), "an angle for each pair of a row's heads"
@@ -138,6 +138,7 @@ def _compiled(
     assert cache.keys.shape[2:] == (layers.n_kv_heads, layers.head_dim), "the store has the heads of the model"
     assert cache.keys.is_contiguous() and cache.values.is_contiguous(), "pages are addressed as one flat run of slots"
     assert slots.dtype == torch.int64 and slots.shape == (len(layers.layers), n), "a slot for every layer and row"
+    assert slots.stride(1) == 1, "the slots of a layer lie side by side"
     assert tables.shape[:2] == (len(layers.layers), n_seqs), "tables for every layer and sequence"
     assert int(host.cu_queries[-1]) == n and host.longest <= tables.shape[2] * block_tokens, "the tables hold every key"
     rows, cos, sin = rows.clone(memory_format=torch.contiguous_format), cos.contiguous(), sin.contiguous()

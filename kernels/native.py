@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
 
 LEVELS = ("reference", "avx2", "avx512", "avx512_bf16", "amx")  # ascending; the index is the C++ enum
 
@@ -39,6 +43,13 @@ def kernels() -> ModuleType | None:
         return None
     built.set_level(index)
     return built
+
+
+def version(device: "torch.device") -> Literal["reference", "cpu", "cuda"]:
+    """Which versions of the operations run on a device."""
+    if level() == "reference":
+        return "reference"
+    return "cuda" if device.type == "cuda" else "cpu"
 
 
 @contextmanager

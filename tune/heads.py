@@ -15,7 +15,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from foveate.engine.models.base import Model
+from foveate.engine.models.base import Attention, Model
 from foveate.kernels.attention import AttentionBatch, paged_attention
 
 BLOCK = 2500  # tokens
@@ -48,19 +48,19 @@ def find_heads(model: Model, vocabulary: Sequence[int], seed: int, block: int = 
     rows = model.embed(ids.to(model.device))
     echo, induction = [], []
     for layer in range(spec.n_layers):
-        attend = _Watching(model, n, block)
+        watching = _Watching(model, n, block)
         parts = []
         for start in range(0, n, _CHUNK):
             some = torch.arange(start, min(start + _CHUNK, n), device=model.device)
-            attend.start = start
-            parts.append(model.run(rows[some], rotary.take(some), attend, range(layer, layer + 1)))
+            watching.start = start
+            parts.append(model.run(rows[some], rotary.take(some), watching, range(layer, layer + 1)))
         rows = torch.cat(parts)
-        echo.append(attend.mean(attend.echo))
-        induction.append(attend.mean(attend.induction))
+        echo.append(watching.mean(watching.echo))
+        induction.append(watching.mean(watching.induction))
     return Heads(block, echo, induction, sorted({*_best(echo, ECHO_SHARE), *_best(induction, INDUCTION_SHARE)}))
 
 
-class _Watching:
+class _Watching(Attention):
     """Attention of one layer over a sequence that comes in pieces, and what of it goes to earlier copies.
 
     A row needs a handful of columns, so a product for each and the log-sum-exp that the kernel gives are enough.
@@ -77,7 +77,7 @@ class _Watching:
         self.echo = torch.zeros(spec.n_heads)
         self.induction = torch.zeros(spec.n_heads)
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         end = self.start + len(q)
         keys, values = self._keys.flatten(0, 1), self._values.flatten(0, 1)
         keys[self.start : end], values[self.start : end] = k.to(keys.dtype), v.to(values.dtype)

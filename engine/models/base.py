@@ -1,7 +1,7 @@
 """What the engine asks of a model family. A family is one file beside this one that subclasses `Model`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,23 +13,34 @@ from foveate.engine.images.anyres import Size
 from foveate.engine.vision.cut import TowerCut
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import Signal, Tower
-from foveate.kernels.decoder import Cache
-
-# (layer, q [m, n_heads, d], k [n, n_kv_heads, d], v [n, n_kv_heads, d]) -> [m, n_heads, d], m being n but where only
-# some rows are wanted. Keys arrive already rotated; the callee stores k and v in the paged cache and attends over it.
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+from foveate.kernels.decoder import Layers
 
 
-class CachedAttend(ABC):
-    """An `Attend` that may let a run of layers store and attend by itself."""
+class Attention(ABC):
+    """Attention of one batch over the paged cache, as a decoder calls it."""
 
     @abstractmethod
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store keys and values of all rows, and attend.
 
-    @property
-    @abstractmethod
-    def cache(self) -> Cache | None:
-        """What such a run needs; None: every layer must go through the call."""
+        Args:
+            q: [m, n_heads, d]; m is n, or fewer where only some rows are wanted.
+            k, v: [n, n_kv_heads, d]; keys are rotated already.
+
+        Returns:
+            [m, n_heads, d].
+        """
+
+    def run_layers(self, weights: Layers | None, rows: Tensor, rotary: "Rotary", layers: range) -> Tensor | None:
+        """Run consecutive layers as one call, with the bits of the layers one by one.
+
+        Args:
+            weights: of all layers, where kernels hold them; None elsewhere.
+
+        Returns:
+            [n, hidden_size]; None if this attention needs a call of `attend` for each layer.
+        """
+        return None
 
 
 class Rotary(NamedTuple):
@@ -62,7 +73,7 @@ class ModelSpec:
 
 
 class Model(nn.Module, ABC):
-    """A vision tower, a projector and a decoder. Stateless: the KV cache lives behind `attend`."""
+    """A vision tower, a projector and a decoder. Stateless: the KV cache lives behind `Attention`."""
 
     spec: ModelSpec
     dtype: torch.dtype  # of the KV cache; of activations too, unless the CPU's kernels keep those in float32
@@ -125,14 +136,16 @@ class Model(nn.Module, ABC):
         """[n_pos_axes, n] int64 -> how far each row is rotated."""
 
     @abstractmethod
-    def run(self, rows: Tensor, rotary: Rotary, attend: Attend, layers: range, wanted: Tensor | None = None) -> Tensor:
+    def run(
+        self, rows: Tensor, rotary: Rotary, attention: Attention, layers: range, wanted: Tensor | None = None
+    ) -> Tensor:
         """Run consecutive layers of the decoder over packed rows of several sequences.
 
         Args:
             rows: [n, hidden_size], input embeddings or what the layer before gave.
             rotary: of these rows.
             wanted: [m] int64, of one layer, the rows that are asked for; the others only leave their keys and values,
-                and `attend` gets the queries of these alone. None: all.
+                and attention gets the queries of these alone. None: all.
 
         Returns:
             [n, hidden_size], or [m, hidden_size].
@@ -146,9 +159,9 @@ class Model(nn.Module, ABC):
     def logits(self, rows: Tensor) -> Tensor:
         """[m, hidden_size] from the last layer -> [m, vocab_size] float32; the final norm is part of it."""
 
-    def forward(self, rows: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def forward(self, rows: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """All layers."""
-        return self.run(rows, self.rotary(positions), attend, range(self.spec.n_layers))
+        return self.run(rows, self.rotary(positions), attention, range(self.spec.n_layers))
 
     @property
     def device(self) -> torch.device:

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from foveate.engine.common.errors import ModelError
 from foveate.engine.common.section import Section
-from foveate.engine.models.base import Attend, CachedAttend, Rotary
+from foveate.engine.models.base import Attention, Rotary
 from foveate.engine.models.parts.layers import RMSNorm, require, rope_frequencies, rope_section
 from foveate.engine.models.parts.matrix import Embedding, FusedLinear, GatedLinear, Linear
-from foveate.kernels.decoder import MOST_ROWS, Layers, LayerWeights, Product, run_layers
+from foveate.kernels.decoder import Layers, LayerWeights, Product
 from foveate.kernels.rotary import rotate
 from foveate.kernels.weights import PackedWeight
 
@@ -138,17 +138,19 @@ class Decoder(nn.Module):
         angles = at.float() * self.frequencies
         return Rotary(angles.cos(), angles.sin())
 
-    def run(self, rows: Tensor, rotary: Rotary, attend: Attend, layers: range, wanted: Tensor | None = None) -> Tensor:
-        """As `Model.run`: in one call where rows are few and nobody looks on, else operation by operation."""
+    def run(
+        self, rows: Tensor, rotary: Rotary, attention: Attention, layers: range, wanted: Tensor | None = None
+    ) -> Tensor:
+        """As `Model.run`: in one call where the attention offers one, else layer by layer."""
         if wanted is not None:
             (last,) = layers
-            some: Tensor = self.layers[last](rows, rotary, attend, wanted)
+            some: Tensor = self.layers[last](rows, rotary, attention, wanted)
             return some
-        cache = attend.cache if isinstance(attend, CachedAttend) and len(rows) <= MOST_ROWS else None
-        if cache is not None and self.packed is not None:
-            return run_layers(rows, rotary.cos, rotary.sin, self.packed, cache, layers)
+        joined = attention.run_layers(self.packed, rows, rotary, layers)
+        if joined is not None:
+            return joined
         for i in layers:
-            rows = self.layers[i](rows, rotary, attend)
+            rows = self.layers[i](rows, rotary, attention)
         return rows
 
     @cached_property
@@ -177,8 +179,8 @@ class _Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
 
-    def forward(self, rows: Tensor, rotary: Rotary, attend: Attend, wanted: Tensor | None = None) -> Tensor:
-        rows = self.self_attn(self.input_layernorm(rows), rotary, attend, rows, wanted)
+    def forward(self, rows: Tensor, rotary: Rotary, attention: Attention, wanted: Tensor | None = None) -> Tensor:
+        rows = self.self_attn(self.input_layernorm(rows), rotary, attention, rows, wanted)
         out: Tensor = self.mlp(self.post_attention_layernorm(rows), rows)
         return out
 
@@ -210,11 +212,13 @@ class _Attention(nn.Module):
         q, k = torch.split(turned, [self.n_heads, self.n_kv_heads], dim=1)
         return q, k, heads[:, n_turned:]
 
-    def forward(self, x: Tensor, rotary: Rotary, attend: Attend, residual: Tensor, wanted: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: Rotary, attention: Attention, residual: Tensor, wanted: Tensor | None
+    ) -> Tensor:
         q, k, v = self.project(x, rotary)
         if wanted is not None:
             q, residual = q[wanted], residual[wanted]
-        out: Tensor = self.o_proj(attend(self.index, q, k, v).flatten(1), residual=residual)
+        out: Tensor = self.o_proj(attention.attend(self.index, q, k, v).flatten(1), residual=residual)
         return out
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from foveate.engine.common.section import Section
 from foveate.engine.images.preprocess import ImageProcessor
-from foveate.engine.models.base import Attend, Model, ModelSpec, Rotary
+from foveate.engine.models.base import Attention, Model, ModelSpec, Rotary
 from foveate.engine.models.parts.decoder import Decoder, DecoderConfig
 from foveate.engine.models.parts.matrix import Linear, multiply
 from foveate.engine.vision.signals import Tower
@@ -79,8 +79,10 @@ class Family(Model):
     def rotary(self, positions: Tensor) -> Rotary:
         return self.language_model.rotary(positions)
 
-    def run(self, rows: Tensor, rotary: Rotary, attend: Attend, layers: range, wanted: Tensor | None = None) -> Tensor:
-        return self.language_model.run(rows, rotary, attend, layers, wanted)
+    def run(
+        self, rows: Tensor, rotary: Rotary, attention: Attention, layers: range, wanted: Tensor | None = None
+    ) -> Tensor:
+        return self.language_model.run(rows, rotary, attention, layers, wanted)
 
     def project(self, layer: int, rows: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         return self.language_model.project(layer, rows, rotary)

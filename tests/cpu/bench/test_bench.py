@@ -169,9 +169,9 @@ def test_a_scaling_cell_runs_on_a_pool_of_random_contents(bench, tmp_path, monke
     bench.random_model.build("llava", tmp_path, bench.random_config.Shape(**_SMALL))
     model = load_model(tmp_path, torch.float32, "cpu", ModelConfig())
     kv = bench.scaling.filled(model.spec, model.dtype, 3 * 120)
-    assert torch.isfinite(kv.keys).all() and 0.9 < kv.values.std() < 1.1
+    assert torch.isfinite(kv.pages.keys).all() and 0.9 < kv.pages.values.std() < 1.1
     chunks = bench.scaling.decoding(model.spec, kv, 3, 101)
-    pages = [page for chunk in chunks for block in chunk.sequence.tables[0] for page in block.pages]
+    pages = [page for chunk in chunks for block in chunk.sequence.cache.blocks() for page in block.pages]
     assert len(set(pages)) == len(pages) == 3 * 7 * kv.n_layers, "no page belongs to two"
     assert all(chunk.samples for chunk in chunks)
     cell = bench.scaling.measure(model, kv, 3, 101)

@@ -12,7 +12,7 @@ from foveate.configs.config import CacheConfig, Config, SchedulerConfig, VisionC
 from foveate.engine.common.grid import Grid
 from foveate.engine.common.messages import Image
 from foveate.engine.engine import Engine, Event
-from foveate.engine.models.base import Attend, Model, ModelSpec, Rotary
+from foveate.engine.models.base import Attention, Model, ModelSpec, Rotary
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import Signal, Tower
 
@@ -95,7 +95,9 @@ class MockModel(Model):
         phase = (positions[:, :, None] * torch.tensor([1.0, 0.3, 0.05, 0.01])).permute(1, 0, 2)
         return Rotary(phase.reshape(positions.shape[1], -1).cos(), phase.reshape(positions.shape[1], -1).sin())
 
-    def run(self, rows: Tensor, rotary: Rotary, attend: Attend, layers: range, wanted: Tensor | None = None) -> Tensor:
+    def run(
+        self, rows: Tensor, rotary: Rotary, attention: Attention, layers: range, wanted: Tensor | None = None
+    ) -> Tensor:
         if layers.start == 0:
             self.n_forwards += 1
             self.n_rows += len(rows)
@@ -105,7 +107,7 @@ class MockModel(Model):
             q, k = self.project(i, rows, rotary)
             if wanted is not None:
                 q, rows = q[wanted], rows[wanted]
-            y = attend(i, q, k, kv[:, 1])
+            y = attention.attend(i, q, k, kv[:, 1])
             rows = rows + torch.tanh(y.reshape(-1, 1024) @ self.out[i] * 3)
         return rows
 
@@ -141,7 +143,7 @@ def make_engine(model: MockModel) -> Iterator[Callable[..., Engine]]:
             vision=VisionConfig(feature_cache_mb=1),
         )
         engine = Engine(model, config)
-        for pages in (engine._kv.keys, engine._kv.values):  # a slot that is read before it is written shows
+        for pages in engine._kv.pages:  # a slot that is read before it is written shows
             pages.fill_(torch.nan)
         engines.append(engine)
         return engine

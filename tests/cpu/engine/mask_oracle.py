@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from foveate.engine.models.base import Attend, Model, Rotary
+from foveate.engine.models.base import Attention, Model, Rotary
 from foveate.engine.prune.base import Kept
 from foveate.engine.prune.probe import Probe, View, Which
 from foveate.engine.request import Request
@@ -31,18 +31,21 @@ class Run:
     present: list[list[int]]  # by layer
 
 
-def _attend(present: Sequence[int], scale: float, seen: list[tuple[Tensor, Tensor]]) -> Attend:
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        seen.append((q, k))
+class _Masked(Attention):
+    """Attention in which the tokens that left are no keys, except a row's own."""
+
+    def __init__(self, present: Sequence[int], scale: float, seen: list[tuple[Tensor, Tensor]]) -> None:
+        self._present, self._scale, self._seen = present, scale, seen
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self._seen.append((q, k))
         group, n = q.shape[1] // k.shape[1], q.shape[0]
         visible = torch.zeros(n, n, dtype=torch.bool)
-        visible[:, torch.tensor(present)] = True
-        visible = visible.tril() | torch.eye(n, dtype=torch.bool)  # itself, so that no row is empty
-        scores = torch.einsum("mhd,nhd->hmn", q, k.repeat_interleave(group, 1)) * scale
+        visible[:, torch.tensor(self._present)] = True
+        visible = visible.tril() | torch.eye(n, dtype=torch.bool)  # a row sees itself, so that no row is empty
+        scores = torch.einsum("mhd,nhd->hmn", q, k.repeat_interleave(group, 1)) * self._scale
         weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
         return torch.einsum("hmn,nhd->mhd", weights, v.repeat_interleave(group, 1))
-
-    return attend
 
 
 def run(model: Model, request: Request, rows: Sequence[Tensor | None], ids: Sequence[int], positions: Tensor) -> Run:
@@ -64,14 +67,14 @@ def run(model: Model, request: Request, rows: Sequence[Tensor | None], ids: Sequ
     for i, group in enumerate(depth.groups):
         if i:
             assert depth.decision is not None, "the engine has decided"
-            leaves, inside = depth.decision.leaves[i - 1], depth.decision.members[i - 1]
+            kept, inside = depth.decision.kept[i - 1], depth.decision.members[i - 1]
             sources = [t for t in present if t in is_visual]
             present = [*range(depth.start), *inside, *range(depth.stop, n)]
             targets = [t for t in present if t in is_visual]
-            assert targets == [sources[j] for j in leaves.keep.tolist()], "members are what the points left"
-            if leaves.mix is not None:
+            assert targets == [sources[j] for j in kept.keep.tolist()], "members are what the points left"
+            if kept.mix is not None:
                 x = x.clone()
-                x[torch.tensor(targets)] = leaves.mix @ x[torch.tensor(sources)]
+                x[torch.tensor(targets)] = kept.mix @ x[torch.tensor(sources)]
         at = positions
         if i and depth.pruner is not None and depth.pruner.compact and model.spec.n_pos_axes == 1:
             at = torch.zeros_like(positions)
@@ -80,7 +83,7 @@ def run(model: Model, request: Request, rows: Sequence[Tensor | None], ids: Sequ
             seen: list[tuple[Tensor, Tensor]] = []
             rotary = model.rotary(at)
             entering = x
-            x = model.run(x, rotary, _attend(present, scale, seen), range(layer, layer + 1))
+            x = model.run(x, rotary, _Masked(present, scale, seen), range(layer, layer + 1))
             layers.append(Layer(entering, x, *seen[0], rotary))
             everyone.append(present)
     return Run(model.logits(x), layers, everyone)

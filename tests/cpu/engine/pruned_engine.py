@@ -106,7 +106,7 @@ class Watched:
         self.model = model
         config = Config(cache=CacheConfig(memory_mb=pages_mb, block_tokens=4), scheduler=SchedulerConfig(**scheduler))
         self.engine = Engine(model, config)
-        for pages in (self.engine._kv.keys, self.engine._kv.values):
+        for pages in self.engine._kv.pages:
             pages.fill_(torch.nan)
 
     def answers(self, generates: Sequence[Generate]) -> dict[str, list[TokenLogprob]]:
@@ -120,7 +120,7 @@ class Watched:
                 if isinstance(event, Delta):
                     out.setdefault(f"{event.id}/{event.choice}", []).extend(event.logprobs or [])
             self.engine.check()
-        assert self.engine._tables.pool.n_used == 0
+        assert self.engine._space.pool.n_used == 0
         return out
 
     def check(self, name: str, tokens: Sequence[TokenLogprob], like: str = "") -> None:
@@ -144,7 +144,7 @@ class Watched:
         assert torch.equal(expected.argmax(-1), torch.tensor([t.token_id for t in tokens]))
         if not request.depth.is_flat:
             chosen = mask_oracle.choices(self.model, request, self.rows[like or name], dense)
-            for ours_, theirs_ in zip(request.depth.decision.leaves, chosen, strict=True):
+            for ours_, theirs_ in zip(request.depth.decision.kept, chosen, strict=True):
                 assert ours_.keep.tolist() == theirs_.keep.tolist(), "the probe shows what the oracle shows"
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import foveate.engine.runner as runner
+from foveate.engine.attention import AttentionBackend, CpuBackend
 from foveate.engine.common.messages import Delta, Failed, Generate, SamplingParams
 from foveate.engine.engine import Engine, Event
 from foveate.engine.models.base import Model
@@ -21,11 +21,13 @@ def wanted(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int
     seen: list[tuple[int, int]] = []
     run = model.run
 
-    def recorded(rows: Tensor, rotary: object, attend: object, layers: range, wanted: Tensor | None = None) -> Tensor:
+    def recorded(
+        rows: Tensor, rotary: object, attention: object, layers: range, wanted: Tensor | None = None
+    ) -> Tensor:
         if wanted is not None:
             assert layers == range(1, 2), "only the last layer is asked for some"
             seen.append((len(rows), len(wanted)))
-        return run(rows, rotary, attend, layers, wanted)  # type: ignore[arg-type]
+        return run(rows, rotary, attention, layers, wanted)  # type: ignore[arg-type]
 
     monkeypatch.setattr(model, "run", recorded)
     return seen
@@ -60,7 +62,8 @@ def test_answers_are_those_of_whole_layers(
     few = answers(make_engine(chunk_tokens=100), run)
     assert wanted == [(181, 2), (92, 3)], "while the long prompt goes on, only the others sample"
     wanted.clear()
-    monkeypatch.setattr(runner, "MOST_ROWS", 10**6)
+    monkeypatch.setattr(AttentionBackend, "joins_layers", lambda self, n_rows: True)
+    monkeypatch.setattr(CpuBackend, "joins_layers", lambda self, n_rows: True)
     whole = answers(make_engine(chunk_tokens=100), run)
     assert not wanted
     for name, (ids, logprobs) in whole.items():

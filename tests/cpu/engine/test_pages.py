@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import foveate.engine.runner as runner
+from foveate.engine.batch import BatchBuffers
+from foveate.engine.cache.sequence_cache import SequenceCache
 from foveate.engine.common.messages import Failed, Generate, Image, SamplingParams, Stage, VisualBudget
 from foveate.engine.engine import Engine, Event
-from foveate.engine.scheduler import Chunk
 
 BUDGETS = [
     VisualBudget(),
@@ -28,18 +28,21 @@ def test_kept_tables_are_those_of_the_blocks(
     memory_mb: int,
 ) -> None:
     """With sequences that come and go, grow, are preempted in the smaller pool, and are pruned to several tables."""
-    of, steps = runner._Pages.of, [0, 0]
+    of, steps = BatchBuffers.tables, [0, 0]
 
-    def checked(self: runner._Pages, chunks: Sequence[Chunk]) -> Tensor:
-        before, pages = self._pages, of(self, chunks)
-        steps[pages is before] += 1
-        for i, chunk in enumerate(chunks):
-            for group, table in zip(chunk.sequence.request.depth.groups, chunk.sequence.tables, strict=True):
-                expected = torch.tensor([block.pages for block in table], dtype=torch.int32).T
-                assert torch.equal(pages[group.layers.start : group.layers.stop, i, : len(table)], expected)
+    def checked(self: BatchBuffers, caches: Sequence[SequenceCache]) -> Tensor:
+        before = self._sent
+        pages = of(self, caches)
+        steps[pages.data_ptr() == before.data_ptr()] += 1
+        for i, cache in enumerate(caches):
+            for table in cache._tables:
+                expected = torch.tensor([block.pages for block in table.blocks], dtype=torch.int32).T
+                assert torch.equal(
+                    pages[table.group.layers.start : table.group.layers.stop, i, : len(table.blocks)], expected
+                )
         return pages
 
-    monkeypatch.setattr(runner._Pages, "of", checked)
+    monkeypatch.setattr(BatchBuffers, "tables", checked)
     chance, engine = random.Random(memory_mb), make_engine({"memory_mb": memory_mb}, max_running=6)
     for i in range(40):
         ids = [chance.randrange(256) for _ in range(chance.randrange(1, 40))]

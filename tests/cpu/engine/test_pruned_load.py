@@ -64,7 +64,7 @@ def drive(engine, generates, abort: float, seed: int = 0) -> dict[str, list[int]
 def test_five_thousand_requests_with_aborts_leak_nothing(make_engine, picture):
     engine = make_engine({"memory_mb": 1}, chunk_tokens=16, step_tokens=60, max_running=10)
     drive(engine, requests(picture, 5000, 1), abort=0.1)
-    assert engine._tables.pool.n_used == 0 and not engine._requests
+    assert engine._space.pool.n_used == 0 and not engine._requests
 
 
 @pytest.mark.parametrize("seed", [2, 3])

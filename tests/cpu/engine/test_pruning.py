@@ -47,7 +47,7 @@ def test_a_pruned_run_is_the_masked_dense_one(model, monkeypatch, prune, n_image
     request = watched.requests["a"]
     assert not request.depth.is_flat, "the default schedule prunes"
     watched.check("a", answers["a/0"])
-    for point, leaves in zip(request.depth.groups[1:], request.depth.decision.leaves, strict=True):
+    for point, leaves in zip(request.depth.groups[1:], request.depth.decision.kept, strict=True):
         assert len(leaves.keep) == sum(point.counts)
 
 
@@ -104,8 +104,8 @@ def test_prefixes_are_shared_where_they_may_be(llava, monkeypatch, prune):
     watched.engine.add(other)
     watched.engine.step()
     request = watched.requests["c"]
-    shared = request.sequences[0].n_shared
-    assert shared[0] >= request.depth.visual_stop // 4 * 4, "before the first point the picture's blocks are the same"
+    shared = request.sequences[0].cache.n_shared(0)
+    assert shared >= request.depth.visual_stop // 4 * 4, "before the first point the picture's blocks are the same"
     watched.engine.abort("c")
     again = Generate(**{f: getattr(other, f) for f in other.__struct_fields__} | {"id": "d"})
     watched.check("d", watched.answers([again])["d/0"], like="a")
@@ -133,7 +133,7 @@ def test_deeper_layers_hold_fewer_pages(llava, monkeypatch):
     watched.engine.add(ask(llava, "a", "noisy"))
     while watched.requests["a"].sequences[0].n_output < 2:
         watched.engine.step()
-    sequence, pool = watched.requests["a"].sequences[0], watched.engine._tables.pool
+    sequence, pool = watched.requests["a"].sequences[0], watched.engine._space.pool
     depth = sequence.request.depth
     held = [depth.count(g, sequence.n_tokens) for g in range(len(depth.groups))]
     assert held == [len(sequence.request.prompt_ids) + 2 - group.dropped for group in depth.groups]

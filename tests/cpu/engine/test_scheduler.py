@@ -9,7 +9,7 @@ import torch
 from foveate.configs.config import SchedulerConfig
 from foveate.engine.cache.pool import BlockPool
 from foveate.engine.cache.prefix import ImageRun, image_key
-from foveate.engine.cache.tables import BlockTables
+from foveate.engine.cache.sequence_cache import CacheSpace
 from foveate.engine.common.grid import Grid
 from foveate.engine.common.messages import Image, SamplingParams, VisualUsage
 from foveate.engine.request import Picture, Request
@@ -19,13 +19,20 @@ from foveate.engine.sequence import Sequence
 ROW = torch.zeros(1, 1)
 
 
+class NoStore:
+    """For runs in which no block is shared and then written, and nothing is evicted."""
+
+    def copy_slots(self, source: object, target: object) -> None:
+        raise AssertionError("nothing moves")
+
+
 class Simulation:
     """A scheduler and its pool, driven as the engine does, every step checked."""
 
     def __init__(self, n_blocks: int = 64, *, sharing: bool = True, **config: int) -> None:
         self.config = SchedulerConfig(**{"step_tokens": 32, "max_running": 8, "chunk_tokens": 8, **config})
-        self.tables = BlockTables(BlockPool(n_blocks), 4, sharing=sharing)
-        self.scheduler = Scheduler(self.config, self.tables, lambda r, i: r.pictures[i].n_patches)
+        self.space = CacheSpace(BlockPool(n_blocks), NoStore(), 4, sharing)
+        self.scheduler = Scheduler(self.config, lambda r, i: r.pictures[i].n_patches)
         self.sequences: list[Sequence] = []
         self.n_encoded = 0
 
@@ -45,7 +52,7 @@ class Simulation:
             positions=torch.zeros(1, len(ids)), next_pos=len(ids), root_key=b"", visual=VisualUsage(),
         )  # fmt: skip
         for choice in range(n):
-            sequence = Sequence(request=request, choice=choice, arrival=len(self.sequences))
+            sequence = Sequence(request=request, choice=choice, arrival=len(self.sequences), space=self.space)
             self.sequences.append(sequence)
             request.sequences.append(sequence)
             self.scheduler.add(sequence)
@@ -64,7 +71,7 @@ class Simulation:
         assert not any(s in planned and s.n_preemptions > preempted[s] for s in preempted), "preempted, then planned"
         for sequence in decoding:
             gone = sequence.n_preemptions > preempted[sequence]
-            stuck = self.tables.n_blocks(sequence.n_tokens) > len(sequence.tables[0] if sequence.tables else [])
+            stuck = self.space.n_blocks(sequence.n_tokens) > len(sequence.cache.blocks())
             assert sequence in planned or gone or stuck, "a decode with room for its token is never left out"
         for request, i in plan.images:
             assert request.rows[i] is None, "no picture is asked for twice"
@@ -75,16 +82,15 @@ class Simulation:
         self.n_encoded += len(plan.images)
         for chunk in plan.chunks:
             sequence, samples = chunk.sequence, chunk.samples
-            sequence.n_computed = chunk.stop
+            sequence.cache.commit(chunk.stop - chunk.start)
             sequence.admitted = sequence.admitted or 1.0
-            self.tables.register(sequence, since=chunk.start)
             sequence.request.drop_rows()
             if samples:
                 sequence.token_ids.append(1000 + sequence.arrival)
                 if sequence.n_output == sequence.request.sampling.max_tokens:
                     sequence.finish = "length"
                     self.scheduler.remove(sequence)
-        self.tables.check(self.scheduler.running)
+        self.space.check(s.cache for s in self.scheduler.running)
         return plan
 
     def check(self, plan: StepPlan) -> None:
@@ -127,8 +133,8 @@ def test_random_loads_end_and_leave_nothing(seed: int) -> None:
                 if not sequence.is_finished:
                     sequence.finish = "abort"
                     sim.scheduler.remove(sequence)
-            sim.tables.check(sim.scheduler.running)
-    assert sim.tables.pool.n_used == 0
+            sim.space.check(s.cache for s in sim.scheduler.running)
+    assert sim.space.pool.n_used == 0
     whole = [s.request for s in sim.sequences if all(other.finish == "length" for other in s.request.sequences)]
     assert whole and all(rows is None for request in whole for rows in request.rows), "rows go when all are past them"
 
@@ -195,8 +201,8 @@ def test_choices_wait_for_the_first_and_share_its_blocks() -> None:
         sim.step()
     plan = sim.step()
     assert {c.sequence: c.start for c in plan.chunks} == {first: 22, **dict.fromkeys(others, 20)}
-    assert len({tuple(s.tables[0][:5]) for s in request.sequences}) == 1, "full prompt blocks are the same"
-    assert len({s.tables[0][5] for s in request.sequences}) == 4, "the partial one is not"
+    assert len({tuple(s.cache.blocks()[:5]) for s in request.sequences}) == 1, "full prompt blocks are the same"
+    assert len({s.cache.blocks()[5] for s in request.sequences}) == 4, "the partial one is not"
     sim.finish()
 
 

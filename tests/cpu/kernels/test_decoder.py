@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.engine.models.base import CachedAttend, Rotary
+from foveate.engine.models.base import Attention, Rotary
 from foveate.engine.models.loader import load_model
 from foveate.kernels import decoder, native
 from foveate.kernels.attention import AttentionBatch
@@ -150,21 +150,23 @@ def test_matrices_of_two_shapes_are_no_decoder() -> None:
         Layers([good.layers[0], broken], 2, 1, 16, 1e-6)
 
 
-class _Attend(CachedAttend):
+class _Attend(Attention):
     """Over a small cache; `given` says whether a run may use it by itself."""
 
     def __init__(self, cache: Cache, given: bool) -> None:
         self._cache, self._given, self.calls = cache, given, 0
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.calls += 1
         cache = self._cache
         decoder.store(cache.keys, cache.values, k, v, cache.slots[layer])
         return decoder.paged_attention(q, cache.keys, cache.values, cache.batch, scale=cache.scale, layer=layer)[0]
 
-    @property
-    def cache(self) -> Cache | None:
-        return self._cache if self._given else None
+    def run_layers(self, weights: Layers | None, rows: Tensor, rotary: Rotary, layers: range) -> Tensor | None:
+        assert weights is not None, "the model holds its layers as the kernels do"
+        if not self._given:
+            return None
+        return decoder.run_layers(rows, rotary.cos, rotary.sin, weights, self._cache, layers)
 
 
 def test_a_model_calls_back_only_where_it_must(tiny_models, tmp_path) -> None:

@@ -6,24 +6,31 @@ from pathlib import Path
 import pytest
 import torch
 
+from foveate.engine.models.base import Attention
 from foveate.engine.models.loader import load_model
 from foveate.tune import heads
 
 
+class Dense(Attention):
+    """Causal attention over one sequence, written out, that keeps its weights."""
+
+    def __init__(self) -> None:
+        self.weights: list[torch.Tensor] = []
+
+    def attend(self, layer, q, k, v):
+        group = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        scores = torch.einsum("ihd,jhd->hij", q, k) * q.shape[2] ** -0.5
+        self.weights.append(scores.masked_fill(torch.ones(len(q), len(q)).triu(1).bool(), -torch.inf).softmax(-1))
+        return torch.einsum("hij,jhd->ihd", self.weights[-1], v)
+
+
 def dense(model, ids: list[int]) -> list[torch.Tensor]:
     """[n_heads, n, n] attention of each layer, softmax written out."""
-    spec, seen = model.spec, []
-
-    def attend(layer, q, k, v):
-        group = spec.n_heads // spec.n_kv_heads
-        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        scores = torch.einsum("ihd,jhd->hij", q, k) * spec.head_dim**-0.5
-        seen.append(scores.masked_fill(torch.ones(len(q), len(q)).triu(1).bool(), -torch.inf).softmax(-1))
-        return torch.einsum("hij,jhd->ihd", seen[-1], v)
-
+    spec, attention = model.spec, Dense()
     with torch.inference_mode():
-        model(model.embed(torch.tensor(ids)), torch.arange(len(ids)).expand(spec.n_pos_axes, -1), attend)
-    return seen
+        model(model.embed(torch.tensor(ids)), torch.arange(len(ids)).expand(spec.n_pos_axes, -1), attention)
+    return attention.weights
 
 
 @pytest.mark.parametrize(

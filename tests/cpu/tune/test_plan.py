@@ -14,9 +14,9 @@ import yaml
 import foveate.bundled
 from foveate.configs.load import load
 from foveate.engine.common.messages import Image, TokenLogprob, VisualUsage
-from foveate.engine.depth import plan as layer_groups
 from foveate.engine.methods import build_pruner, describe
 from foveate.engine.models.loader import load_model
+from foveate.engine.prune.depth import plan as layer_groups
 from foveate.server.protocol import ImagePart, ImageUrl
 from foveate.server.stages import read_method
 from foveate.tune import plan, report

@@ -10,23 +10,24 @@ from torch import Tensor
 
 from foveate.engine.common.grid import Grid
 from foveate.engine.images.anyres import Size
-from foveate.engine.models.base import Attend, Model
+from foveate.engine.models.base import Attention, Model
 from foveate.engine.models.loader import load_model
 
 torch.set_num_threads(1)
 
 
-def dense_attend(scale: float) -> Attend:
+class DenseAttention(Attention):
     """Causal attention over one sequence, written out."""
 
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __init__(self, scale: float) -> None:
+        self._scale = scale
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         group = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        scores = torch.einsum("mhd,nhd->hmn", q, k) * scale
+        scores = torch.einsum("mhd,nhd->hmn", q, k) * self._scale
         hidden = torch.ones(q.shape[0], q.shape[0], dtype=torch.bool).triu(1)
         return torch.einsum("hmn,nhd->mhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
-
-    return attend
 
 
 def prepared(model: Model, pictures: list[Image.Image]) -> tuple[list[Tensor], list[Size | None]]:
@@ -54,7 +55,7 @@ def run(model: Model, prompt: list[int], pictures: list[Image.Image]) -> Tensor:
             segments.append(1)
             rows.append(model.embed(torch.tensor([token])))
     positions, _ = model.lay_out(segments)
-    hidden = model(torch.cat(rows), torch.cat(positions, 1), dense_attend(model.spec.head_dim**-0.5))
+    hidden = model(torch.cat(rows), torch.cat(positions, 1), DenseAttention(model.spec.head_dim**-0.5))
     return model.logits(hidden)
 
 

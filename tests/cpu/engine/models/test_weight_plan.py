@@ -9,7 +9,7 @@ from torch import Tensor
 
 from foveate.configs.config import ModelConfig
 from foveate.configs.errors import ConfigError
-from foveate.engine.models.base import Model
+from foveate.engine.models.base import Attention, Model
 from foveate.engine.models.loader import load_model
 from foveate.engine.models.parts.matrix import Matrix
 from foveate.engine.models.weights import WeightPlan
@@ -31,19 +31,21 @@ def held(model: Model) -> dict[str, str]:
     return found
 
 
+class DenseAttention(Attention):
+    """Causal attention over one sequence, in float32."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1).transpose(0, 1) for x in (k, v))
+        out = torch.nn.functional.scaled_dot_product_attention(q.transpose(0, 1), k, v, is_causal=True)
+        return out.transpose(0, 1)
+
+
 def logits(model: Model, n: int = 24) -> Tensor:
     """Of a text prompt, attended densely in float32."""
     noise = torch.Generator().manual_seed(5)
     rows = model.embed(torch.randint(3, 80, (n,), generator=noise))
     positions = torch.arange(n)[None].expand(model.spec.n_pos_axes, n)
-    group = model.spec.n_heads // model.spec.n_kv_heads
-
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        k, v = (x.repeat_interleave(group, 1).transpose(0, 1) for x in (k, v))
-        out = torch.nn.functional.scaled_dot_product_attention(q.transpose(0, 1), k, v, is_causal=True)
-        return out.transpose(0, 1)
-
-    return model.logits(model.forward(rows, positions, attend))
+    return model.logits(model.forward(rows, positions, DenseAttention()))
 
 
 def to_bfloat16(path) -> None:

@@ -1,8 +1,8 @@
-"""How deep the tokens of a prompt go: layer groups, which tokens each holds, and what was decided at its points.
+"""How deep the tokens of a prompt go: layer groups, the tokens of each group, and the decisions at pruning points.
 
-Counts follow from geometry and budget before anything runs; which visual tokens they are is decided once the tokens of
-the *span*, from the first visual one to where the method has seen enough, have passed the layers before the first
-point. Until then these tokens wait there. Tokens before the span are in every group, and so is all text.
+Counts follow from geometry and budget before anything runs. A method chooses the visual tokens once the tokens of the
+*span*, from the first visual token to where the method has seen enough, have passed the layers before the first point.
+Until then the tokens of the span wait there. Tokens before the span are in every group, and so is all text.
 """
 
 from bisect import bisect_left
@@ -11,38 +11,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from torch import Tensor
-
+from foveate.engine.cache.groups import LayerGroup
 from foveate.engine.prune.base import Kept, Pruner
 from foveate.engine.prune.schedule import kept, mean_share, scaled
 
 
 @dataclass(frozen=True, slots=True)
-class LayerGroup:
-    """Consecutive decoder layers that hold the same tokens of a sequence, hence share a block table."""
-
-    layers: range
-    counts: tuple[int, ...] = ()  # visual tokens it holds, per picture
-    dropped: int = 0  # visual tokens of the prompt that it lacks
-
-
-@dataclass(frozen=True, slots=True)
 class Decision:
-    """What left at each point: stored, so that a prompt that is computed again goes the same way."""
+    """The choice at each point: stored, so that a prompt that is computed again keeps the same tokens."""
 
-    leaves: tuple[Kept, ...]  # by point, the first one's of all visual tokens
-    members: tuple[list[int], ...]  # by point: tokens of the span that the group behind it holds, increasing
-    key: bytes  # of the members and of what they were chosen by
+    kept: tuple[Kept, ...]  # by point, numbered among the visual tokens before the point
+    members: tuple[list[int], ...]  # by point: tokens of the span that the group behind the point holds, increasing
+    key: bytes  # of the members and of the inputs of the choice
 
     @property
     def mixes(self) -> bool:
-        """Whether rows were changed, so that it takes all of them together to repeat it."""
-        return any(leaves.mix is not None for leaves in self.leaves)
+        """Whether kept rows took in dropped rows; to repeat that takes all rows of the span together."""
+        return any(kept.mix is not None for kept in self.kept)
 
 
 @dataclass(eq=False, kw_only=True)
 class Depth:
-    """The layer groups of one request. The first holds every token."""
+    """The layer groups of one request, a `TokenMap` of the cache. The first group holds every token."""
 
     groups: tuple[LayerGroup, ...] = (LayerGroup(range(1)),)
     pruner: Pruner | None = None  # of several groups
@@ -71,8 +61,32 @@ class Depth:
             return self.start
         return self.start + bisect_left(self.decision.members[group - 1], n)
 
+    def tokens(self, group: int, start: int, stop: int) -> list[int]:
+        """Tokens of [start, stop) that a group holds, increasing; of an undecided span, none."""
+        if group == 0:
+            return list(range(start, stop))
+        inside = [] if self.decision is None else self.decision.members[group - 1]
+        chosen = inside[bisect_left(inside, start) : bisect_left(inside, stop)]
+        return [*range(start, min(stop, self.start)), *chosen, *range(max(start, self.stop), stop)]
+
+    def n_known(self, group: int, n: int) -> int:
+        """Tokens that a group holds of the first `n`, as far as they are decided."""
+        return min(n, self.start) if group and self.decision is None else self.count(group, n)
+
+    def block(self, group: int, token_ids: list[int], first: int, stop: int) -> tuple[list[int], bytes]:
+        """Ids of the tokens [first, stop) of a group, and the bytes on which their choice depends.
+
+        Visual tokens of a deeper group have no ids of their own there: the decision names them.
+        """
+        if group == 0:
+            return token_ids[first:stop], b""
+        shift = self.groups[group].dropped
+        ids = token_ids[first : min(stop, self.start)]
+        ids += token_ids[max(first + shift, self.stop) : max(stop + shift, self.stop)]
+        return ids, self.decision.key if self.decision is not None and stop > self.start else b""
+
     def reach(self, group: int, n: int) -> int:
-        """The most tokens of the sequence of which a group needs no more than its first n."""
+        """Largest sequence length whose tokens in this group fit into the first `n` tokens of the group."""
         if group == 0 or n < self.start:
             return n
         inside = self.stop - self.start - self.groups[group].dropped  # of the span
@@ -98,11 +112,6 @@ class Depth:
         """Where to go on when the first n tokens need not be computed: not inside a span that waits."""
         return self.start if n > self.start and self.waits(n) else n
 
-    def kv_tokens(self, n: int) -> int:
-        """Tokens in the cache for the first n, as if every layer held the same: the mean over layers, rounded up."""
-        held = sum(self.count(i, n) * len(group.layers) for i, group in enumerate(self.groups))
-        return -(-held // self.n_layers)
-
 
 class Decisions:
     """What was decided for prompts lately, so that the same one finds its deeper blocks; the least recently used go."""
@@ -123,15 +132,6 @@ class Decisions:
             self._known[depth.key] = depth.decision
             if len(self._known) > self._capacity:
                 self._known.popitem(last=False)
-
-
-@dataclass(slots=True)
-class Waiting:
-    """Tokens of a span that wait before the first point, since its start."""
-
-    rows: Tensor  # [n, D] entering the layer of the point
-    q: Tensor  # [n, n_heads, d] of the layer before
-    lse: Tensor  # [n, n_heads]
 
 
 def plan(pruner: Pruner, entered: Sequence[int], allowed: int, n_layers: int) -> tuple[LayerGroup, ...]:
@@ -158,8 +158,8 @@ def plan(pruner: Pruner, entered: Sequence[int], allowed: int, n_layers: int) ->
     return tuple(LayerGroup(own, left, n - sum(left)) for own, left in zip(layers, counts, strict=True))
 
 
-def members(span: Sequence[int], visual: Sequence[int], leaves: Kept) -> tuple[list[int], list[int]]:
-    """Tokens of a span that a point leaves, and the visual ones among them."""
-    kept = [visual[i] for i in leaves.keep.tolist()]
-    gone = set(visual) - set(kept)
-    return [token for token in span if token not in gone], kept
+def members(span: Sequence[int], visual: Sequence[int], kept: Kept) -> tuple[list[int], list[int]]:
+    """Tokens of a span that remain behind a point, and the visual tokens among them."""
+    chosen = [visual[i] for i in kept.keep.tolist()]
+    gone = set(visual) - set(chosen)
+    return [token for token in span if token not in gone], chosen

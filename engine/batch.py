@@ -1,0 +1,191 @@
+"""The batch of one forward: packed rows of several sequences, and where their keys and values lie.
+
+The tensors of a batch are views of buffers that are allocated once and filled in place. Their addresses therefore stay
+the same from step to step, and a CUDA graph may hold them. A buffer that gets too small is replaced by one twice the
+size. Filling the buffers for the next batch overwrites the batch before.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foveate.engine.cache.sequence_cache import SequenceCache
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The rows of one sequence in a batch: its newest tokens in one layer group, which follow each other in slots."""
+
+    first_slot: int
+    n_rows: int
+    n_shared: int  # slots that are never written
+    n_sampled: int = 0  # the last rows, after which logits are wanted; several where drafts are verified
+    ancestors: Tensor | None = None  # bool [n_rows, n_rows], row = query, True = visible; None: the causal rule
+
+    @property
+    def n_keys(self) -> int:
+        return self.first_slot + self.n_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What attention reads of one batch, on the device of the model.
+
+    Sequence s has the rows [queries[s], queries[s + 1]), its newest tokens, and attends to `lengths[s]` keys, the new
+    ones included; key j lies in block `tables[layer, s, j // block_tokens]`.
+    """
+
+    slots: Tensor  # [n_layers, n_rows] int64, where each row's key and value go; -1: they are stored already
+    tables: Tensor  # [n_layers, n_sequences, n_blocks] int32; entries behind a sequence's blocks mean nothing
+    queries: Tensor  # [n_sequences + 1] int32, on the host
+    lengths: Tensor  # [n_sequences] int32, on the host
+    spans: Sequence[Span]
+    ancestors: Sequence[Tensor | None] | None  # per sequence, as in `Span`; None: the causal rule for all
+
+    def sampled(self) -> list[int]:
+        """Rows after which logits are wanted, increasing."""
+        ends = accumulate(span.n_rows for span in self.spans)
+        return [
+            row
+            for end, span in zip(ends, self.spans, strict=True)
+            for row in range(end - span.n_sampled, end)
+        ]  # fmt: skip
+
+    def sampled_only(self) -> "Batch | None":
+        """The batch in which only the sampled rows ask; None where a part of a draft tree would have to ask alone."""
+        asking = [s for s, span in enumerate(self.spans) if span.n_sampled]
+        spans = [self.spans[s] for s in asking]
+        if any(span.ancestors is not None and span.n_sampled < span.n_rows for span in spans):
+            return None
+        index = torch.tensor(asking, dtype=torch.int64)
+        return Batch(
+            slots=self.slots,
+            tables=self.tables[:, index.to(self.tables.device)],
+            queries=torch.tensor([0, *accumulate(span.n_sampled for span in spans)], dtype=torch.int32),
+            lengths=self.lengths[index],
+            spans=spans,
+            ancestors=None if self.ancestors is None else [span.ancestors for span in spans],
+        )
+
+
+class _Buffer:
+    """An integer tensor that is filled on the host and read on the device; one tensor where the two are the same."""
+
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
+        self._device, self._host = device, torch.zeros(*shape, dtype=dtype)
+        self._there = self._host.to(device)  # the same tensor on a CPU
+
+    def host(self, *shape: int) -> Tensor:
+        """The first entries along each axis, to be filled. What they held is lost where the buffer has to grow."""
+        if any(n > size for n, size in zip(shape, self._host.shape, strict=True)):
+            grown = [size if n <= size else max(n, 2 * size) for n, size in zip(shape, self._host.shape, strict=True)]
+            self._host = torch.zeros(*grown, dtype=self._host.dtype)
+            self._there = self._host.to(self._device)
+        return self._host[tuple(slice(n) for n in shape)]
+
+    @property
+    def address(self) -> int:
+        return self._host.data_ptr()
+
+    def rows(self) -> tuple[NDArray[np.int32], int]:
+        """The whole buffer of three axes on the host with the last two made one, and the length of the last axis."""
+        whole: NDArray[np.int32] = self._host.flatten(1).numpy()
+        return whole, self._host.shape[2]
+
+    def send(self, *shape: int) -> Tensor:
+        """The same entries on the device."""
+        there = self._there[tuple(slice(n) for n in shape)]
+        if self._there is not self._host:
+            there.copy_(self._host[tuple(slice(n) for n in shape)])
+        return there
+
+
+class BatchBuffers:
+    """Builds batches and owns their tensors.
+
+    Args:
+        n_layers: of the decoder.
+        n_pos_axes: 1 for RoPE, 3 for M-RoPE.
+        block_tokens: slots of a block.
+        device: where the batches are read.
+    """
+
+    def __init__(self, n_layers: int, n_pos_axes: int, block_tokens: int, device: torch.device) -> None:
+        self._n_layers, self._n_pos_axes, self._block_tokens = n_layers, n_pos_axes, block_tokens
+        host = torch.device("cpu")
+        self._token_ids = _Buffer((64,), torch.int64, device)
+        self._positions = _Buffer((n_pos_axes, 64), torch.int64, device)
+        self._slots = _Buffer((n_layers, 64), torch.int64, device)
+        self._tables = _Buffer((n_layers, 8, 16), torch.int32, device)
+        self._queries, self._lengths = _Buffer((9,), torch.int32, host), _Buffer((8,), torch.int32, host)
+        self._written: list[tuple[SequenceCache, int]] = []  # by place: the cache whose tables stand there, and version
+        self._sent = torch.zeros(n_layers, 0, 0, dtype=torch.int32)  # the tables of this step on the device
+
+    def token_ids(self, ids: Sequence[int]) -> Tensor:
+        """[n] int64."""
+        self._token_ids.host(len(ids)).numpy()[:] = ids
+        return self._token_ids.send(len(ids))
+
+    def positions(self, values: Sequence[int] | Tensor) -> Tensor:
+        """[n_pos_axes, n] int64, from such a tensor or from n positions that are equal on every axis."""
+        n = values.shape[1] if isinstance(values, Tensor) else len(values)
+        self._positions.host(self._n_pos_axes, n).numpy()[:] = values
+        return self._positions.send(self._n_pos_axes, n)
+
+    def tables(self, caches: Sequence[SequenceCache]) -> Tensor:
+        """[n_layers, n_sequences, n_blocks] int32: the block tables of a step, which all its batches read.
+
+        Tables that the step before wrote in the same place and that have not changed since are not written again.
+        """
+        n_blocks, before = max(cache.widest() for cache in caches), self._tables.address
+        host = self._tables.host(self._n_layers, len(caches), n_blocks)
+        known = self._written if self._tables.address == before else []
+        for i, cache in enumerate(caches):
+            if i >= len(known) or known[i][0] is not cache or known[i][1] != cache.version:
+                host[:, i, : cache.widest()] = cache.pages()[:, : cache.widest()]
+        # Entries behind these places may go stale, so only these count as written.
+        self._written = [(cache, cache.version) for cache in caches]
+        self._sent = self._tables.send(self._n_layers, len(caches), n_blocks)
+        return self._sent
+
+    def batch(self, spans: Sequence[Span], places: Sequence[int]) -> Batch:
+        """The batch of one segment of the layers.
+
+        Args:
+            spans: of the sequences that have rows in the segment.
+            places: of these sequences in the last call of `tables`, increasing.
+        """
+        n, tables = len(spans), self._sent
+        if n < tables.shape[1]:
+            tables = tables[:, torch.tensor(places, dtype=torch.int64, device=tables.device)]
+        queries, lengths = self._queries.host(n + 1), self._lengths.host(n)
+        queries.numpy()[:] = [0, *accumulate(span.n_rows for span in spans)]
+        lengths.numpy()[:] = [span.n_keys for span in spans]
+        trees = [span.ancestors for span in spans]
+        return Batch(
+            slots=self._fill_slots(spans, places),
+            tables=tables,
+            queries=queries,
+            lengths=lengths,
+            spans=spans,
+            ancestors=trees if any(tree is not None for tree in trees) else None,
+        )
+
+    def _fill_slots(self, spans: Sequence[Span], places: Sequence[int]) -> Tensor:
+        """[n_layers, n_rows] int64. In numpy: torch takes several microseconds for an operation on a few values."""
+        counts = [span.n_rows for span in spans]
+        at = np.array([slot for span in spans for slot in range(span.first_slot, span.n_keys)])
+        pages, width = self._tables.rows()
+        index = np.repeat(np.array(places), counts) * width + at // self._block_tokens
+        host = self._slots.host(self._n_layers, len(at))
+        slots = host.numpy()
+        np.multiply(pages.take(index, axis=1), self._block_tokens, out=slots, dtype=np.int64)
+        slots += at % self._block_tokens
+        if any(span.n_shared > span.first_slot for span in spans):
+            slots[:, at < np.repeat(np.array([span.n_shared for span in spans]), counts)] = -1
+        return self._slots.send(self._n_layers, len(at))
