@@ -16,7 +16,7 @@ SOURCES := pyproject.toml setup.py $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
 # The script's folder stays off sys.path, so `kernels` and `engine` are only ever found inside `foveate`.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help venv setup demo serve test check fix bench peers wheel clean
+.PHONY: help venv setup demo serve test check fix docs bench peers wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,11 +57,14 @@ check: .venv/.installed ## Lint, formatting and types, changing nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mypy bench tools/demo.py
+	$(BIN)/mypy bench tools/demo.py tools/methods_page.py
 
 fix: .venv/.installed ## Repair what ruff can repair
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: .venv/.installed ## Write docs/methods.md from the method files
+	$(BIN)/python tools/methods_page.py
 
 # `-m bench...` finds the folder `bench` through the working directory, which PYTHONSAFEPATH hides.
 bench: .venv/.installed ## Measure quality at each budget, latency, throughput, host overhead: bench/results (takes long)

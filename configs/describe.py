@@ -40,7 +40,7 @@ def describe_settings() -> list[Setting]:
     """Every setting in the order of config.py."""
     settings = []
     for name, section in sections().items():
-        hints, comments = get_type_hints(section), _comments(section)
+        hints, comments = get_type_hints(section), field_comments(section)
         for f in dataclasses.fields(section):
             comment = comments.get(f.name, "")
             settings.append(Setting(key=f"{name}.{f.name}", kind=hints[f.name], default=f.default, comment=comment))
@@ -71,7 +71,7 @@ def _scalar(value: object) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-def _comments(section: type[Any] | types.ModuleType) -> dict[str, str]:
+def field_comments(section: type[Any] | types.ModuleType) -> dict[str, str]:
     """The comment that ends the line of each field of `section`, from its source."""
     source = inspect.getsource(section)
     lines = source.splitlines()

@@ -8,7 +8,7 @@ stored, and replayed after a preemption.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class Pruner:
     """Base of the family. Deterministic: scores in float32, ties to the lower index, randomness from `probe.seed`."""
 
     source: ClassVar[str] = ""  # the paper, for GET /v1/vlm/methods
+    group: ClassVar[Literal["inside the decoder"]] = "inside the decoder"  # where docs/methods.md lists the method
     question_aware: ClassVar[bool] = True  # reads what follows the pictures: the deeper layers are never shared
     reads_inputs: ClassVar[bool] = False  # wants `Probe.inputs`, the rows that entered the first layer
 

@@ -21,6 +21,14 @@ from foveate.engine.vision.transform import TokenTransform, concatenate
 StageName = Literal["pixels", "encoder", "tokens"]  # before the tower, inside it, after it
 STAGES: tuple[StageName, ...] = ("pixels", "encoder", "tokens")
 Fits = Literal["any", "cls", "no_cls", "tiles"]  # tiles: also of use without, but made for tiled pictures
+Group = Literal[  # the headings of docs/methods.md, in this order
+    "baselines",
+    "attended and unlike",
+    "by attention",
+    "by unlikeness or coverage",
+    "select and merge",
+    "before or inside the tower",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +36,7 @@ class Reducer:
     """Base of the family. Deterministic: scores in float32, ties to the lower index, randomness from `inputs.seed`."""
 
     source: ClassVar[str] = ""  # the paper, for GET /v1/vlm/methods
+    group: ClassVar[Group]  # where docs/methods.md lists the method; every method of methods/ or its base sets one
     question_aware: ClassVar[bool] = False  # reads the question or a caption: its result is never shared across them
     fits: ClassVar[Fits] = "any"  # encoders it is for; others get a 400
     stage: ClassVar[StageName] = "tokens"

@@ -16,7 +16,7 @@ from torch import Tensor
 from foveate.configs.errors import ConfigError
 from foveate.engine.common.grid import Grid
 from foveate.engine.primitives.ranking import top
-from foveate.engine.reduce.base import Reducer, StageName
+from foveate.engine.reduce.base import Group, Reducer, StageName
 from foveate.engine.reduce.chain import Chain
 from foveate.engine.vision import signals
 from foveate.engine.vision.cut import LayerCut, TowerCut
@@ -36,6 +36,7 @@ class Worth(NamedTuple):
 class PixelCut(Reducer):
     """Base of the methods of stage `pixels`: `worth` is all of one."""
 
+    group: ClassVar[Group] = "before or inside the tower"
     stage: ClassVar[StageName] = "pixels"
     tile_aware: ClassVar[bool] = True
 
@@ -59,6 +60,7 @@ class PixelCut(Reducer):
 class EncoderCut(Reducer):
     """Base of the methods of stage `encoder`: `layers` and `cut`."""
 
+    group: ClassVar[Group] = "before or inside the tower"
     stage: ClassVar[StageName] = "encoder"
 
     def needs(self, tower: Tower) -> frozenset[Signal]:

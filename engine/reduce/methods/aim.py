@@ -18,7 +18,7 @@ from torch import Tensor
 
 from foveate.engine.primitives.merge import bipartite, match
 from foveate.engine.primitives.ranking import finite
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.transform import TokenTransform
 
@@ -28,6 +28,7 @@ class AIM(Reducer):
     """Needs no attention. Every source token is in exactly one output row."""
 
     source: ClassVar[str] = "arXiv:2412.03248"
+    group: ClassVar[Group] = "select and merge"
 
     weighted: bool = False  # an output row is the plain mean of its tokens, however they were merged
     compat: bool = False  # rows go on to the next pass in the order in which merging leaves them, as released

@@ -17,7 +17,7 @@ from torch import Tensor
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.greedy import coverage
 from foveate.engine.primitives.ranking import unit
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import CAPTION, Signal, Tower
 
@@ -27,6 +27,7 @@ class CATP(Reducer):
     """Needs no attention weights. Kept sets are nested: a smaller budget keeps a subset."""
 
     source: ClassVar[str] = "arXiv:2508.07871"
+    group: ClassVar[Group] = "by unlikeness or coverage"
     question_aware: ClassVar[bool] = True
 
     weight: float = 0.7  # of the text; 0: what stands for the picture alone

@@ -19,7 +19,7 @@ from torch import Tensor
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.greedy import determinantal
 from foveate.engine.primitives.ranking import norm01, unit
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import QUESTION, Signal, Tower
 
@@ -29,6 +29,7 @@ class CDPruner(Reducer):
     """Needs no attention weights. Kept sets are nested: a smaller budget keeps a subset."""
 
     source: ClassVar[str] = "arXiv:2506.10967"
+    group: ClassVar[Group] = "by unlikeness or coverage"
     question_aware: ClassVar[bool] = True
 
     weight: float = 1.0  # exponent of relevance: 0 looks at diversity alone

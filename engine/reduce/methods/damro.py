@@ -17,7 +17,7 @@ from torch import Tensor
 
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.ranking import finite
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import Signal, Tower
@@ -28,6 +28,7 @@ class Damro(Reducer):
     """Reads one attention row; the features do not matter."""
 
     source: ClassVar[str] = "arXiv:2410.04514"
+    group: ClassVar[Group] = "by attention"
 
     outliers: float = 10 / 576  # share of the tokens, to the nearest one
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from foveate.engine.primitives.greedy import farthest
 from foveate.engine.primitives.ranking import finite
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision.inputs import VisualInputs
 
 
@@ -23,6 +23,7 @@ class DivPrune(Reducer):
     """Needs no attention weights and no text. Kept sets are nested: a smaller budget keeps a subset."""
 
     source: ClassVar[str] = "arXiv:2503.02175"
+    group: ClassVar[Group] = "by unlikeness or coverage"
 
     start: Literal["isolated", "farthest_pair"] = "isolated"  # first: the token farthest from its nearest neighbour
 

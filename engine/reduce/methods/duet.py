@@ -17,7 +17,7 @@ import torch
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.merge import nearest, select_and_merge
 from foveate.engine.primitives.ranking import saliency
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import ENC, Signal, Tower
@@ -29,6 +29,7 @@ class Duet(Reducer):
     """A source token is in one output row or, if it is little attended to, in none."""
 
     source: ClassVar[str] = "arXiv:2602.18846"
+    group: ClassVar[Group] = "select and merge"
 
     contextual_ratio: float = 35 / 205  # share of contextual tokens, to the nearest token; 0: selection only
     cluster_width: int = 4  # tokens looked at for each contextual one, itself among them

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.merge import Pass, evenly, match, merge_by_layers
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import ENC, Signal, Tower
@@ -31,6 +31,7 @@ class DyMU(Reducer):
     """Every source token is in exactly one output row, the plain mean of its tokens."""
 
     source: ClassVar[str] = "arXiv:2504.17040"
+    group: ClassVar[Group] = "select and merge"
 
     threshold: float = 0.9  # cosine of keys above which two rows merge
     n_layers: int = 4  # whose keys are compared, evenly over the depth, the last one among them

@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from foveate.engine.primitives.ranking import saliency, top
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import Signal, Tower
@@ -22,6 +22,7 @@ class FasterVLM(Reducer):
     """Reads one attention row; the features do not matter."""
 
     source: ClassVar[str] = "arXiv:2412.01818"
+    group: ClassVar[Group] = "by attention"
 
     def needs(self, tower: Tower) -> frozenset[Signal]:
         return frozenset({signals.saliency()})

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.ranking import finite, saliency, top
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import Signal, Tower
@@ -33,6 +33,7 @@ class FlowCut(Reducer):
     """Reads attention and values of almost all layers: n * C floats of memory for each of them."""
 
     source: ClassVar[str] = "arXiv:2505.19536"
+    group: ClassVar[Group] = "by attention"
 
     memory: float = 0.5  # weight of the score so far beside the layer's
     every: int = 2  # layers from one pruning to the next

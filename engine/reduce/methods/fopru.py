@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from foveate.engine.primitives.ranking import finite, top
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import Signal, Tower
@@ -26,6 +26,7 @@ class FoPru(Reducer):
     """Reads attention alone. Kept sets are nested: a smaller budget keeps a subset."""
 
     source: ClassVar[str] = "arXiv:2411.14164"
+    group: ClassVar[Group] = "by attention"
 
     order: Literal["rank", "row"] = "rank"
     attention: Literal["received", "cls"] = "received"  # cls: that of the CLS row alone; encoders that have one

@@ -17,7 +17,7 @@ import torch
 from foveate.engine.common.grid import Grid
 from foveate.engine.primitives.math import low_pass
 from foveate.engine.primitives.ranking import lattice, lattice_cells
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import ENC, Signal, Tower
 from foveate.engine.vision.transform import TokenTransform
@@ -28,6 +28,7 @@ class Fourier(Reducer):
     """Looks at nothing: the same mix for every picture of a size. Keeps h * w tokens, maybe fewer than the budget."""
 
     source: ClassVar[str] = "arXiv:2508.06038"
+    group: ClassVar[Group] = "baselines"
     whole_grid: ClassVar[bool] = True
 
     compat: bool = False  # no rescaling, for checkpoints trained with it

@@ -17,7 +17,7 @@ from torch import Tensor
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.greedy import greedy
 from foveate.engine.primitives.ranking import finite, unit
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import Signal, Tower
@@ -31,6 +31,7 @@ class Foveal(Reducer):
     """Needs no text: its result serves every question."""
 
     source: ClassVar[str] = ""
+    group: ClassVar[Group] = "attended and unlike"
 
     sharpness: float = 6.0  # power of attention per share kept: 1.5 at a quarter; 0: distance alone
 

@@ -21,7 +21,7 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.common.grid import Grid, Tile
 from foveate.engine.primitives.math import largest_remainder
 from foveate.engine.primitives.ranking import saliency, top
-from foveate.engine.reduce.base import Fits, Reducer
+from foveate.engine.reduce.base import Fits, Group, Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import Signal, Tower
@@ -32,6 +32,7 @@ class GlobalCom2(Reducer):
     """Reads one attention row per tile; the features do not matter."""
 
     source: ClassVar[str] = "arXiv:2501.05179"
+    group: ClassVar[Group] = "by attention"
     fits: ClassVar[Fits] = "tiles"
     tile_aware: ClassVar[bool] = True
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.greedy import Quota, neighbours, quota_union
 from foveate.engine.primitives.ranking import finite
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import Signal, Tower
@@ -30,6 +30,7 @@ class HiPrune(Reducer):
     """Reads attention received at two layers; the features do not matter."""
 
     source: ClassVar[str] = "arXiv:2508.00553"
+    group: ClassVar[Group] = "by attention"
 
     alpha: float = 0.1  # share of the budget for anchors and their buffers, five tokens each
     object_layer: float = 0.36  # where anchors are looked for, as a share of the depth

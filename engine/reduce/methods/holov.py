@@ -22,7 +22,7 @@ from torch import Tensor
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.math import largest_remainder
 from foveate.engine.primitives.ranking import saliency, top, unit
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import Signal, Tower
@@ -35,6 +35,7 @@ class HoloV(Reducer):
     """Reads one attention row, and cosines within crops."""
 
     source: ClassVar[str] = "arXiv:2510.02912"
+    group: ClassVar[Group] = "by attention"
 
     crops: int = 16  # runs of tokens in reading order
     alpha: float = 0.09  # weight of the variance of cosines beside attention

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from foveate.engine.common.grid import Grid
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.transform import TokenTransform
 
@@ -27,6 +27,7 @@ class Matryoshka(Reducer):
     """Looks at nothing. Keeps as many tokens as a scale has: often fewer than the budget, down to a quarter of it."""
 
     source: ClassVar[str] = "arXiv:2405.17430"
+    group: ClassVar[Group] = "baselines"
     whole_grid: ClassVar[bool] = True
 
     def count(self, grid: Grid, budget: int) -> int:

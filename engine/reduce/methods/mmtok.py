@@ -18,7 +18,7 @@ from torch import Tensor
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.greedy import coverage
 from foveate.engine.primitives.ranking import unit
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import QUESTION, Signal, Tower
@@ -29,6 +29,7 @@ class MMTok(Reducer):
     """Needs no attention weights. Kept sets are nested: a smaller budget keeps a subset."""
 
     source: ClassVar[str] = "arXiv:2508.18264"
+    group: ClassVar[Group] = "by unlikeness or coverage"
     question_aware: ClassVar[bool] = True
 
     alpha: float = 0.5  # weight of all tokens together beside all words together; 0: words alone

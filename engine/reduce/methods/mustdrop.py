@@ -22,7 +22,7 @@ from torch import Tensor
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.math import window_cosine
 from foveate.engine.primitives.ranking import saliency, top
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import ENC, Signal, Tower
@@ -38,6 +38,7 @@ class MustDrop(Reducer):
     """No token is lost as long as there are windows to merge."""
 
     source: ClassVar[str] = "arXiv:2411.10803"
+    group: ClassVar[Group] = "select and merge"
     whole_grid: ClassVar[bool] = True
 
     threshold: float = 0.8  # mean cosine from which on a window may be merged; above 1: none is

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.engine.common.grid import Grid
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Keep(Reducer):
     """Opts out of reduction."""
 
+    group: ClassVar[Group] = "baselines"
     whole_grid: ClassVar[bool] = True
     tile_aware: ClassVar[bool] = True
 

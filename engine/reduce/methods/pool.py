@@ -13,7 +13,7 @@ import torch
 from foveate.engine.common.grid import Grid
 from foveate.engine.primitives.math import pool_blocks
 from foveate.engine.primitives.ranking import lattice, lattice_cells
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.transform import TokenTransform, starts
 
@@ -22,6 +22,7 @@ from foveate.engine.vision.transform import TokenTransform, starts
 class Pool(Reducer):
     """Needs nothing from the encoder."""
 
+    group: ClassVar[Group] = "baselines"
     whole_grid: ClassVar[bool] = True
 
     def count(self, grid: Grid, budget: int) -> int:

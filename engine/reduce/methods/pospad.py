@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 
 from foveate.engine.primitives.ranking import saliency
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import ENC, Signal, Tower
@@ -29,6 +29,7 @@ class PosPad(Reducer):
     """Every source token is in exactly one output row."""
 
     source: ClassVar[str] = "arXiv:2601.03928"
+    group: ClassVar[Group] = "select and merge"
 
     layer: int = -1  # whose attention ranks the tokens
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.ranking import centres, complement, finite, top, unit
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import ENC, Signal, Tower
@@ -34,6 +34,7 @@ class PruMerge(Reducer):
     """Every source token is in at least one output row, if there are two."""
 
     source: ClassVar[str] = "arXiv:2403.15388"
+    group: ClassVar[Group] = "select and merge"
 
     spatial: bool = True  # PruMerge+: what is not an outlier is spread evenly; False: it follows by attention
     n_neighbours: int = 32  # tokens merged into each kept one

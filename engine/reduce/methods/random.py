@@ -6,17 +6,20 @@ budget keeps a subset of a larger one's.
 
 import hashlib
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision.inputs import VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Random(Reducer):
     """Needs nothing from the encoder."""
+
+    group: ClassVar[Group] = "baselines"
 
     seed: int = 0  # another draw for the same picture
 

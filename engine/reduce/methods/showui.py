@@ -22,7 +22,7 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.common.grid import Grid
 from foveate.engine.primitives.math import components, largest_remainder
 from foveate.engine.primitives.ranking import centres, top
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import PIXELS, Signal, Tower
 
@@ -35,6 +35,7 @@ class ShowUI(Reducer):
     """Needs nothing from the encoder but its grid."""
 
     source: ClassVar[str] = "arXiv:2411.17465"
+    group: ClassVar[Group] = "by unlikeness or coverage"
     tile_aware: ClassVar[bool] = True
 
     delta: float = 1.0  # distance of normalised pixels below which neighbours are one area

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.ranking import top, unit
-from foveate.engine.reduce.base import Fits, Reducer
+from foveate.engine.reduce.base import Fits, Group, Reducer
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import ENC, Signal, Tower
 
@@ -27,6 +27,7 @@ class TextMonkey(Reducer):
     """Needs no attention. Kept sets of an untiled picture are nested. Costs n^2 * C multiply-adds."""
 
     source: ClassVar[str] = "arXiv:2403.04473"
+    group: ClassVar[Group] = "by unlikeness or coverage"
     fits: ClassVar[Fits] = "tiles"
     tile_aware: ClassVar[bool] = True
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from foveate.engine.primitives.greedy import farthest, greedy
 from foveate.engine.primitives.ranking import saliency, unit
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import Signal, Tower
@@ -27,6 +27,7 @@ class ToDRE(Reducer):
     """Needs no text, and no attention weights by default. Kept sets are nested: a smaller budget keeps a subset."""
 
     source: ClassVar[str] = "arXiv:2505.18757"
+    group: ClassVar[Group] = "by unlikeness or coverage"
 
     mode: Literal["max_sum", "k_center"] = "max_sum"
     start: Literal["unlike", "attended"] = "unlike"  # first: the token least like the others, or most attended to

@@ -21,7 +21,7 @@ from torch import Tensor
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.math import largest_remainder
 from foveate.engine.primitives.ranking import saliency, unit
-from foveate.engine.reduce.base import Fits, Reducer
+from foveate.engine.reduce.base import Fits, Group, Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import Signal, Tower
@@ -32,6 +32,7 @@ class TokenCorrelation(Reducer):
     """Made for documents in crops; a picture without tiles is one tile."""
 
     source: ClassVar[str] = "arXiv:2407.14439"
+    group: ClassVar[Group] = "by unlikeness or coverage"
     fits: ClassVar[Fits] = "tiles"
     tile_aware: ClassVar[bool] = True
 

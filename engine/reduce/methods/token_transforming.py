@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.ranking import saliency, top, unit
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import ENC, Signal, Tower
@@ -27,6 +27,7 @@ class TokenTransforming(Reducer):
     """A dense W of k * n numbers, none negative."""
 
     source: ClassVar[str] = "arXiv:2506.05709"
+    group: ClassVar[Group] = "select and merge"
 
     temperature: float = 0.1  # of the softmax over cosines: small merges each token into the nearest informative one
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.merge import Pass, evenly, merge_by_layers
 from foveate.engine.primitives.ranking import saliency
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import ENC, Signal, Tower
@@ -36,6 +36,7 @@ class Turbo(Reducer):
     """Every source token is in exactly one output row, the plain mean of its tokens."""
 
     source: ClassVar[str] = "arXiv:2407.11717"
+    group: ClassVar[Group] = "select and merge"
 
     alpha: float = 1.0  # how much attention protects from merging; 0: by likeness alone
     beta: float = 1.0  # and by how much less with each layer away from `gamma`

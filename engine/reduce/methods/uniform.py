@@ -12,7 +12,7 @@ from torch import Tensor
 
 from foveate.engine.primitives.greedy import farthest
 from foveate.engine.primitives.ranking import centres, lattice, lattice_cells
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision.inputs import VisualInputs
 
 
@@ -20,6 +20,7 @@ from foveate.engine.vision.inputs import VisualInputs
 class Uniform(Reducer):
     """Needs nothing from the encoder."""
 
+    group: ClassVar[Group] = "baselines"
     whole_grid: ClassVar[bool] = True
 
     def select(self, inputs: VisualInputs, k: int) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.merge import merge_into
 from foveate.engine.primitives.ranking import finite
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import ENC, PIXELS, Signal, Tower
@@ -36,6 +36,7 @@ class VFlowOpt(Reducer):
     """Every source token is in exactly one output row. Thumbnail and crops share the budget by importance."""
 
     source: ClassVar[str] = "arXiv:2508.05211"
+    group: ClassVar[Group] = "by attention"
     tile_aware: ClassVar[bool] = True
 
     threshold: float = 7.0  # times the mean attention received, above which a token is asked where it looks

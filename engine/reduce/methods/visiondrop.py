@@ -18,7 +18,7 @@ import torch
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.merge import nearest, select_and_merge
 from foveate.engine.primitives.ranking import complement, finite, top
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import ENC, Signal, Tower
@@ -30,6 +30,7 @@ class VisionDrop(Reducer):
     """Every source token is in exactly one output row."""
 
     source: ClassVar[str] = "arXiv:2506.22283"
+    group: ClassVar[Group] = "select and merge"
 
     contextual_ratio: float = 6 / 48  # share of contextual tokens, to the nearest token; 0: selection only
     compat: bool = False  # CLS attention ranks, contextual row = target + mean of its members, as released

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.ranking import complement, finite, saliency, top
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import ENC, Signal, Tower
@@ -31,6 +31,7 @@ class VisionZip(Reducer):
     """Every source token is in exactly one output row."""
 
     source: ClassVar[str] = "arXiv:2412.04467"
+    group: ClassVar[Group] = "select and merge"
 
     contextual_ratio: float = 10 / 64  # share of contextual tokens, to the nearest token; 0: selection only
     compat: bool = False  # contextual row = target + mean of its members, as released

@@ -17,7 +17,7 @@ import torch
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.merge import dpc_knn, select_and_merge
 from foveate.engine.primitives.ranking import complement, finite, saliency, top
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import ENC, Signal, Tower
@@ -29,6 +29,7 @@ class VMTC(Reducer):
     """Every source token is in exactly one output row."""
 
     source: ClassVar[str] = "arXiv:2411.15453"
+    group: ClassVar[Group] = "select and merge"
 
     primary_ratio: float = 0.75  # share of tokens kept as they are, to the nearest token; 1: selection only
     n_neighbours: int = 5  # tokens that make a density, itself among them

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.ranking import finite, top
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import LayerRef, Signal, Tower
@@ -27,6 +27,7 @@ class VtcCls(Reducer):
     """Reads one attention row per layer; the features do not matter."""
 
     source: ClassVar[str] = "arXiv:2412.05819"
+    group: ClassVar[Group] = "by attention"
 
     start: float = 0.0  # the first layer that counts, as a share of the depth
     combine: Literal["sum", "min", "max"] = "sum"  # of a token's attention over the layers

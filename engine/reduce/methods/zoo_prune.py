@@ -21,7 +21,7 @@ from torch import Tensor
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.greedy import greedy
 from foveate.engine.primitives.ranking import finite, norm01, unit
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import CELLS, Signal, Tower
 
@@ -33,6 +33,7 @@ class ZooPrune(Reducer):
     """Needs no attention weights and no text. Kept sets are nested: a smaller budget keeps a subset."""
 
     source: ClassVar[str] = "arXiv:2509.24837"
+    group: ClassVar[Group] = "by unlikeness or coverage"
 
     directions: int = 3  # the paper's: 64
     step: float = 0.01  # how far a token is moved, times a direction of standard normal numbers
