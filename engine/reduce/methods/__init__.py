@@ -1,7 +1,7 @@
-"""Which visual tokens, or which weighted sums of them, enter the language model: one method, one file.
+"""Methods that choose visual tokens, or weighted sums of them, for the language model: one method, one file.
 
-FOVEATE_REDUCERS in the environment names more folders of such files, separated as in PATH, so that whoever runs the
-server can try a method without changing this one. A file here wins over one of the same name there.
+The environment variable FOVEATE_REDUCERS names more folders of such files, separated as in PATH. So an operator can try
+a method without a change to this folder. A file here wins over a file of the same name there.
 """
 
 import os

@@ -1,13 +1,14 @@
-"""AIM: merge the tokens that are most alike in pairs, half of them at a time.
+"""AIM: merge the most similar pairs of tokens, at most half of the tokens in one pass.
 
 Source: Zhong et al., 2024, arXiv:2412.03248 (released code: LaVi-Lab/AIM), the merging before the language model.
-Every other row is matched with the closest of the rest by the cosine of the rows the language model would read, and
-the best matches are averaged; a pass merges at most half, and passes go on until the budget is met.
-Departs from it: nothing is pooled two by two beforehand, which the paper's model does to video frames on its own; rows
-come in reading order, which also decides who may match in the next pass, where the released code goes on with the
-unmerged rows by falling similarity before the others (`compat` does so between passes; the output is in reading order
-all the same). As released, a row that is merged again counts as one row; `weighted` counts the tokens in it. The
-paper's second stage, which prunes inside the language model, is not part of it.
+The method matches every other row with the most similar of the remaining rows, by the cosine of the rows that the
+language model would read. It averages the best matches. One pass merges at most half of the rows, and passes repeat
+until the budget is met.
+Departs from the paper: the paper's model pools video frames two by two before merging; this method does not. Rows stay
+in reading order, and the order decides which rows may match in the next pass. The released code orders the unmerged
+rows by falling similarity and puts them before the others; `compat` uses that order between passes, and the output is
+in reading order all the same. As released, a row that merges again counts as one row; `weighted` counts the tokens in
+the row. The paper's second stage, which prunes inside the language model, is the method `aim2`.
 """
 
 from dataclasses import dataclass
@@ -30,13 +31,13 @@ class AIM(Reducer):
     source: ClassVar[str] = "arXiv:2412.03248"
     group: ClassVar[Group] = "select and merge"
 
-    weighted: bool = False  # an output row is the plain mean of its tokens, however they were merged
-    compat: bool = False  # rows go on to the next pass in the order in which merging leaves them, as released
+    weighted: bool = False  # an output row is the plain mean of its tokens, in whatever order they merged
+    compat: bool = False  # rows enter the next pass in the order in which merging leaves them, as released
 
     def transform(self, inputs: VisualInputs, k: int) -> TokenTransform:
         rows = finite("features", inputs.proj)
-        anchor = slot = torch.arange(inputs.n, device=rows.device)  # the row's token; the row each token is in
-        share, mass = torch.ones_like(rows[:, 0]), torch.ones_like(rows[:, 0])  # of a token in its row; of a row
+        anchor = slot = torch.arange(inputs.n, device=rows.device)  # the token each row stands at; each token's row
+        share, mass = torch.ones_like(rows[:, 0]), torch.ones_like(rows[:, 0])  # weight of a token in its row; of a row
         while len(rows) > k:
             into = bipartite(rows, len(rows) - k)
             left = self._left(rows, into)
@@ -53,7 +54,7 @@ class AIM(Reducer):
         return TokenTransform.merging(rank[slot], anchor, share)
 
     def _left(self, rows: Tensor, into: Tensor) -> Tensor:
-        """The rows that a pass leaves, in the order they take."""
+        """The rows left after a pass, in their order for the next pass."""
         every = torch.arange(len(into), device=into.device)
         if not self.compat:
             return every[into == every]

@@ -1,12 +1,13 @@
-"""CATP: keep tokens that stand for the whole picture and are close to the text beside it; for examples in the context.
+"""CATP: keep tokens that represent the whole picture and match the text beside the picture; for in-context examples.
 
 Source: Li et al., 2025, arXiv:2508.07871 (contextually adaptive token pruning for multimodal in-context learning), its
-first stage. Of each picture the tokens are kept that maximise, greedily, the sum over all its tokens of their
-similarity to the nearest kept one plus 0.7 times the similarity of each kept one to the mean of the text that goes
-with the picture; similarities are (cosine + 1) / 2.
-Departs from it: the count is the budget's, whatever share the paper takes in this stage. The text of a picture is what
-follows it in its message. The second stage ranks the tokens of all pictures together inside the language model and is
-not part of it.
+first stage.
+Of each picture, the method greedily keeps the tokens that maximise a sum of two terms. The first term is the sum, over
+all tokens of the picture, of the similarity to the nearest kept token. The second term is 0.7 times the sum, over the
+kept tokens, of the similarity to the mean of the text that belongs to the picture. A similarity is (cosine + 1) / 2.
+Departs from the paper: the budget sets the count, whatever share the paper keeps in this stage. The text of a picture
+is the text after the picture in its message. The second stage, which ranks the tokens of all pictures together inside
+the language model, is the method `catp2`.
 """
 
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class CATP(Reducer):
     group: ClassVar[Group] = "by unlikeness or coverage"
     question_aware: ClassVar[bool] = True
 
-    weight: float = 0.7  # of the text; 0: what stands for the picture alone
+    weight: float = 0.7  # weight of the text; 0: only how well tokens represent the picture
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.weight <= 100.0:

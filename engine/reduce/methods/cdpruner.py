@@ -1,13 +1,13 @@
-"""CDPruner: keep tokens that are unlike each other and bear on the question: a conditional determinantal process.
+"""CDPruner: keep tokens that differ from each other and relate to the question, by a determinantal point process.
 
 Source: Zhang et al., 2025, arXiv:2506.10967 (released code: Theia-4869/CDPruner).
-Relevance is the mean cosine of a token with the words of the question, brought to 0..1; the kernel is
-relevance_i * cos(i, j) * relevance_j, and its determinant is maximised greedily.
-Departs from it: relevance is measured in the language model's own space, for every encoder, since the text half of
-CLIP that the paper asks on LLaVA is not part of the model; it does the same on Qwen-VL. So the sign is the plain one,
-where the released code, on CLIP, takes least similar as most relevant (`compat` restores that). Without a question all
-tokens are equally relevant, and what is left is diversity. Once the kept tokens span the features, the most relevant
-follow.
+Relevance is the mean cosine of a token with the words of the question, scaled to 0..1. The kernel is relevance_i *
+cos(i, j) * relevance_j. A greedy search maximises the determinant of the kernel over the kept tokens.
+Departs from the paper: relevance is measured in the language model's own space, for every encoder. On LLaVA the paper
+uses the text half of CLIP, which is not part of the model; on Qwen-VL the paper does the same as this method. So the
+sign is the plain one. On CLIP the released code takes the least similar tokens as the most relevant (`compat` restores
+that sign). Without a question, all tokens are equally relevant, and diversity alone decides. Once the kept tokens span
+the features, the most relevant tokens follow.
 """
 
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ class CDPruner(Reducer):
     group: ClassVar[Group] = "by unlikeness or coverage"
     question_aware: ClassVar[bool] = True
 
-    weight: float = 1.0  # exponent of relevance: 0 looks at diversity alone
-    compat: bool = False  # the least similar are the most relevant, as released for CLIP
+    weight: float = 1.0  # exponent of the relevance; 0: diversity alone
+    compat: bool = False  # the least similar tokens are the most relevant, as released for CLIP
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.weight <= 10.0:

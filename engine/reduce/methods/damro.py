@@ -1,12 +1,13 @@
-"""DAMRO: drop the outliers that draw most of the encoder's attention, keep the tokens it attends to most of the rest.
+"""DAMRO: drop the outliers that draw most of the encoder's attention, and keep the most attended of the other tokens.
 
 Source: Gong et al., 2024, arXiv:2410.04514 (released code: coder-gx/DAMRO).
-The tokens with the largest weight in one softmax over CLS's attention of all heads are taken for background that
-stores what concerns the whole picture, and misleads the answer.
-Departs from it: the paper keeps all tokens and decodes a second time with the outliers alone, whose logits it takes
-off; here the outliers are dropped, which is our use of its filter, and the budget is filled with the next by the same
-attention. Where that is not enough, outliers are kept, the weakest first. How many there are is a share of the tokens:
-the paper's 10 of LLaVA-1.5's 576, and about its 4 of InstructBLIP's 257. Without a CLS row, attention received is read.
+One softmax over the CLS row's attention of all heads weighs the tokens. The paper takes the tokens of largest weight
+for background tokens that store information on the whole picture and mislead the answer.
+Departs from the paper: the paper keeps all tokens, decodes a second time with the outliers alone, and subtracts those
+logits. Here the outliers are dropped, which is our use of the paper's filter, and the next tokens by the same attention
+fill the budget. If too few other tokens are left, the weakest outliers are kept first. The number of outliers is a
+share of the tokens: the paper's 10 of LLaVA-1.5's 576, and about the paper's 4 of InstructBLIP's 257. Without a CLS
+row, the method reads attention received.
 """
 
 from dataclasses import dataclass
@@ -25,12 +26,12 @@ from foveate.engine.vision.signals import Signal, Tower
 
 @dataclass(frozen=True, kw_only=True)
 class Damro(Reducer):
-    """Reads one attention row; the features do not matter."""
+    """Reads one attention row and no features."""
 
     source: ClassVar[str] = "arXiv:2410.04514"
     group: ClassVar[Group] = "by attention"
 
-    outliers: float = 10 / 576  # share of the tokens, to the nearest one
+    outliers: float = 10 / 576  # number of outliers as a share of the tokens, rounded
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.outliers < 1.0:

@@ -1,9 +1,9 @@
 """DivPrune: keep the visual tokens that are farthest apart.
 
 Source: Alvar et al., 2025, arXiv:2503.02175 (max-min diversity, greedy; released code: vbdi/divprune).
-Departs from it: distances are in float32 whatever the model's dtype, because in bfloat16 ties are common and the kept
-set then depends on the device; a token once kept is masked, where the released code trusts rounding not to pick it
-twice; and kept tokens keep their positions in the prompt.
+Departs from the paper: distances are in float32 for every dtype of the model. In bfloat16 ties are common, and the kept
+set would depend on the device. A kept token is masked; the released code relies on rounding not to pick a token twice.
+Kept tokens keep their positions in the prompt.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class DivPrune(Reducer):
     source: ClassVar[str] = "arXiv:2503.02175"
     group: ClassVar[Group] = "by unlikeness or coverage"
 
-    start: Literal["isolated", "farthest_pair"] = "isolated"  # first: the token farthest from its nearest neighbour
+    start: Literal["isolated", "farthest_pair"] = "isolated"  # first token; isolated: farthest from its nearest
 
     def select(self, inputs: VisualInputs, k: int) -> Tensor:
         """Cost: M^2 * D multiply-adds once, then k passes over M numbers; M^2 floats of memory."""
@@ -35,7 +35,7 @@ class DivPrune(Reducer):
             itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
             first = distance.masked_fill(itself, torch.inf).amin(0).argmax(0, keepdim=True)
         else:
-            first = distance.amax(1).argmax(0, keepdim=True)  # its partner is the farthest from it: picked next
+            first = distance.amax(1).argmax(0, keepdim=True)  # its partner is the farthest token, so it follows
 
         def distance_from(token: Tensor) -> Tensor:
             return distance.index_select(0, token)[0]

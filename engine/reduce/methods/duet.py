@@ -1,12 +1,14 @@
-"""DUET-VLM: keep the tokens the encoder attends to most and small clusters of the next best; drop the others.
+"""DUET-VLM: keep the most attended tokens and small clusters of the next best tokens; drop the other tokens.
 
 Source: Singh et al., 2026, arXiv:2602.18846 (released code: AMD-AGI/DUET-VLM), its stage at the encoder.
-Of k tokens a share is contextual, by default the released 35 of 205. Only the best `cluster_width` times as many of the
-tokens that are not dominant are looked at: every so many of them, from the best on, is an anchor, and the others join
-the anchor whose attention key is nearest by cosine. What is below that is dropped.
-Departs from it: a contextual row is the plain mean of anchor and members, so its norm is that of a visual token;
-`compat` restores the released anchor + mean of members, of weight 2. The stage inside the language model is not part of
-it. Rows are mixed before the projector where the encoder gives such rows; without a CLS row, attention received ranks.
+A share of the k tokens is contextual, by default the released 35 of 205. The others are dominant: the most attended
+tokens. Of the tokens that are not dominant, the best form a pool: `cluster_width` tokens for each contextual token.
+Evenly spaced tokens of the pool, from the best on, are anchors. Each other token of the pool joins the anchor with the
+nearest attention key by cosine. Tokens outside the pool are dropped.
+Departs from the paper: a contextual row is the plain mean of anchor and members, so its norm is that of a visual token.
+`compat` restores the released anchor + mean of members, of weight 2. The stage inside the language model is the method
+`duet2`. Rows are mixed before the projector if the encoder gives rows before the projector. Without a CLS row,
+attention received ranks the tokens.
 """
 
 from dataclasses import dataclass
@@ -26,13 +28,13 @@ from foveate.engine.vision.transform import TokenTransform
 
 @dataclass(frozen=True, kw_only=True)
 class Duet(Reducer):
-    """A source token is in one output row or, if it is little attended to, in none."""
+    """A source token is in one output row or, outside the pool, in none."""
 
     source: ClassVar[str] = "arXiv:2602.18846"
     group: ClassVar[Group] = "select and merge"
 
-    contextual_ratio: float = 35 / 205  # share of contextual tokens, to the nearest token; 0: selection only
-    cluster_width: int = 4  # tokens looked at for each contextual one, itself among them
+    contextual_ratio: float = 35 / 205  # share of contextual tokens, rounded; 0: selection only
+    cluster_width: int = 4  # tokens of the pool for each contextual token, the anchor included
     compat: bool = False  # contextual row = anchor + mean of its members, as released
 
     def __post_init__(self) -> None:
@@ -57,7 +59,7 @@ class Duet(Reducer):
         into[pool] = nearest(keys, anchors.to(keys.device)).cpu()[pool]
         weights = None
         if self.compat:
-            n_members = torch.bincount(into[pool], minlength=inputs.n) - 1  # the anchor is in its own
+            n_members = torch.bincount(into[pool], minlength=inputs.n) - 1  # the anchor counts itself
             weights = (1.0 / n_members.clamp(min=1))[into.clamp(min=0)].index_fill(0, anchors, 1.0)
         return select_and_merge(dominant, anchors, into, weights, inputs.space)
 

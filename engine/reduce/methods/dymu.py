@@ -1,15 +1,16 @@
-"""DyMU: merge tokens whose attention keys are alike beyond a threshold, layer by layer of the encoder.
+"""DyMU: merge tokens whose attention keys are more similar than a threshold, layer by layer of the encoder.
 
 Source: Wang et al., 2025, arXiv:2504.17040 (released code: MikeWangWZHL/dymu), its dynamic merging.
-At each layer every other row is matched with the closest of the rest by the cosine of their keys, and all pairs beyond
-the threshold merge, weighted by the tokens in them: plain areas go early, and how many is the picture's own affair.
-Departs from it: the count is the budget's, because it is fixed before the picture is encoded. So merging stops once
-the budget is met, with the best pairs of that layer; and where thresholds leave more, the last layer goes on merging
-its best pairs. It acts after the encoder, on the keys of some of its layers, and takes the mean of its tokens' keys for
-a merged row's, where the paper merges inside every block and adds log(size) to attention. The threshold is ours and
-one for all layers; the paper's are calibrated per layer on a large set of pictures. Virtual unmerging is left out: it
-needs the language model's attention at full length, which the engine does not do. Rows are mixed before the projector
-where the encoder gives such rows, after it where it merges patches.
+At each layer, the method matches every other row with the most similar of the remaining rows, by the cosine of their
+keys. All pairs above the threshold merge, weighted by the tokens in each row. Plain areas merge early, and the number
+of merges depends on the picture.
+Departs from the paper: the budget sets the count, because the count is fixed before the picture is encoded. So merging
+stops once the budget is met, with the best pairs of that layer. If the thresholds leave more rows, the last layer
+merges more of its best pairs. The method acts after the encoder, on the keys of some of its layers, and takes the mean
+of its tokens' keys as the key of a merged row. The paper merges inside every block and adds log(size) to attention. The
+threshold is ours and is the same for all layers; the paper calibrates its thresholds per layer on a large set of
+pictures. Virtual unmerging is left out: unmerging needs the language model's attention at full length, which the engine
+does not compute. Rows are mixed before the projector, or after the projector if the encoder merges patches.
 """
 
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class DyMU(Reducer):
     group: ClassVar[Group] = "select and merge"
 
     threshold: float = 0.9  # cosine of keys above which two rows merge
-    n_layers: int = 4  # whose keys are compared, evenly over the depth, the last one among them
+    n_layers: int = 4  # layers whose keys are compared: evenly over the depth, the last layer included
 
     def __post_init__(self) -> None:
         if not -1.0 <= self.threshold <= 1.0:

@@ -1,14 +1,15 @@
-"""EViT: inside the vision tower, keep the patches it attends to and fuse the others into one.
+"""EViT: inside the vision tower, keep the most attended patches and fuse the other patches into one.
 
 Source: Liang et al., 2022, arXiv:2202.07800 (released code: youweiliang/evit).
-At a few layers the rows that get the most attention of the CLS row go on, the rest as their mean weighted by it. The
-later layers are shorter for it. The paper's layers 4, 7 and 10 of 12 are `layer=0.27` and two more, evenly up to the
-end.
-Departs from it: nothing is trained for it; rows are cut after the layer, not between its two halves; the fused row is a
-true mean, which a model not trained for it reads rightly (`compat` restores the released sum of weights below 1), and
-stands where the most attended of its members stood; at the next cut it is a row like any other. Keep rates follow from
-the budget, in even steps. Without a CLS row attention received ranks the rows, and the tower's layers with windows are
-passed over. Where the tower cannot be cut, or with this as a stage after others, the same is done once behind it.
+After each of a few layers, the rows with the most attention of the CLS row stay, and one row replaces the others: their
+mean, weighted by attention. So the later layers run on fewer rows. The paper's layers 4, 7 and 10 of 12 are
+`layer=0.27` and two more, evenly up to the end.
+Departs from the paper: nothing is trained for the method. Rows are cut after the layer, not between its two halves. The
+fused row is a true mean, which a model without training for it reads correctly; `compat` restores the released sum of
+weights below 1. The fused row stands where its most attended member stood. At the next cut the fused row is a row like
+any other. Keep rates follow from the budget, in even steps. Without a CLS row, attention received ranks the rows.
+Layers with windowed attention are skipped. If the tower cannot be cut, or if the method follows other methods, the
+method acts once, behind the tower.
 """
 
 from dataclasses import dataclass
@@ -29,14 +30,14 @@ from foveate.engine.vision.transform import TokenTransform
 
 @dataclass(frozen=True, kw_only=True)
 class EViT(EncoderCut):
-    """Reads the attention of the layers it cuts after; without fusing it is a selection."""
+    """Reads the attention of the layers after which it cuts. Without fusing, the result is a selection."""
 
     source: ClassVar[str] = "arXiv:2202.07800"
 
-    layer: float = 0.27  # the first, as a share of the depth
-    cuts: int = 3  # evenly from there on
-    fuse: bool = True  # False: the rest is dropped
-    compat: bool = False  # weights of the fused row are the attention itself
+    layer: float = 0.27  # the first layer to cut after, as a share of the depth
+    cuts: int = 3  # number of cuts, evenly from `layer` on
+    fuse: bool = True  # False: the other patches are dropped
+    compat: bool = False  # the weights of the fused row are the attention itself, as released
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.layer <= 1.0:

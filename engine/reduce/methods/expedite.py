@@ -1,13 +1,15 @@
-"""Expedite: cluster the tower's rows for its middle layers, and bring all of them back before the next stage.
+"""Expedite: run the tower's middle layers on clusters of rows, and restore all rows before the next method.
 
 Source: Liang et al., 2022, arXiv:2210.01035 (released code: Expedit-LargeScale-Vision-Transformer).
-After a first layer rows are clustered around a coarse grid (local k-means: a row joins one of the 3 x 3 centres around
-it), the layers that follow read the clusters, and after a last one each row becomes a mean of the clusters nearest to
-what it was. `expedite;keep=0.5+divprune` reads half as many rows in between and chooses among all.
-Departs from it: as the last stage it brings nothing back, since the budget says how many rows there may be. A row joins
-one cluster only, and the row in the middle of a cluster's part of the grid always its own, so that none is empty and
-each has a place. Weights of the way back are relative to the mean squared distance, so that one `sharpness` suits
-every tower. Where the tower cannot be cut there is nothing to speed up: with a stage after it it does nothing.
+After a start layer, the method clusters the rows around a coarse grid by local k-means: a row joins one of the 3 x 3
+centres around it. The middle layers run on the clusters. After a stop layer, each row becomes a mean of the clusters
+nearest to its state before clustering. `expedite;keep=0.5+divprune` runs the middle layers on half as many rows, and
+DivPrune chooses among all rows.
+Departs from the paper: as the last method of a composition, it restores nothing, because the budget says how many rows
+there may be. A row joins one cluster only. The row in the middle of a cluster's part of the grid always joins that
+cluster, so no cluster is empty and each cluster has a place. Weights of the restored rows are relative to the mean
+squared distance, so one `sharpness` suits every tower. If the tower cannot be cut, there is nothing to speed up: with a
+method after it, the method does nothing.
 """
 
 from dataclasses import dataclass
@@ -27,17 +29,17 @@ from foveate.engine.vision.transform import TokenTransform
 
 @dataclass(frozen=True, kw_only=True)
 class Expedite(EncoderCut):
-    """Reads the rows themselves. Clusters make a grid, so there may be fewer of them than the budget."""
+    """Reads the rows. The clusters form a grid, so there may be fewer clusters than the budget."""
 
     source: ClassVar[str] = "arXiv:2210.01035"
     whole_grid: ClassVar[bool] = True
     restores: ClassVar[bool] = True
 
     start: float = 0.25  # the layer after which rows are clustered, as a share of the depth
-    stop: float = 0.75  # the layer after which they come back
-    rounds: int = 5  # of k-means
-    near: int = 20  # clusters a row is made of when it comes back
-    sharpness: float = 8.0  # of their weights
+    stop: float = 0.75  # the layer after which all rows are restored, as a share of the depth
+    rounds: int = 5  # rounds of k-means
+    near: int = 20  # number of clusters in the mean of a restored row
+    sharpness: float = 8.0  # of the weights of these clusters; larger: the nearest cluster weighs more
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.start <= self.stop <= 1.0:
@@ -84,7 +86,7 @@ METHOD = Expedite
 
 
 def _around(grid: Grid, coarse: Grid) -> tuple[Tensor, Tensor]:
-    """The coarse cell each cell lies in, [n] int64, and those around it and itself, [n, 9], at the edge repeated."""
+    """The coarse cell of each cell, [n] int64, and the 3 x 3 coarse cells around it, [n, 9]; edge cells repeat."""
     y = torch.arange(grid.rows) * coarse.rows // grid.rows
     x = torch.arange(grid.cols) * coarse.cols // grid.cols
     steps = torch.arange(-1, 2)

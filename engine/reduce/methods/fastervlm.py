@@ -1,8 +1,8 @@
-"""FasterVLM: keep the tokens the encoder's CLS row attends to most.
+"""FasterVLM: keep the tokens that the encoder's CLS row attends to most.
 
 Source: Zhang et al., 2024, arXiv:2412.01818 (released code: Theia-4869/FasterVLM).
-Departs from it: where the encoder has no CLS row, attention received stands in (mean over all queries and heads); and
-kept tokens keep their positions in the prompt instead of being renumbered.
+Departs from the paper: if the encoder has no CLS row, the method reads attention received (mean over all queries and
+heads). Kept tokens keep their positions in the prompt; the paper renumbers them.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from foveate.engine.vision.signals import Signal, Tower
 
 @dataclass(frozen=True, kw_only=True)
 class FasterVLM(Reducer):
-    """Reads one attention row; the features do not matter."""
+    """Reads one attention row and no features."""
 
     source: ClassVar[str] = "arXiv:2412.01818"
     group: ClassVar[Group] = "by attention"

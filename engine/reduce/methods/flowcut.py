@@ -1,14 +1,15 @@
-"""FlowCut: keep the tokens that attention, meaning and weight single out layer after layer of the encoder.
+"""FlowCut: keep the tokens that score best over the encoder's layers in attention, similarity and value norm.
 
 Source: Tong et al., 2025, arXiv:2505.19536 (released code: TungChintao/FlowCut).
-At each layer a token's score is its share of CLS's attention plus its share of likeness to CLS's value, times the
-length of its own value; the score so far and the layer's weigh the same. At every second layer the worst go, the more
-the farther attention is from uniform and the fewer layers follow; at the last but one layer run, k are left.
-Departs from it: the encoder itself runs on all tokens, and layers are read as it leaves them, so the choice costs time
-where the paper's saves it. Attention and likeness are shared out among the tokens left. The mean value of all tokens
-stands for CLS's, which is not tapped; without a CLS row, attention received stands for its attention; and in encoders
-that attend in windows, only the layers with full attention count. On Qwen2-VL the paper drops the last half inside
-the language model; here all goes by the one rule.
+At each layer, the score of a token is the sum of its share of CLS's attention and its share of likeness to CLS's value,
+times the length of its own value. The score so far and the score of the layer weigh the same. At every second layer the
+worst tokens are dropped: the more, the farther attention is from uniform and the fewer layers follow. At the last layer
+but one that runs, k tokens are left.
+Departs from the paper: the encoder runs on all tokens, and the method reads the layers afterwards. So the choice costs
+time where the paper's saves time. Attention and likeness are normalised over the tokens left. The mean value of all
+tokens stands for CLS's value, which is not recorded. Without a CLS row, attention received stands for CLS's attention.
+In encoders with windowed attention, only the layers with full attention count. On Qwen2-VL the paper drops the last
+half inside the language model; here one rule drops all tokens.
 """
 
 import math
@@ -30,13 +31,13 @@ _EPS = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class FlowCut(Reducer):
-    """Reads attention and values of almost all layers: n * C floats of memory for each of them."""
+    """Reads attention and values of almost all layers: n * C floats of memory for each layer."""
 
     source: ClassVar[str] = "arXiv:2505.19536"
     group: ClassVar[Group] = "by attention"
 
-    memory: float = 0.5  # weight of the score so far beside the layer's
-    every: int = 2  # layers from one pruning to the next
+    memory: float = 0.5  # weight of the score so far; the score of the layer weighs the rest
+    every: int = 2  # layers from one cut to the next
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.memory < 1.0:
@@ -65,19 +66,19 @@ class FlowCut(Reducer):
 
 
 def _layers(tower: Tower) -> tuple[int, ...]:
-    """Those with full attention up to the last but one that is run."""
+    """The layers with full attention, up to the last layer but one that runs."""
     full = tower.full_layers or tuple(range(tower.depth))
     return tuple(layer for layer in full if layer < tower.depth - 1) or full[-1:]
 
 
 def _score(attention: Tensor, values: Tensor) -> Tensor:
-    """[m] float32 of attention [m] that sums to 1 and values [m, heads, d]."""
+    """[m] float32: the scores, from attention [m] that sums to 1 and values [m, heads, d]."""
     likeness = torch.einsum("mhd,hd->mh", values, values.mean(0)).softmax(0).mean(1)
     return (attention + likeness) * values.mean(1).abs().sum(1)
 
 
 def _n_pruned(attention: Tensor, k: int, follow: int) -> int:
-    """How many of the tokens left go at a layer after which `follow` more are looked at."""
+    """Number of tokens to drop at a layer before the last `follow` layers."""
     n = len(attention)
     if follow == 0:
         return n - k

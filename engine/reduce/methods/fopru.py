@@ -1,11 +1,11 @@
 """FoPru: keep the tokens, or the rows of the picture, that the encoder attends to most.
 
 Source: Jiang et al., 2024, arXiv:2411.14164.
-A token's significance is the attention it receives from all queries at the layer whose output the projector reads.
-`rank` keeps the most significant tokens wherever they are; `row` keeps whole rows of the picture, by their sum, so that
-a line of text stays in one piece.
-Departs from it: the budget is met exactly, so the last row is kept in part, its most significant tokens, where the
-paper rounds to whole rows. A tiled picture is reduced tile by tile, each with a share of the budget.
+The significance of a token is the attention it receives from all queries at the layer whose output the projector reads.
+`rank` keeps the most significant tokens, wherever they are. `row` keeps whole rows of the picture, ranked by their sum,
+so that a line of text stays in one piece.
+Departs from the paper: the method meets the budget exactly. Of the last row, it keeps the most significant tokens; the
+paper rounds to whole rows. A tiled picture is reduced tile by tile, and each tile has a share of the budget.
 """
 
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ class FoPru(Reducer):
     source: ClassVar[str] = "arXiv:2411.14164"
     group: ClassVar[Group] = "by attention"
 
-    order: Literal["rank", "row"] = "rank"
-    attention: Literal["received", "cls"] = "received"  # cls: that of the CLS row alone; encoders that have one
+    order: Literal["rank", "row"] = "rank"  # rank: single tokens; row: whole rows of the picture
+    attention: Literal["received", "cls"] = "received"  # cls: of the CLS row alone, if there is one
 
     def needs(self, tower: Tower) -> frozenset[Signal]:
         return frozenset({signals.recv() if self.attention == "received" else signals.cls_row()})

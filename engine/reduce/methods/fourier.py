@@ -1,12 +1,13 @@
 """Fourier: keep the low frequencies of the picture's features, on a coarser grid.
 
 Source: Wang et al., 2025, arXiv:2508.06038 (Fourier-VLM; released code: whyisverysmart/Fourier-Compressor).
-An orthonormal DCT over the token grid, cut to the lowest h x w frequencies, and back on h x w places: a dense, signed
-mix of rows. It acts before the projector where the encoder gives such rows, after it where it merges patches.
-Departs from it: h x w is the most even grid within the budget (`primitives.lattice`), not a fixed share of each side;
-rows are scaled so that a blank picture keeps its values, where the released code multiplies them by sqrt(n / (h w)),
-which its checkpoints were trained with (`compat` restores it); and rows take the position of the cell in their middle,
-where the paper gives them those of a small picture.
+An orthonormal DCT over the token grid is cut to the lowest h x w frequencies and transformed back onto h x w places.
+The result is a dense, signed mix of rows. The mix acts before the projector, or after the projector if the encoder
+merges patches.
+Departs from the paper: h x w is the most even grid within the budget (`ranking.lattice`), not a fixed share of each
+side. Rows are scaled so that a blank picture keeps its values. The released code multiplies the rows by sqrt(n / (h
+w)), and its checkpoints were trained with that factor (`compat` restores it). A row takes the position of the cell in
+its middle; the paper gives the rows the positions of a small picture.
 """
 
 from dataclasses import dataclass
@@ -25,13 +26,13 @@ from foveate.engine.vision.transform import TokenTransform
 
 @dataclass(frozen=True, kw_only=True)
 class Fourier(Reducer):
-    """Looks at nothing: the same mix for every picture of a size. Keeps h * w tokens, maybe fewer than the budget."""
+    """All pictures of one size have the same mix. Keeps h * w tokens, maybe fewer than the budget."""
 
     source: ClassVar[str] = "arXiv:2508.06038"
     group: ClassVar[Group] = "baselines"
     whole_grid: ClassVar[bool] = True
 
-    compat: bool = False  # no rescaling, for checkpoints trained with it
+    compat: bool = False  # no rescaling, for checkpoints trained this way
 
     def needs(self, tower: Tower) -> frozenset[Signal]:
         return frozenset({ENC})

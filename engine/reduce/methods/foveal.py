@@ -1,11 +1,12 @@
-"""Foveal: keep tokens the encoder attends to that are unlike those kept already; the fewer, the more unlike.
+"""Foveal: keep attended tokens that differ from the tokens kept before; the fewer are kept, the more difference counts.
 
 Source: ours, measured in docs/quality.md; the greedy product of worth and distance is ZOO-Prune's (Kim et al., 2025,
 arXiv:2509.24837), with attention received in the place of sensitivity.
-The most attended token is kept first, then that with the largest product of attention, to a power, and cosine distance
-to the nearest kept one. The power grows with the share that is kept: of many tokens all that is looked at finds a
-place, so attention decides; of few, two of one thing are one too many. Rows are compared as the last layer of the tower
-leaves them, where neighbours on one thing are more alike than behind the projector.
+The most attended token is kept first. Each next token has the largest product of two factors: its attention, to a
+power, and its cosine distance to the nearest kept token. The power grows with the share of tokens kept. With many
+tokens, everything attended to finds a place, so attention decides. With few tokens, two tokens on one object are one
+too many. Rows are compared as the last layer of the tower leaves them: there, neighbours on one object are more alike
+than behind the projector.
 """
 
 from dataclasses import dataclass
@@ -22,13 +23,13 @@ from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import Signal, Tower
 
-_LEAST = 1e-6  # of the largest attention; no token is worth nothing
+_LEAST = 1e-6  # least attention, as a share of the largest; no token is worth nothing
 _SAME = 1e-4  # cosine distance below which rows are equal, and attention alone decides
 
 
 @dataclass(frozen=True, kw_only=True)
 class Foveal(Reducer):
-    """Needs no text: its result serves every question."""
+    """Needs no text, so one result serves every question."""
 
     source: ClassVar[str] = ""
     group: ClassVar[Group] = "attended and unlike"

@@ -1,14 +1,15 @@
-"""GlobalCom2: let a tiled picture's thumbnail say how much of each crop is kept, and help to choose which tokens.
+"""GlobalCom2: share a tiled picture's budget by its thumbnail's attention, and keep each crop's most attended tokens.
 
 Source: Liu et al., 2025, arXiv:2501.05179 (released code: xuyang-liu16/GlobalCom2).
-The thumbnail keeps the budget's share of its tokens, those the CLS row attends to most. A crop's share is raised or
-lowered by the softmax of the attention its region of the thumbnail gets; its tokens are ranked by their own attention
-plus the thumbnail's, resized to the crops' cells, each at unit length within the crop.
-Departs from it: shares are rounded by largest remainder so that they meet the budget, and the thumbnail keeps at least
-one token. The region of a crop is the part of the thumbnail that shows the same, where the released code cuts it into
-equal blocks even if crops lost padding (`compat` restores it). Kept tokens of the thumbnail stay in reading order.
-Attention is that of the layer whose output the projector reads. A picture without tiles keeps its most attended tokens.
-Without a CLS row, attention received stands in.
+The thumbnail keeps the budget's share of its tokens: the tokens that the CLS row attends to most. The softmax of the
+attention on a crop's region of the thumbnail raises or lowers the share of the crop. The rank of a crop's token is the
+sum of its own attention and the thumbnail's attention, resized to the crops' cells; each of the two has unit length
+within the crop.
+Departs from the paper: largest remainder rounds the shares, so they meet the budget, and the thumbnail keeps at least
+one token. The region of a crop is the part of the thumbnail that shows the same. The released code cuts the thumbnail
+into equal blocks even if crops lost padding (`compat` restores that). Kept tokens of the thumbnail stay in reading
+order. Attention is that of the layer whose output the projector reads. A picture without tiles keeps its most attended
+tokens. Without a CLS row, the method reads attention received.
 """
 
 from dataclasses import dataclass
@@ -29,15 +30,15 @@ from foveate.engine.vision.signals import Signal, Tower
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalCom2(Reducer):
-    """Reads one attention row per tile; the features do not matter."""
+    """Reads one attention row per tile and no features."""
 
     source: ClassVar[str] = "arXiv:2501.05179"
     group: ClassVar[Group] = "by attention"
     fits: ClassVar[Fits] = "tiles"
     tile_aware: ClassVar[bool] = True
 
-    temperature: float = 10.0  # of the softmax over crops; lower: crops are treated less alike
-    compat: bool = False  # crops see equal blocks of the thumbnail, as released
+    temperature: float = 10.0  # of the softmax over crops; lower: the shares differ more
+    compat: bool = False  # the regions are equal blocks of the thumbnail, as released
 
     def __post_init__(self) -> None:
         if not 0.0 < self.temperature <= 1e6:
@@ -66,7 +67,7 @@ class GlobalCom2(Reducer):
         return torch.cat(kept).sort().values
 
     def _weights(self, inputs: VisualInputs, guide: Tensor, room: list[int]) -> list[float]:
-        """What each crop weighs: its tokens, raised or lowered by the attention its region gets."""
+        """The weight of each crop: its tokens, raised or lowered by the attention on its region."""
         grid = inputs.grid
         regions = [_block(tile, grid) if self.compat else inputs.thumb_region(tile) for tile in grid.tiles[1:]]
         mass = torch.stack([guide[region].double().sum() for region in regions])
@@ -80,7 +81,7 @@ def _of_length_1(scores: Tensor) -> Tensor:
 
 
 def _block(tile: Tile, grid: Grid) -> tuple[slice, slice]:
-    """Rows and columns of the crop's block among equal ones; the last of an axis has what is left over."""
+    """Rows and columns of the crop's block. Blocks are equal; the last block of an axis takes the remainder."""
     down, across, side = max(1, len(grid.row_cuts) - 1), max(1, len(grid.col_cuts) - 1), grid.thumbnail
     top_row, left = tile.tile_row * (side // down), tile.tile_col * (side // across)
     bottom = side if tile.tile_row == down - 1 else top_row + side // down

@@ -1,12 +1,13 @@
-"""HiPrune: keep what a middle layer looks at with its surroundings, and what a deep layer looks at.
+"""HiPrune: keep the tokens that a middle layer attends to, their neighbours, and those that a deep layer attends to.
 
 Source: Liu et al., 2025, arXiv:2508.00553 (released code: Danielement321/HiPrune).
-Anchors are the tokens most attended to at a middle layer, buffers their neighbours on the grid, registers the best of
-the rest at the last layer. Attention received counts every query, CLS's too, so encoders without CLS are no exception.
-Departs from it: a neighbour is above, below, left or right on the grid, where the released index +- 1 goes on in the
-next row (`compat` restores it); and where anchors and buffers exceed the budget, buffers go first, the least attended
-first. The middle layer is a share of the depth: the paper's layer 9 of LLaVA-1.5's tower; it uses the 16th of 32 in
-Qwen2.5-VL's (`object_layer=0.48`).
+Anchors are the tokens most attended to at a middle layer. Buffers are the neighbours of anchors on the grid. Registers
+are the best of the other tokens at the last layer. Attention received counts every query, CLS's too, so encoders
+without a CLS row are no exception.
+Departs from the paper: a neighbour is above, below, left or right on the grid. The released code takes index +- 1,
+which continues in the next row (`compat` restores that). If anchors and buffers exceed the budget, the least attended
+buffers are dropped first. The middle layer is a share of the depth: the paper's layer 9 of LLaVA-1.5's tower. In
+Qwen2.5-VL's tower the paper uses the 16th of 32 layers (`object_layer=0.48`).
 """
 
 from collections.abc import Callable
@@ -27,13 +28,13 @@ from foveate.engine.vision.signals import Signal, Tower
 
 @dataclass(frozen=True, kw_only=True)
 class HiPrune(Reducer):
-    """Reads attention received at two layers; the features do not matter."""
+    """Reads attention received at two layers and no features."""
 
     source: ClassVar[str] = "arXiv:2508.00553"
     group: ClassVar[Group] = "by attention"
 
-    alpha: float = 0.1  # share of the budget for anchors and their buffers, five tokens each
-    object_layer: float = 0.36  # where anchors are looked for, as a share of the depth
+    alpha: float = 0.1  # share of the budget for anchors with their buffers, five tokens for each anchor
+    object_layer: float = 0.36  # the middle layer, which ranks the anchors, as a share of the depth
     compat: bool = False  # neighbours wrap around at the row's end, as released
 
     def __post_init__(self) -> None:
@@ -51,7 +52,7 @@ class HiPrune(Reducer):
         return quota_union([anchors, Quota(deep, k)], k)
 
     def _around(self, inputs: VisualInputs) -> Callable[[Tensor], Tensor]:
-        """The rows next to given ones; of cells that an earlier stage dropped there are none."""
+        """A function from rows to the rows beside them. Cells that an earlier method dropped have no row."""
         grid, n = inputs.grid, inputs.grid.n_tokens
         places = torch.arange(n) if inputs.places is None else inputs.places.cpu()
         row_of = torch.full((n,), -1).index_copy_(0, places, torch.arange(len(places)))

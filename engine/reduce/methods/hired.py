@@ -1,14 +1,14 @@
-"""HiRED: share a tiled picture's budget by where its thumbnail is looked at early on, and keep each tile's best.
+"""HiRED: share a tiled picture's budget by the early attention on its thumbnail, and keep each tile's most attended.
 
 Source: Arif et al., 2024, arXiv:2408.10945 (released code: hasanar1f/HiRED).
-The thumbnail gets `alpha` of the budget. Of its tokens those the CLS row attends to most at the first layer are marked,
-and a crop gets of the rest what the marks in its region are of all. Within a tile the tokens attended to most at the
-layer whose output the projector reads are kept.
-Departs from it: shares are rounded by largest remainder, so none of the budget is left over, and the thumbnail keeps at
-least one token; what the crops cannot hold goes to it. The region of a crop is the part of the thumbnail that shows the
-same, where the released code cuts the reading order of the thumbnail into as many runs as there are crops, so strips
-(`compat` restores it). A picture without tiles keeps its most attended tokens, as FasterVLM does. Without a CLS row,
-attention received stands in.
+The thumbnail gets `alpha` of the budget. The thumbnail's tokens that the CLS row attends to most at the first layer are
+marked. Each crop gets a part of the remaining budget: the marks in its region, as a share of all marks. Within a tile,
+the method keeps the tokens most attended to at the layer whose output the projector reads.
+Departs from the paper: largest remainder rounds the shares, so no token of the budget is left over, and the thumbnail
+keeps at least one token. Tokens that the crops cannot hold go to the thumbnail. The region of a crop is the part of the
+thumbnail that shows the same. The released code cuts the reading order of the thumbnail into as many runs as there are
+crops, so its regions are strips (`compat` restores them). A picture without tiles keeps its most attended tokens, as
+FasterVLM does. Without a CLS row, the method reads attention received.
 """
 
 from dataclasses import dataclass
@@ -29,16 +29,16 @@ from foveate.engine.vision.signals import Signal, Tower
 
 @dataclass(frozen=True, kw_only=True)
 class HiRed(Reducer):
-    """Reads attention at two layers; the features do not matter."""
+    """Reads attention at two layers and no features."""
 
     source: ClassVar[str] = "arXiv:2408.10945"
     group: ClassVar[Group] = "by attention"
     fits: ClassVar[Fits] = "tiles"
     tile_aware: ClassVar[bool] = True
 
-    alpha: float = 0.5  # the thumbnail's share of the budget, and the share of its tokens that are not marked
-    early_layer: float = 0.0  # where tokens are marked, as a share of the depth
-    compat: bool = False  # crops see strips of the thumbnail, as released
+    alpha: float = 0.5  # the thumbnail's share of the budget, and the share of its tokens without a mark
+    early_layer: float = 0.0  # the layer whose attention marks tokens, as a share of the depth
+    compat: bool = False  # the regions are strips of the thumbnail, as released
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha <= 1.0:
@@ -74,14 +74,14 @@ class HiRed(Reducer):
 
 
 def _strip(tile: Tile, grid: Grid) -> slice:
-    """The run of the thumbnail's reading order that has the crop's number."""
+    """The run of the thumbnail's reading order with the number of the crop."""
     across = max(1, len(grid.col_cuts) - 1)
     number, n = tile.tile_row * across + tile.tile_col, across * max(1, len(grid.row_cuts) - 1)
     return slice(grid.n_thumbnail * number // n, grid.n_thumbnail * (number + 1) // n)
 
 
 def _rows_of(tile: Tile, inputs: VisualInputs) -> Tensor:
-    """int64, increasing: the rows of one tile; of its cells that an earlier stage dropped there are none."""
+    """int64, increasing: the rows of one tile. Cells that an earlier method dropped have no row."""
     cells = torch.tensor(tile.cells())
     return cells if inputs.places is None else torch.isin(inputs.places.cpu(), cells).nonzero()[:, 0]
 

@@ -1,14 +1,14 @@
-"""HoloV: share the budget among strips of the picture and keep the tokens most attended to in each.
+"""HoloV: share the budget among strips of the picture, and keep the most attended tokens of each strip.
 
 Source: Zou et al., 2025, arXiv:2510.02912 (released code: obananas/HoloV).
-The tokens are cut in reading order into crops of equal size. A token's score is its attention plus, on the same scale,
-the variance of its cosines with the others of its crop; a crop gets tokens by its mean score, rounded down, what is
-left goes to the best crops, and in a crop attention alone decides.
-Departs from it: a token's cosine with itself is left out of its variance, where the released code counts a zero for it
-(`compat` restores that); and what is more than a crop has goes to the other crops by their score, where the released
-code fills up with rows of zeros. The paper's scale makes attention and variance equal in mean within each crop, so a
-crop's score is almost its attention alone; `balance=picture` makes them equal over the picture, and variance counts.
-Without a CLS row, attention received ranks the tokens; a picture in tiles is reduced tile by tile.
+The tokens are cut in reading order into crops of equal size. The score of a token is its attention plus, on the same
+scale, the variance of its cosines with the other tokens of its crop. A crop gets tokens by its mean score, rounded
+down; the remaining tokens go to the best crops. Within a crop, attention alone decides.
+Departs from the paper: the variance of a token leaves out its cosine with itself; the released code counts a zero for
+it (`compat` restores that). Tokens beyond the size of a crop go to the other crops by score; the released code fills up
+with rows of zeros. The paper's scale makes attention and variance equal in mean within each crop, so the score of a
+crop is almost its attention alone. `balance=picture` makes them equal over the picture, so that variance counts.
+Without a CLS row, attention received ranks the tokens. A picture in tiles is reduced tile by tile.
 """
 
 from collections.abc import Sequence
@@ -27,20 +27,20 @@ from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import Signal, Tower
 
-_ATTENTION_SCALE, _EPS = 1000.0, 1e-6  # the released code's
+_ATTENTION_SCALE, _EPS = 1000.0, 1e-6  # as released
 
 
 @dataclass(frozen=True, kw_only=True)
 class HoloV(Reducer):
-    """Reads one attention row, and cosines within crops."""
+    """Reads one attention row and the cosines within crops."""
 
     source: ClassVar[str] = "arXiv:2510.02912"
     group: ClassVar[Group] = "by attention"
 
-    crops: int = 16  # runs of tokens in reading order
-    alpha: float = 0.09  # weight of the variance of cosines beside attention
-    balance: Literal["crop", "picture"] = "crop"  # over what attention and variance are brought to one scale
-    compat: bool = False  # a zero for a token's cosine with itself, as released
+    crops: int = 16  # number of crops: runs of tokens in reading order
+    alpha: float = 0.09  # weight of the variance of cosines; attention weighs 1
+    balance: Literal["crop", "picture"] = "crop"  # within which attention and variance have equal means
+    compat: bool = False  # the cosine of a token with itself counts as zero, as released
 
     def __post_init__(self) -> None:
         if not 1 <= self.crops <= 4096:
@@ -58,11 +58,11 @@ class HoloV(Reducer):
         spread = torch.cat([self._spread(rows) for rows in torch.split(unit(inputs.proj), sizes)])
         shares = _share(self._worth(attention, spread, sizes), k, sizes)
         starts = accumulate(sizes, initial=0)
-        parts = zip(torch.split(attention, sizes), shares, starts, strict=False)  # one start more
+        parts = zip(torch.split(attention, sizes), shares, starts, strict=False)  # there is one more start
         return torch.cat([start + top(part, share) for part, share, start in parts])
 
     def _spread(self, rows: Tensor) -> Tensor:
-        """[c] float32: the variance of each row's cosines with the other rows; [c, D] of unit length."""
+        """[c] float32: the variance of each row's cosines with the other rows. `rows` is [c, D], of unit length."""
         n = rows.shape[0]
         itself = torch.eye(n, dtype=torch.bool, device=rows.device)
         cosine, n_others = (rows @ rows.T).masked_fill(itself, 0.0), max(n - 1, 1)
@@ -87,7 +87,7 @@ class HoloV(Reducer):
 
 
 def _share(worth: Sequence[float], k: int, caps: Sequence[int]) -> list[int]:
-    """Tokens of each crop: by worth, rounded down; one more for the best; what a cap cuts off by worth again."""
+    """Tokens of each crop: by worth, rounded down, one more for the best. Tokens above a cap are shared again."""
     whole = sum(worth) + _EPS
     shares = [int(w / whole * k) for w in worth]
     best = sorted(range(len(worth)), key=lambda i: (-worth[i], i))

@@ -1,12 +1,13 @@
-"""Matryoshka: average the picture over nested scales, each with a quarter of the tokens of the one before.
+"""Matryoshka: keep the largest of nested scales that fits; each scale averages four tokens of the scale before.
 
 Source: Cai et al., 2024, arXiv:2405.17430 (M3; released code: mu-cai/matryoshka-mm).
-The rows that the language model would read are pooled in square blocks, so that a coarse row is the mean of four finer
-ones: 576, 144, 36, 9 and 1 of a 24 x 24 grid. The paper trains a model on all scales at once; one that was not trained
-so bears mild pooling only.
-Departs from it: the scale is the largest within the budget, where the paper's user names it; a grid of any size is
-halved until one cell is left, a side that is one cell long stays so, and what halving an odd side leaves over joins the
-last block, where pooling with a stride would drop it; a row takes the position of the cell in the middle of its block.
+The method pools the rows that the language model would read in square blocks. A coarse row is the mean of four finer
+rows: the scales of a 24 x 24 grid have 576, 144, 36, 9 and 1 tokens. The paper trains a model on all scales at once. A
+model without this training bears mild pooling only.
+Departs from the paper: the scale is the largest within the budget; in the paper the user names the scale. A grid of any
+size is halved until one cell is left, and a side of one cell stays one cell. When an odd side is halved, the last block
+takes the remaining cell; pooling with a stride would drop that cell. A row takes the position of the cell in the middle
+of its block.
 """
 
 import itertools
@@ -24,7 +25,7 @@ from foveate.engine.vision.transform import TokenTransform
 
 @dataclass(frozen=True, kw_only=True)
 class Matryoshka(Reducer):
-    """Looks at nothing. Keeps as many tokens as a scale has: often fewer than the budget, down to a quarter of it."""
+    """Reads no signal. Keeps the tokens of one scale: often fewer than the budget, down to a quarter of the budget."""
 
     source: ClassVar[str] = "arXiv:2405.17430"
     group: ClassVar[Group] = "baselines"
@@ -48,12 +49,12 @@ def halved(grid: Grid, times: int) -> Grid:
 
 
 def halvings(grid: Grid, budget: int) -> int:
-    """How often the grid is halved before it fits the budget, which is at least 1."""
+    """Number of halvings until the grid fits the budget; the budget is at least 1."""
     return next(times for times in itertools.count() if halved(grid, times).n_tokens <= budget)
 
 
 def blocks(n: int, m: int, times: int) -> tuple[Tensor, Tensor]:
-    """Of an axis of n cells in m blocks of 2^times, the last with the rest: each cell's block, each block's middle."""
+    """The block of each of n cells, and the middle of each of m blocks of 2^times cells; the last takes the rest."""
     start = torch.arange(m) << times
     end = torch.cat([start[1:], torch.tensor([n])])
     return (torch.arange(n) >> times).clamp(max=m - 1), (start + end) // 2

@@ -1,13 +1,14 @@
-"""MCTF: inside the vision tower, merge rows that are alike, little looked at and small, a few after every layer.
+"""MCTF: inside the vision tower, merge similar, little attended and small rows, a few after every layer.
 
 Source: Lee et al., 2024, arXiv:2403.10030 (released code: mlvlab/MCTF).
-Two rows attract each other by their cosine, brought to 0..1, times the inverse of the attention both receive and of
-what both stand for, each to a power. Of the rows a layer loses, half go from even places to the odd ones they are most
-drawn to, then as many from odd places to the even ones that are left. A merged row is the mean of its members, weighted
-by attention times what they stand for.
-Departs from it: nothing is trained for it; rows merge after the layer and by its own attention, where the paper looks
-one layer ahead, since a layer here attends over the rows it is given. In all else it is as `tome`: how many merge in a
-layer, places, the CLS row, towers with windows, and what happens behind a tower that cannot be cut.
+The attraction of two rows is their cosine, scaled to 0..1, times the inverse of the attention that both receive, to a
+power, times the inverse of their sizes, to a power. The size of a row is the number of cells that it stands for. Of the
+rows that a layer loses, half go from even places to the odd rows that attract them most. Then as many go from odd
+places to the even rows that are left. A merged row is the mean of its members, weighted by attention times size.
+Departs from the paper: nothing is trained for the method. Rows merge after the layer and by the attention of that
+layer. The paper looks one layer ahead; here a layer attends over the rows that it is given. Everything else is as in
+`tome`: the number of merges in a layer, places, the CLS row, towers with windows, and the behaviour behind a tower that
+cannot be cut.
 """
 
 from dataclasses import dataclass
@@ -25,17 +26,17 @@ from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import Signal
 from foveate.engine.vision.transform import TokenTransform
 
-_LEAST = 1e-6  # below it, likeness and attention count as this
+_LEAST = 1e-6  # least likeness and least attention
 
 
 @dataclass(frozen=True, kw_only=True)
 class MCTF(ToMe):
-    """Reads the attention each row receives and the rows themselves."""
+    """Reads the rows and the attention that each row receives."""
 
     source: ClassVar[str] = "arXiv:2403.10030"
 
-    info: float = 0.05  # power of attention received, beside 1 of likeness; 0: not looked at
-    size: float = 0.025  # power of what a row stands for
+    info: float = 0.05  # power of the attention received; the cosine has power 1; 0: attention is not used
+    size: float = 0.025  # power of the number of cells that a row stands for
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,7 +60,7 @@ class MCTF(ToMe):
         return whole
 
     def _into(self, rows: Tensor, worth: Tensor, size: Tensor, n_merged: int) -> Tensor:
-        """[n] int64: the row each row goes into, itself if it stays."""
+        """[n] int64: the row that each row merges into; a row that stays has itself."""
         rows = unit(rows).cpu()
         repulsion = self.info * worth.clamp(min=_LEAST).log() + self.size * size.log()
         likeness = ((rows[::2] @ rows[1::2].T + 1) / 2).clamp(min=_LEAST).log()
@@ -72,7 +73,7 @@ class MCTF(ToMe):
         best, even = score[left].max(0)
         going = top(best, n_merged - n_merged // 2)
         into[2 * going + 1] = 2 * left[even[going]]
-        return into[into]  # what an odd row took along goes on with it
+        return into[into]  # the members of a merged odd row move with it
 
 
 METHOD = MCTF

@@ -1,12 +1,12 @@
-"""MMTok: keep the tokens that together cover both the words of the question and all the other tokens.
+"""MMTok: keep the tokens that together cover the words of the question and all the other tokens best.
 
 Source: Dong et al., 2025, arXiv:2508.18264 (released code: Ironieser/MMTok).
-Each word spreads its weight over the tokens by a sharp softmax of cosines, and so does, less sharply, each token; what
-a kept set covers is the sum over words and tokens of the largest weight that they give to any of it, and greedy choice
-comes within 1 - 1/e of the best.
-Departs from it: the words are those of the whole question, where the released code cleans LLaVA's and lets a small
-model add to them; and tokens are compared as the last layer of the tower leaves them, the mean of a token's patches in
-towers that merge them. Without a question only tokens are to be covered.
+Each word spreads its weight over the tokens by a sharp softmax of cosines. Each token does the same by a less sharp
+softmax. The coverage of a kept set is the sum, over words and tokens, of the largest weight that they give to a kept
+token. The greedy choice comes within 1 - 1/e of the best coverage.
+Departs from the paper: the words are those of the whole question; the released code cleans LLaVA's question and lets a
+small model add words. Tokens are compared as the last layer of the tower leaves them, by the mean of their patches in
+towers that merge patches. Without a question, the kept tokens cover tokens only.
 """
 
 from dataclasses import dataclass
@@ -32,9 +32,9 @@ class MMTok(Reducer):
     group: ClassVar[Group] = "by unlikeness or coverage"
     question_aware: ClassVar[bool] = True
 
-    alpha: float = 0.5  # weight of all tokens together beside all words together; 0: words alone
-    text_temperature: float = 0.02
-    vision_temperature: float = 0.2
+    alpha: float = 0.5  # weight of all tokens together; all words together weigh 1; 0: words alone
+    text_temperature: float = 0.02  # of the softmax of a word over the tokens
+    vision_temperature: float = 0.2  # of the softmax of a token over the tokens
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha <= 100.0:
@@ -50,7 +50,7 @@ class MMTok(Reducer):
         return coverage(self.worth(inputs), k).sort().values
 
     def worth(self, inputs: VisualInputs) -> Tensor:
-        """[words + n, n] float32: how well each token covers each word, and each token."""
+        """[words + n, n] float32: how well each token (column) covers each word and each token (row)."""
         assert inputs.question is not None, "a question-aware method asks for the question"
         seen = unit(inputs.hidden())
         words = unit(inputs.question) @ unit(inputs.proj).T

@@ -1,15 +1,16 @@
-"""MustDrop: merge 3 x 3 windows of like tokens, the most alike first, and keep the most attended of what is left.
+"""MustDrop: merge 3 x 3 windows of similar tokens, the most similar first, and keep the most attended rows.
 
 Source: Liu et al., 2024, arXiv:2411.10803 (released code: liuting20/MustDrop), its stage at the encoder.
-Windows do not overlap and start at the upper left; how alike one is, is the mean cosine of its tokens after the
-encoder's first layer. Windows of 0.8 and more become their mean; a ragged border stays as it is.
-Departs from it: the count is the budget's. No more windows are merged than it takes, the last one only in part, its
-least attended tokens; where all that are alike are merged and there are still too many rows, the least attended go,
-which keeps the paper's protected tokens, the most attended ones, to the last. Rows are merged behind the encoder, which
-runs in full, where the paper merges after its first layer. Attention is that of the layer whose output the projector
-reads, as the paper's layer after it is not run; of a merged row it is the mean; without a CLS row it is attention
-received. A merged row stands at the window's centre, where the released code takes its last cell (`compat`). The stages
-inside the language model are not part of it.
+Windows do not overlap and start at the upper left. The similarity of a window is the mean cosine of its tokens after
+the encoder's first layer. A window of similarity 0.8 or more becomes its mean. Cells beyond the last whole window stay
+as they are.
+Departs from the paper: the budget sets the count. Windows merge only until the budget is met; of the last window, only
+the least attended tokens merge. If all similar windows are merged and there are still too many rows, the least attended
+rows are dropped. So the paper's protected tokens, the most attended ones, stay longest. Rows merge behind the encoder,
+which runs in full; the paper merges after the first layer. Attention is that of the layer whose output the projector
+reads, because the paper's layer after it does not run. The attention of a merged row is the mean over its members.
+Without a CLS row, the method reads attention received. A merged row stands at the window's centre; the released code
+takes the window's last cell (`compat`). The stage in the prefill is the method `mustdrop2`.
 """
 
 from collections.abc import Sequence
@@ -29,19 +30,19 @@ from foveate.engine.vision.signals import ENC, Signal, Tower
 from foveate.engine.vision.transform import TokenTransform
 
 _SIDE = 3
-_GAIN = _SIDE * _SIDE - 1  # rows that merging a window saves
-_FROM_CENTRE = (4, 1, 3, 5, 7, 0, 2, 6, 8)  # a window's cells, nearest to its centre first
+_GAIN = _SIDE * _SIDE - 1  # rows saved by one merged window
+_FROM_CENTRE = (4, 1, 3, 5, 7, 0, 2, 6, 8)  # the cells of a window, nearest to its centre first
 
 
 @dataclass(frozen=True, kw_only=True)
 class MustDrop(Reducer):
-    """No token is lost as long as there are windows to merge."""
+    """No token is dropped while there are windows to merge."""
 
     source: ClassVar[str] = "arXiv:2411.10803"
     group: ClassVar[Group] = "select and merge"
     whole_grid: ClassVar[bool] = True
 
-    threshold: float = 0.8  # mean cosine from which on a window may be merged; above 1: none is
+    threshold: float = 0.8  # least mean cosine of a window that may merge; above 1: no window merges
     compat: bool = False  # a merged row stands at the window's last cell, as released
 
     def __post_init__(self) -> None:
@@ -63,7 +64,7 @@ class MustDrop(Reducer):
         return TokenTransform.merging(place[into], kept, space=inputs.space)
 
     def _merged(self, inputs: VisualInputs, attention: Tensor, excess: int) -> Tensor:
-        """[n] int64: the row each goes into, so that `excess` fewer are left; more only where windows run out."""
+        """[n] int64: the row that each row merges into. `excess` rows disappear, or fewer if the windows run out."""
         into = torch.arange(inputs.n)
         windows = self._windows(inputs)
         n_whole = min(len(windows), excess // _GAIN)
@@ -77,11 +78,11 @@ class MustDrop(Reducer):
         return into
 
     def _anchor(self, cells: Sequence[int]) -> int:
-        """Which of these cells of a window lends its place."""
+        """The one of these cells of a window whose place the merged row takes."""
         return max(cells) if self.compat else next(cell for cell in _FROM_CENTRE if cell in cells)
 
     def _windows(self, inputs: VisualInputs) -> Tensor:
-        """[w, 9] int64: the cells of each window that may be merged, the most alike first."""
+        """[w, 9] int64: the cells of each window that may merge, the most similar window first."""
         grid = inputs.grid
         down, across = grid.rows // _SIDE, grid.cols // _SIDE
         if not down * across:

@@ -1,6 +1,6 @@
 """None: keep every visual token; the dense model, bit for bit.
 
-A budget below what the images offer contradicts it and is refused before it gets here (`engine.reduce.budget.split`).
+The server refuses a budget below the offered tokens before the request comes here (`engine.reduce.budget.split`).
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from foveate.engine.reduce.base import Group, Reducer
 
 @dataclass(frozen=True, kw_only=True)
 class Keep(Reducer):
-    """Opts out of reduction."""
+    """Keeps all tokens."""
 
     group: ClassVar[Group] = "baselines"
     whole_grid: ClassVar[bool] = True

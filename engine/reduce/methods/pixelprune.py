@@ -1,14 +1,15 @@
-"""PixelPrune: drop patches that only repeat their neighbours, blank ones above all, before the vision tower runs.
+"""PixelPrune: before the vision tower runs, drop patches that repeat their neighbours, blank patches above all.
 
 Source: Wang et al., 2026, arXiv:2604.00886 (released code: OPPO-Mente-Lab/PixelPrune).
-Cells are predicted in raster order as JPEG-LS predicts pixels: from the left, but from above where the cell above left
-is like the left one and unlike the one above, which is a vertical edge. What the prediction misses by more than `tau`
-is kept, and stands for all that is predicted from it, so errors do not add up.
-Departs from it: a budget is never exceeded, so of cells that are not repeated those best predicted go next, by their
-mean error; and where the budget has room for more, repeated cells are left out all the same, unless the request wants
-its pictures in full. `tau` is in grey levels, the paper's in shares of 255. Where the tower cannot be cut (pictures in
-tiles, towers whose tokens are no patches) the same cells are dropped after it, exactly as many as the budget says.
-Pixels beyond the last whole cell are not looked at. CLIP's CLS row is always read.
+The method predicts cells in raster order, as JPEG-LS predicts pixels. The prediction is the left cell. At a vertical
+edge, the prediction is the cell above; an edge is where the cell above left is like the left cell and unlike the cell
+above. A cell that differs from its prediction by more than `tau` is kept. A kept cell stands for all cells predicted
+from it, so errors do not add up.
+Departs from the paper: the budget is never exceeded. Of the cells that do not repeat, the best predicted cells are
+dropped next, by their mean error. If the budget has room for more, repeated cells are dropped all the same, unless the
+request wants its pictures in full. `tau` is in grey levels; the paper's is a share of 255. If the tower cannot be cut
+(pictures in tiles, towers whose tokens are no patches), the same cells are dropped after the tower, exactly as many as
+the budget says. Pixels beyond the last whole cell are not read. CLIP's CLS row always stays.
 """
 
 from dataclasses import dataclass
@@ -25,12 +26,12 @@ from foveate.engine.reduce.cut import PixelCut, Worth
 
 @dataclass(frozen=True, kw_only=True)
 class PixelPrune(PixelCut):
-    """Reads pixels alone, so its result serves every question and every encoder."""
+    """Reads pixels alone, so one result serves every question and every encoder."""
 
     source: ClassVar[str] = "arXiv:2604.00886"
 
     tau: int = 0  # grey levels by which a repeated cell may differ; 0: not at all
-    metric: Literal["max", "mean"] = "max"  # over the values of a cell
+    metric: Literal["max", "mean"] = "max"  # the largest or the mean difference over the values of a cell
 
     def __post_init__(self) -> None:
         if not 0 <= self.tau <= 255:
@@ -40,11 +41,11 @@ class PixelPrune(PixelCut):
         cells = cut_cells(pixels.cpu(), grid)
         error, is_new = self._exact(cells) if self.tau == 0 else self._anchored(cells)
         most = 256 * cells.shape[2]
-        is_new[0, 0], error[0, 0] = True, most  # nothing predicts it
+        is_new[0, 0], error[0, 0] = True, most  # no cell predicts the first cell
         return Worth((error + most * is_new).flatten(), int(is_new.sum()))
 
     def _exact(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """What predictions miss, [rows, cols] int64, and whether it is too much; a cell told exactly is itself."""
+        """The prediction error of each cell, [rows, cols] int64, and whether the error is above `tau`, which is 0."""
         right = _difference(cells[:, 1:], cells[:, :-1]).sum(-1, dtype=torch.int64)
         down = _difference(cells[1:], cells[:-1]).sum(-1, dtype=torch.int64)
         error = pad(right, (1, 0))
@@ -54,9 +55,9 @@ class PixelPrune(PixelCut):
         return error, error > 0
 
     def _anchored(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """The same with a tolerance: diagonal by diagonal, since a cell's prediction depends on earlier ones."""
+        """The same with a tolerance: diagonal by diagonal, because a prediction depends on the cells kept before."""
         rows, cols, _ = cells.shape
-        seen = cells.clone()  # what is known of each cell once only the kept ones are
+        seen = cells.clone()  # each cell as the kept cells predict it
         error = torch.zeros(rows, cols, dtype=torch.int64)
         is_new = torch.zeros(rows, cols, dtype=torch.bool)
         for diagonal in range(rows + cols - 1):
@@ -74,7 +75,7 @@ class PixelPrune(PixelCut):
         return error, is_new
 
     def _alike(self, one: Tensor, other: Tensor) -> Tensor:
-        """[n] bool, of cells [n, values]."""
+        """[n] bool: whether cells [n, values] are equal within `tau`."""
         difference = _difference(one, other)
         if self.metric == "max":
             return difference.amax(-1) <= self.tau
@@ -85,11 +86,11 @@ METHOD = PixelPrune
 
 
 def _difference(one: Tensor, other: Tensor) -> Tensor:
-    return torch.maximum(one, other) - torch.minimum(one, other)  # uint8 holds no sign
+    return torch.maximum(one, other) - torch.minimum(one, other)  # uint8 has no sign
 
 
 def cut_cells(pixels: Tensor, grid: Grid) -> Tensor:
-    """uint8 [H, W, 3] -> [rows, cols, values] of its cells; a picture of fewer pixels than cells repeats its last."""
+    """From uint8 [H, W, 3] to cells [rows, cols, values]. With fewer pixels than cells, the last pixel repeats."""
     height, width = max(1, pixels.shape[0] // grid.rows), max(1, pixels.shape[1] // grid.cols)
     y = torch.arange(grid.rows * height).clamp(max=pixels.shape[0] - 1)
     x = torch.arange(grid.cols * width).clamp(max=pixels.shape[1] - 1)

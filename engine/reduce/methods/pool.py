@@ -1,8 +1,9 @@
 """Pool: average neighbouring tokens into a coarser grid.
 
-Adaptive average pooling of the projector's rows to the most even h x w <= budget (`primitives.lattice`): block i of an
-axis of n cells spans floor(i n / h) to ceil((i + 1) n / h), so blocks of an axis that h does not divide share a cell.
-Keeps h * w tokens, which may be fewer than the budget. A pooled row takes the position of the cell in its middle.
+The method pools the projector's rows by adaptive averages to the most even h x w <= budget (`ranking.lattice`). Block i
+of an axis of n cells spans floor(i n / h) to ceil((i + 1) n / h). If h does not divide n, neighbouring blocks share a
+cell. The method keeps h * w tokens, which may be fewer than the budget. A pooled row takes the position of the cell in
+its middle.
 """
 
 from dataclasses import dataclass

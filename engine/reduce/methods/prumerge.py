@@ -1,15 +1,16 @@
-"""PruMerge: keep tokens whose attention is an outlier and others spread over the picture, and merge the rest into them.
+"""PruMerge: keep tokens with outlying attention and tokens spread over the picture, and merge the rest into them.
 
 Source: Shang et al., 2024, arXiv:2403.15388 (PruMerge+; released code: 42Shawn/LLaVA-PruMerge).
 Outliers are tokens that the CLS row attends to more than Q3 + 1.5 (Q3 - Q1). Each kept token takes in the 32 tokens of
-most similar attention keys, weighted by attention, and one further row is the weighted sum of all that are not kept.
-Departs from it: the count is the budget's, not the outliers'. Where outliers are more, the most attended are kept;
-where they are fewer, tokens evenly spread over the others follow, more densely or sparsely than the paper's three per
-outlier (`spatial=False`: the next by attention, PruMerge without the plus). A picture without outliers has its most
-attended token for one. Rows are weighted means, so that they are as large as visual tokens; `compat` restores released
-sums, where the kept token weighs 1 and attention adds to it. The further row takes the place of the most attended token
-in it, and all are in reading order. Attention and keys are those of the layer whose output the projector reads, as the
-paper's layer after it is not run. Without a CLS row, attention received ranks the tokens.
+most similar attention keys, weighted by attention. One further row is the weighted sum of all tokens that are not kept.
+Departs from the paper: the budget sets the count, not the outliers. If there are more outliers, the most attended are
+kept. If there are fewer, tokens evenly spread over the others follow, more densely or sparsely than the paper's three
+per outlier (`spatial=False`: the next tokens by attention, PruMerge without the plus). In a picture without outliers,
+the most attended token counts as one. Rows are weighted means, so they are as large as visual tokens. `compat` restores
+the released sums, where the kept token weighs 1 and attention adds to that weight. The further row takes the place of
+the most attended token in it, and all rows are in reading order. Attention and keys are those of the layer whose output
+the projector reads, because the paper's layer after it does not run. Without a CLS row, attention received ranks the
+tokens.
 """
 
 from dataclasses import dataclass
@@ -26,18 +27,18 @@ from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import ENC, Signal, Tower
 from foveate.engine.vision.transform import TokenTransform, starts
 
-_LEAST = 1e-12  # attention that underflows still weighs something, so that no weighted mean is 0 / 0
+_LEAST = 1e-12  # least attention, so that no weighted mean is 0 / 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruMerge(Reducer):
-    """Every source token is in at least one output row, if there are two."""
+    """Every source token is in at least one output row, if there are at least two output rows."""
 
     source: ClassVar[str] = "arXiv:2403.15388"
     group: ClassVar[Group] = "select and merge"
 
-    spatial: bool = True  # PruMerge+: what is not an outlier is spread evenly; False: it follows by attention
-    n_neighbours: int = 32  # tokens merged into each kept one
+    spatial: bool = True  # PruMerge+: tokens beyond the outliers are spread evenly; False: by attention
+    n_neighbours: int = 32  # number of tokens that merge into each kept token
     compat: bool = False  # sums instead of means, as released
 
     def __post_init__(self) -> None:
@@ -82,7 +83,7 @@ class PruMerge(Reducer):
         return attention if has_cls else attention / attention.sum()
 
     def kept(self, attention: Tensor, k: int) -> Tensor:
-        """[k] int64, increasing: outliers, and what fills up."""
+        """[k] int64, increasing: the outliers and the tokens that fill the budget."""
         low, high = torch.quantile(attention, torch.tensor([0.25, 0.75]))
         n_outliers = max(1, int((attention > high + 1.5 * (high - low)).sum()))
         best = top(attention, min(n_outliers, k) if self.spatial else k)
@@ -92,7 +93,7 @@ class PruMerge(Reducer):
         return torch.cat([best, others[centres(len(others), k - len(best))]]).sort().values
 
     def _neighbours(self, inputs: VisualInputs, attention: Tensor, kept: Tensor) -> Tensor:
-        """[len(kept), n] float32: what each token weighs in a kept one; that itself 1."""
+        """[len(kept), n] float32: the weight of each token in each kept row; the kept token itself weighs 1."""
         keys = unit(inputs.keys_cat())
         likeness = (keys[kept.to(keys.device)] @ keys.T).cpu().scatter_(1, kept[:, None], -torch.inf)
         near = torch.sort(likeness, dim=1, descending=True, stable=True).indices[:, : self.n_neighbours]

@@ -1,7 +1,7 @@
-"""Random: keep tokens drawn uniformly; the baseline every method has to beat.
+"""Random: keep tokens drawn uniformly at random; the baseline that every method has to beat.
 
 The draw is a function of the picture and `seed`, so the same request gives the same answer. Draws are nested: a smaller
-budget keeps a subset of a larger one's.
+budget keeps a subset.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ class Random(Reducer):
 
     group: ClassVar[Group] = "baselines"
 
-    seed: int = 0  # another draw for the same picture
+    seed: int = 0  # another seed is another draw for the same picture
 
     def select(self, inputs: VisualInputs, k: int) -> Tensor:
         # Hashed, not added: picture 1 with seed 2 and picture 2 with seed 1 are different draws.

@@ -1,14 +1,14 @@
-"""ShowUI: keep what is unlike its surroundings on a screen, and few tokens of each plain area.
+"""ShowUI: on a screenshot, keep cells that differ from their surroundings, and few tokens of each plain area.
 
 Source: Lin et al., 2024, arXiv:2411.17465 (released code: showlab/ShowUI), its UI-guided token selection.
-Cells whose pixels hardly differ from those of a neighbour form an area; a cell alone is kept, and of every area evenly
-spaced ones are, in reading order. The features do not matter.
-Departs from it: the share kept of an area follows from the budget, where the paper keeps half; where there are fewer
-tokens than areas, those most unlike their surroundings (mean distance of a cell to its neighbours) keep one each.
-Tokens are dropped before the language model, where the paper lets them bypass some of its layers; those kept keep
-their positions. Pixels are compared on the scale of Qwen2-VL's normalisation and its 28 x 28 cells whatever the model,
-so that `delta` means the same for all. A tiled picture has two graphs, its thumbnail's and that of its crops side by
-side.
+Neighbouring cells whose pixels hardly differ form an area. A cell alone in its area is kept. Of every other area,
+evenly spaced cells in reading order are kept. The method reads no features.
+Departs from the paper: the share kept of an area follows from the budget; the paper keeps half. If there are fewer
+tokens than areas, the areas that differ most from their surroundings (mean distance of a cell to its neighbours) keep
+one token each. Tokens are dropped before the language model; in the paper they bypass some of its layers. Kept tokens
+keep their positions. For every model, pixels are compared on the scale of Qwen2-VL's normalisation and its 28 x 28
+cells, so `delta` means the same for all models. A tiled picture has two graphs: its thumbnail's, and the graph of its
+crops side by side.
 """
 
 from dataclasses import dataclass
@@ -26,19 +26,19 @@ from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import PIXELS, Signal, Tower
 
-_DEVIATION = (0.26862954, 0.26130258, 0.27577711)  # of red, green and blue, by which Qwen2-VL divides
-_CELL = 28  # pixels along the edge of one of its tokens
+_DEVIATION = (0.26862954, 0.26130258, 0.27577711)  # of red, green and blue, in Qwen2-VL's normalisation
+_CELL = 28  # pixels along the edge of one token of Qwen2-VL
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShowUI(Reducer):
-    """Needs nothing from the encoder but its grid."""
+    """Needs only the grid of the encoder."""
 
     source: ClassVar[str] = "arXiv:2411.17465"
     group: ClassVar[Group] = "by unlikeness or coverage"
     tile_aware: ClassVar[bool] = True
 
-    delta: float = 1.0  # distance of normalised pixels below which neighbours are one area
+    delta: float = 1.0  # neighbours form one area if their normalised pixels are nearer than this
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.delta <= 1000.0:
@@ -62,7 +62,7 @@ class ShowUI(Reducer):
         return torch.tensor(sorted(kept))
 
     def _areas(self, inputs: VisualInputs) -> tuple[Tensor, Tensor]:
-        """Of each cell, thumbnail first: the area it is in, int64, and how unlike its neighbours it is, float32."""
+        """Each cell's area, int64, and mean distance to its neighbours, float32; the thumbnail's cells come first."""
         assert inputs.pixels is not None, "a method that reads pixels asks for them"
         grid, pixels = inputs.grid, inputs.pixels.cpu()
         parts = [Grid(grid.thumbnail, grid.thumbnail)] if grid.thumbnail else []
@@ -76,9 +76,9 @@ class ShowUI(Reducer):
 
 
 def distances(pixels: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """How far each cell's pixels are from those right of it [rows, cols - 1] and below it [rows - 1, cols], float32.
+    """Pixel distances to the cell on the right [rows, cols - 1] and to the cell below [rows - 1, cols], float32.
 
-    Cells that are no whole number of pixels are sampled, each at equally many.
+    If a cell is not a whole number of pixels, all cells are sampled at the same number of pixels.
     """
     height, width = max(1, pixels.shape[0] // grid.rows), max(1, pixels.shape[1] // grid.cols)
     y, x = centres(pixels.shape[0], grid.rows * height), centres(pixels.shape[1], grid.cols * width)
@@ -90,7 +90,7 @@ def distances(pixels: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
 
 
 def contrast(right: Tensor, down: Tensor) -> Tensor:
-    """[rows * cols] float32: each cell's mean distance to its neighbours; 0 where it has none."""
+    """[rows * cols] float32: each cell's mean distance to its neighbours; 0 for a cell without neighbours."""
 
     def around(right: Tensor, down: Tensor) -> Tensor:
         return pad(right, (1, 0)) + pad(right, (0, 1)) + pad(down, (0, 0, 1, 0)) + pad(down, (0, 0, 0, 1))
@@ -100,7 +100,7 @@ def contrast(right: Tensor, down: Tensor) -> Tensor:
 
 
 def quotas(size: Tensor, unlike: Tensor, k: int) -> list[int]:
-    """How many tokens each area keeps: one, and more by what it has beyond one; some none if k is fewer than areas."""
+    """Tokens that each area keeps: one, and more by its size; if k is below the number of areas, some keep none."""
     if k < len(size):
         chosen: list[int] = torch.zeros_like(size).index_fill(0, top(unlike, k), 1).tolist()
         return chosen

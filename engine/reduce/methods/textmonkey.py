@@ -1,12 +1,13 @@
-"""TextMonkey: keep tokens that no later token of the page resembles.
+"""TextMonkey: keep the tokens that no later token of the page resembles.
 
 Source: Liu et al., 2024, arXiv:2403.04473 (released code: Yuliang-Liu/Monkey), the filter before its resampler.
-A token counts as much as its largest cosine with any token after it falls short: of copies the last one stays, and the
-very last token always. The crops of a tiled picture are looked at together: what one of them repeats of another goes.
-Departs from it: the resampler that mixes what was dropped into what is kept is trained, and left out. The thumbnail,
-which the paper appends whole, is filtered by itself once it would take more than its share of the budget. After means
-in reading order over the whole picture, not crop by crop. Rows are compared before the projector where the encoder
-gives such rows, after it where it merges patches.
+A token ranks higher, the smaller its largest cosine with any later token is. Of several copies, the last one stays. The
+very last token always stays. The crops of a tiled picture are compared together: a token that a later crop repeats is
+dropped.
+Departs from the paper: the resampler, which mixes dropped tokens into kept tokens, is trained, and is left out. The
+paper appends the whole thumbnail; here the thumbnail is filtered by itself once it would take more than its share of
+the budget. "Later" means later in reading order over the whole picture, not crop by crop. Rows are compared before the
+projector, or after the projector if the encoder merges patches.
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class TextMonkey(Reducer):
     fits: ClassVar[Fits] = "tiles"
     tile_aware: ClassVar[bool] = True
 
-    thumbnail_ratio: float = 1 / 3  # the thumbnail's share of the budget, at most; the paper's 256 of 768
+    thumbnail_ratio: float = 1 / 3  # largest share of the budget for the thumbnail; the paper's 256 of 768
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.thumbnail_ratio <= 1.0:
@@ -43,7 +44,7 @@ class TextMonkey(Reducer):
     def select(self, inputs: VisualInputs, k: int) -> Tensor:
         rows = inputs.proj if inputs.enc is None else inputs.enc
         n_thumbnail = inputs.grid.n_thumbnail
-        if inputs.places is not None:  # what an earlier stage left of it
+        if inputs.places is not None:  # the tokens of the thumbnail that an earlier method left
             n_thumbnail = int((inputs.places < n_thumbnail).sum())
         n_crops = inputs.n - n_thumbnail
         of_thumbnail = max(min(n_thumbnail, round(k * self.thumbnail_ratio)), k - n_crops)

@@ -1,11 +1,12 @@
-"""ToDRE: keep the tokens that are least alike in sum, one after the other.
+"""ToDRE: keep one token after the other, each with the least summed similarity to the tokens kept before.
 
 Source: Li et al., 2025, arXiv:2505.18757 (stage 1; the authors have released no code).
-Starting from one token, the next is the one whose cosines with the kept tokens have the smallest sum (the revised
-paper), or the one whose nearest kept token is farthest (`mode=k_center`, the first version).
-Departs from it: only the stage between encoder and language model; the second one, which drops all visual tokens at a
-decoder layer, is not a reducer. The first token is the one least like the others on average, a choice of ours;
-`start=attended` begins with the one the encoder attends to most. Kept tokens keep their positions in the prompt.
+The method starts from one token. The next token is the one whose cosines with the kept tokens have the smallest sum
+(the revised paper), or the one whose nearest kept token is farthest (`mode=k_center`, the first version).
+Departs from the paper: this is only the stage between encoder and language model. The second stage, which drops all
+visual tokens at a decoder layer, is the method `todre2`. The first token is the one least like the others on average, a
+choice of ours; `start=attended` begins with the token that the encoder attends to most. Kept tokens keep their
+positions in the prompt.
 """
 
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ class ToDRE(Reducer):
     source: ClassVar[str] = "arXiv:2505.18757"
     group: ClassVar[Group] = "by unlikeness or coverage"
 
-    mode: Literal["max_sum", "k_center"] = "max_sum"
-    start: Literal["unlike", "attended"] = "unlike"  # first: the token least like the others, or most attended to
+    mode: Literal["max_sum", "k_center"] = "max_sum"  # the next token: least sum of cosines, or least largest cosine
+    start: Literal["unlike", "attended"] = "unlike"  # first token: least like the others, or most attended
 
     def needs(self, tower: Tower) -> frozenset[Signal]:
         return frozenset({signals.saliency()}) if self.start == "attended" else frozenset()

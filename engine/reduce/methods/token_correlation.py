@@ -1,14 +1,14 @@
-"""Token-level Correlation: keep more of the tiles whose tokens repeat less, and in each the tokens that stand alone.
+"""Token-level Correlation: keep more of the tiles whose tokens repeat less, and in each tile the unrepeated tokens.
 
 Source: Zhang et al., 2024, arXiv:2407.14439 (the authors have released no code).
-A token like many others of its tile is redundant; the share of the others is the tile's density of information, and
-says how much of the tile is kept. Among them attention decides: the most attended to, or, where a few outliers have
-almost all attention, a draw in proportion to it.
-Departs from it: its constants are choices of ours: like is a cosine above 0.9, many is a tenth of the
-tile, the density is at least 0.05, an outlier has ten times the mean. The budget is met exactly: what the tiles ask
-for, a thumbnail for all of its tokens, is scaled to it; in a tile the tokens that are not redundant come first, then
-the others. Tokens are compared as the last layer of the tower leaves them; without a CLS row, attention received is
-read.
+A token that resembles many others of its tile is redundant. The share of the other tokens is the tile's information
+density, which says how much of the tile is kept. Among the other tokens attention decides: the most attended tokens are
+kept, or, if a few outliers have almost all attention, a draw in proportion to attention.
+Departs from the paper: the constants are choices of ours. Tokens are alike above a cosine of 0.9; many is a tenth of
+the tile; the density is at least 0.05; an outlier has ten times the mean attention. The method meets the budget
+exactly: the counts that the tiles ask for are scaled to the budget, and a thumbnail asks for all of its tokens. In a
+tile, the tokens that are not redundant come first, then the redundant ones. Tokens are compared as the last layer of
+the tower leaves them. Without a CLS row, the method reads attention received.
 """
 
 import math
@@ -37,9 +37,9 @@ class TokenCorrelation(Reducer):
     tile_aware: ClassVar[bool] = True
 
     similarity: float = 0.9  # cosine above which two tokens are alike
-    crowd: float = 0.1  # share of its tile that a redundant token is like
-    floor: float = 0.05  # least density of information
-    dominance: float = 10.0  # times the mean attention, above which outliers dominate a tile
+    crowd: float = 0.1  # least share of its tile that a redundant token resembles
+    floor: float = 0.05  # least information density
+    dominance: float = 10.0  # an outlier that dominates its tile has more than this many times the mean attention
 
     def __post_init__(self) -> None:
         for name in ("similarity", "crowd", "floor"):
@@ -67,26 +67,26 @@ class TokenCorrelation(Reducer):
         return torch.cat(kept).sort().values
 
     def redundant(self, rows: Tensor) -> Tensor:
-        """[m] bool: which rows ([m, C] of length 1, of one tile) are like many others."""
+        """[m] bool: which rows ([m, C] of length 1, of one tile) resemble many others."""
         alike = (rows @ rows.T > self.similarity).fill_diagonal_(False)
         return alike.sum(1) >= max(self.crowd * len(rows), 1)
 
     def asked(self, redundant: Tensor) -> int:
-        """How many tokens a tile asks for."""
+        """Number of tokens that a tile asks for."""
         n = len(redundant)
         return max(n - int(redundant.sum()), math.ceil(self.floor * n))
 
     def order(self, attention: Tensor, redundant: Tensor, draw: Tensor) -> Tensor:
-        """[m] int64: a tile's tokens, those to be kept first; `draw` is uniform in [0, 1)."""
+        """[m] int64: a tile's tokens, the first to keep first; `draw` is uniform in [0, 1)."""
         if bool(attention.max() > self.dominance * attention.mean()):
-            # The largest of logarithm plus Gumbel noise are a draw in proportion, none twice.
+            # The largest sums of logarithm and Gumbel noise are a draw in proportion, without replacement.
             attention = attention.log() - (-draw.log()).log()
         best = torch.sort(attention, descending=True, stable=True).indices
         return best[torch.sort(redundant[best], stable=True).indices]
 
 
 def _tiles(inputs: VisualInputs) -> list[Tensor]:
-    """Of each tile its rows that are left, int64 on the device of the features."""
+    """The rows left of each tile, int64 on the device of the features."""
     places = torch.arange(inputs.n) if inputs.places is None else inputs.places.cpu()
     row_of = torch.full((inputs.grid.n_tokens,), -1).index_copy_(0, places, torch.arange(inputs.n))
     found = [row_of[torch.tensor(tile.cells())] for tile in inputs.grid.tiles]

@@ -1,11 +1,13 @@
-"""Token Transforming: mix every token into all of the most attended ones, by how alike they are.
+"""Token Transforming: keep the most attended tokens, and mix every token into all of them by similarity.
 
 Source: Zeng et al., 2025, arXiv:2506.05709 (AuroraZengfh/TokenTransforming, which holds no code yet).
-Many to many: the informative tokens are those that the encoder attends to most; each token shares out a mass of 1 among
-them by a softmax over the cosines of attention keys, and counts by the attention it gets itself.
-Departs from it: written from the paper's idea, so the temperature is ours; the paper cuts inside the encoder at several
-depths, while this is one cut after it; before the projector where the encoder gives such rows, after it where it merges
-patches; without a CLS row, attention received takes the place of CLS's. A row stands where its informative token stood.
+The method maps many tokens to many. The informative tokens are those that the encoder attends to most. Each token
+shares out a mass of 1 among the informative tokens by a softmax over the cosines of attention keys. The attention on
+the token weighs this mass.
+Departs from the paper: the method is written from the paper's idea, so the temperature is ours. The paper cuts inside
+the encoder at several depths; this method cuts once, after the encoder. Rows are mixed before the projector, or after
+the projector if the encoder merges patches. Without a CLS row, attention received takes the place of CLS's attention. A
+row stands where its informative token stood.
 """
 
 from dataclasses import dataclass
@@ -19,17 +21,17 @@ from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import ENC, Signal, Tower
 from foveate.engine.vision.transform import TokenTransform
 
-_LEAST = 1e-6  # of the mean importance, added to all: no row is made of nothing, even where attention is 0
+_LEAST = 1e-6  # share of the mean importance, added to all tokens: no row is empty where attention is 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenTransforming(Reducer):
-    """A dense W of k * n numbers, none negative."""
+    """W is dense: k * n numbers, none negative."""
 
     source: ClassVar[str] = "arXiv:2506.05709"
     group: ClassVar[Group] = "select and merge"
 
-    temperature: float = 0.1  # of the softmax over cosines: small merges each token into the nearest informative one
+    temperature: float = 0.1  # of the softmax over cosines; small: a token joins the nearest informative token
 
     def __post_init__(self) -> None:
         if not 0.001 <= self.temperature <= 10.0:

@@ -1,13 +1,15 @@
-"""ToMe: inside the vision tower, merge the rows that are most alike, a few after every layer.
+"""ToMe: inside the vision tower, merge the most similar rows, a few after every layer.
 
 Source: Bolya et al., 2022, arXiv:2210.09461 (released code: facebookresearch/ToMe).
-Rows at even places are matched to those at odd ones by the cosine of their attention keys, the best pairs become their
-mean weighted by what each stands for, and attention counts a merged row as often as rows went into it (`proportional`).
-Departs from it: rows merge after the layer, not between its two halves; they alternate in reading order among what is
-left. The number merged a layer follows from the budget, the same everywhere; where half the rows would not do, a layer
-merges more than once. A merged row stands where its destination stood, with that one's position in towers that have
-rotary positions. Towers with windows merge only after the layers with full attention; the CLS row never merges. Where
-the tower cannot be cut, or with this as a stage after others, the same is done behind it, all at once.
+Rows at even places are matched to rows at odd places by the cosine of their attention keys. The best pairs become their
+mean, weighted by the number of cells that each row stands for. Attention counts a merged row as often as rows went into
+it (`proportional`).
+Departs from the paper: rows merge after the layer, not between its two halves. Even and odd places alternate in reading
+order among the rows left. The number of merges in a layer follows from the budget and is the same in every layer. If
+half of the rows is not enough, a layer merges more than once. A merged row stands where its destination stood, with the
+destination's position in towers with rotary positions. Towers with windows merge only after layers with full attention.
+The CLS row never merges. If the tower cannot be cut, or if the method follows other methods, all merges happen behind
+the tower, at once.
 """
 
 from dataclasses import dataclass
@@ -27,13 +29,13 @@ from foveate.engine.vision.transform import TokenTransform
 
 @dataclass(frozen=True, kw_only=True)
 class ToMe(EncoderCut):
-    """Every row goes on in one of those that are left."""
+    """Every row is part of exactly one of the rows left."""
 
     source: ClassVar[str] = "arXiv:2210.09461"
 
-    start: float = 0.0  # the layers it merges after, as shares of the depth
-    stop: float = 1.0
-    proportional: bool = True  # attention counts a row as often as what it stands for
+    start: float = 0.0  # the first layer to merge after, as a share of the depth
+    stop: float = 1.0  # the last layer to merge after, as a share of the depth
+    proportional: bool = True  # attention counts a row as often as the rows that went into it
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.start <= self.stop <= 1.0:

@@ -1,16 +1,16 @@
-"""Turbo: merge tokens that are alike and that the encoder attends to little, layer by layer of the encoder.
+"""Turbo: merge similar tokens that the encoder attends to little, layer by layer of the encoder.
 
 Source: Ju et al., 2024, arXiv:2407.11717 (released code: anakin-skywalker-Joseph/Turbo).
-At each layer every other row is matched with the closest of the rest by the cosine of their attention keys; from that,
-30 times the attention CLS pays to the row that would go is taken off, and the best pairs merge, weighted by the tokens
-in them. As many merge at each layer.
-Departs from it: it acts after the encoder, on the keys and the attention of some of its layers, where the paper merges
-inside every block, adds log(size) to attention and merges text too; a merged row's keys are the mean of its tokens',
-its attention their sum, which is what log(size) makes of it. The budget says how many merge, so there is no least
-count of rows that ends it, and the last layer goes on merging where halves were not enough. Attention is scaled to a
-mean of 1/576, that of the picture sizes it was tuned on, so that `alpha` means the same for any size and encoder
-(`compat` leaves it as it is); without a CLS row it is attention received. Rows are mixed before the projector where the
-encoder gives such rows, after it where it merges patches.
+At each layer, every other row is matched with the most similar of the remaining rows by the cosine of their attention
+keys. From the cosine, the method subtracts 30 times the attention that CLS pays to the row that would merge away. The
+best pairs merge, weighted by the tokens in each row. Each layer merges the same number of rows.
+Departs from the paper: the method acts after the encoder, on the keys and the attention of some of its layers. The
+paper merges inside every block, adds log(size) to attention and merges text too. The keys of a merged row are the mean
+over its tokens, and its attention is the sum over its tokens, as log(size) makes it. The budget sets the number of
+merges, so no least number of rows ends them. The last layer merges more if halves were not enough. Attention is scaled
+to a mean of 1/576, the mean at the picture sizes that the paper was tuned on, so `alpha` means the same for any size
+and encoder (`compat` does not scale). Without a CLS row, the method reads attention received. Rows are mixed before the
+projector, or after the projector if the encoder merges patches.
 """
 
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import ENC, Signal, Tower
 from foveate.engine.vision.transform import TokenTransform
 
-_FACTOR = 30.0  # of attention against cosine, as released
-_USUAL = 576  # tokens
+_FACTOR = 30.0  # weight of attention against cosine, as released
+_USUAL = 576  # tokens of the pictures that the paper was tuned on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +38,10 @@ class Turbo(Reducer):
     source: ClassVar[str] = "arXiv:2407.11717"
     group: ClassVar[Group] = "select and merge"
 
-    alpha: float = 1.0  # how much attention protects from merging; 0: by likeness alone
-    beta: float = 1.0  # and by how much less with each layer away from `gamma`
-    gamma: int = 0  # the layer where it protects most, by index
-    n_layers: int = 4  # that are asked, evenly over the depth, the last one among them
+    alpha: float = 1.0  # how much attention protects a row from merging; 0: similarity alone
+    beta: float = 1.0  # factor on `alpha` for each layer away from `gamma`
+    gamma: int = 0  # index of the layer where attention protects most
+    n_layers: int = 4  # layers to merge by: evenly over the depth, the last layer included
     compat: bool = False  # attention is not scaled to the picture's size, as released
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class Turbo(Reducer):
         return merge_by_layers(inputs, k, evenly(self.n_layers), decide)
 
     def _value(self, inputs: VisualInputs, layer: float) -> Tensor:
-        """[n] float32: what is taken off the cosine of a row that would go."""
+        """[n] float32: the amount to subtract from the cosine of a row that would merge away."""
         weight = _FACTOR * self.alpha * self.beta ** abs(self.gamma - inputs.tower.layer(layer))
         attention = saliency(inputs, layer)
         if not self.compat:

@@ -1,7 +1,7 @@
 """Uniform: keep a regular grid of tokens, whatever the picture shows.
 
-The most even h x w <= k lattice (`primitives.lattice`), then exactly k - h*w more cells, each the farthest from all
-kept so far. Depends on the grid and k alone.
+The method keeps the most even h x w <= k lattice (`ranking.lattice`), then exactly k - h*w more cells, each the
+farthest from all cells kept so far. The choice depends on the grid and k alone.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Uniform(Reducer):
         coarse = lattice(grid, k)
         kept = lattice_cells(grid, coarse)
         ys, xs = torch.arange(grid.n_tokens) // grid.cols, torch.arange(grid.n_tokens) % grid.cols
-        # Squared distance in integers: exact ties. To a lattice it splits by axis, so no [n, h*w] table is needed.
+        # Integer squared distances tie exactly. The distance to a lattice splits by axis: no [n, h*w] table is needed.
         dy = (ys[:, None] - centres(grid.rows, coarse.rows)).square().amin(1)
         dx = (xs[:, None] - centres(grid.cols, coarse.cols)).square().amin(1)
 

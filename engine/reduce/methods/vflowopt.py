@@ -1,14 +1,15 @@
-"""VFlowOpt: keep the tokens that widely seen tokens look at, and recycle the others square by square.
+"""VFlowOpt: keep the tokens that the most attended tokens attend to, and merge the others square by square.
 
 Source: Yang et al., 2025, arXiv:2508.05211 (released code: sihany077/VFlowOpt).
-Tokens attended to several times the mean are asked where they look; that, and if wanted the entropy of a token's
-pixels, is its importance. The least important are dropped, but those of one square of cells become one row, their mean
-weighted by importance, in the place of the most important of them. So no token is lost.
-Departs from it: only the stage before the language model. Layers, square and weights are searched offline there and
-are settings here; squares begin at 4 x 4 cells and are as small as half of the budget can hold. As many go as leave
-exactly the budget, where the paper leaves about as much. Rows are mixed before the projector where the encoder gives
-such rows. Where no token stands out, and in a picture of tiles, which do not see each other, importance is attention
-received. Entropy is that of true grey values, where the released code wraps normalised ones, and its patch is the cell.
+The importance of a token is the attention that it gets from the most attended tokens: those that receive several times
+the mean. The entropy of a token's pixels can be added. The least important tokens are dropped. The dropped tokens of
+one square of cells become one row: their mean, weighted by importance, in the place of the most important of them. So
+no token is lost.
+Departs from the paper: this is only the stage before the language model. The paper searches layers, square and weights
+offline; here they are settings. Squares begin at 4 x 4 cells and are as small as half of the budget can hold. Exactly
+the budget is left; the paper leaves about as much. Rows are mixed before the projector if the encoder gives rows before
+the projector. If no token stands out, and in a picture of tiles, which do not attend to each other, importance is
+attention received. Entropy is that of true grey values over a cell; the released code wraps normalised values.
 """
 
 import math
@@ -27,7 +28,7 @@ from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import ENC, PIXELS, Signal, Tower
 from foveate.engine.vision.transform import TokenTransform
 
-_LEAST = 1e-12  # importance, so that a square of tokens nobody looks at is their plain mean
+_LEAST = 1e-12  # least importance, so that a square of unattended tokens is their plain mean
 _GREYS = 256
 
 
@@ -39,10 +40,10 @@ class VFlowOpt(Reducer):
     group: ClassVar[Group] = "by attention"
     tile_aware: ClassVar[bool] = True
 
-    threshold: float = 7.0  # times the mean attention received, above which a token is asked where it looks
-    entropy: float = 0.0  # weight of the entropy of pixels beside attention; both sum to 1 over a picture
-    side: int = 4  # cells along the edge of a square, at least
-    layer: int = -1  # whose attention is read
+    threshold: float = 7.0  # times the mean attention received: tokens above it give importance to others
+    entropy: float = 0.0  # weight of the entropy of pixels; attention weighs 1; both sum to 1 over a picture
+    side: int = 4  # least number of cells along the edge of a square
+    layer: int = -1  # the layer whose attention is read
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.threshold <= 10_000.0:
@@ -78,7 +79,7 @@ class VFlowOpt(Reducer):
 def _squares(inputs: VisualInputs, k: int, side: int) -> tuple[Tensor, int]:
     """The square of each row, int64 [n] numbered from 0, and its side.
 
-    It is the least from `side` on whose squares are no more than half of `k`; beyond the whole picture there is none.
+    The side is the least, from `side` on, with at most k / 2 squares; it ends at the longest side of the picture.
     """
     grid, at = inputs.grid, torch.arange(inputs.n) if inputs.places is None else inputs.places.cpu()
     in_crops = at >= grid.n_thumbnail
@@ -86,7 +87,7 @@ def _squares(inputs: VisualInputs, k: int, side: int) -> tuple[Tensor, int]:
     cols = torch.where(in_crops, grid.cols, max(grid.thumbnail, 1))
     y, x = local // cols, local % cols
     longest = max(grid.rows, grid.cols, grid.thumbnail)
-    if k == 1:  # even the thumbnail and the crops are one
+    if k == 1:  # thumbnail and crops share the one row
         return torch.zeros_like(at), longest
     while True:
         key = (in_crops * longest + y // side) * longest + x // side
@@ -97,16 +98,16 @@ def _squares(inputs: VisualInputs, k: int, side: int) -> tuple[Tensor, int]:
 
 
 def _n_dropped(squares: Tensor, k: int, n_squares: int) -> int:
-    """How many of the least important tokens are dropped, so that with a row for each of their squares k are left.
+    """Number of tokens to drop, so that the kept tokens and one row for each square of dropped tokens make k rows.
 
     Args:
         squares: [n] int64, the square of each token, the least important first; at most k different ones.
-        n_squares: what the paper drops more than n - k.
+        n_squares: the number of tokens that the paper drops beyond n - k.
     """
     n = len(squares)
     first = torch.full((n,), n).scatter_reduce_(0, squares, torch.arange(n), "amin")
     opened = torch.zeros(n, dtype=torch.int64).index_fill_(0, first[first < n], 1).cumsum(0)
-    left = n - torch.arange(1, n + 1) + opened  # rows, if the first 1, 2, ... n are dropped
+    left = n - torch.arange(1, n + 1) + opened  # rows left if the first 1, 2, ... n are dropped
     fitting = (left == k).nonzero()[:, 0] + 1
     return min(max(n - k + n_squares, int(fitting[0])), int(fitting[-1]))
 

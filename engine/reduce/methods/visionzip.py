@@ -1,14 +1,14 @@
-"""VisionZip: keep the tokens the encoder attends to most and merge the others into a few contextual ones.
+"""VisionZip: keep the most attended tokens, and merge the others into a few contextual tokens.
 
 Source: Yang et al., 2024, arXiv:2412.04467 (released code: dvlab-research/VisionZip).
-Of k tokens a share is contextual, by default the paper's 10 of 64. Targets are spread evenly over the tokens that are
-not dominant; every other one joins the target whose attention key is nearest by cosine.
-Departs from it: a contextual row is the plain mean of the target and its members, so its norm is that of a visual token
-and a model that was not trained for it reads it rightly; `compat` restores the released target + mean of members, of
-weight 2. The CLS row, which the paper keeps as one of the dominant tokens, is dropped: it has no place in the picture.
-Contextual rows stand where their targets stood, in reading order, not after the dominant ones. Rows are mixed before
-the projector where the encoder gives such rows, after it where it merges patches; without a CLS row, attention
-received ranks the tokens.
+A share of the k tokens is contextual, by default the paper's 10 of 64. Targets are spread evenly over the tokens that
+are not dominant. Every other token joins the target with the nearest attention key by cosine.
+Departs from the paper: a contextual row is the plain mean of the target and its members. So its norm is that of a
+visual token, and a model without training for it reads it correctly. `compat` restores the released target + mean of
+members, of weight 2. The paper keeps the CLS row as one of the dominant tokens; here the CLS row is dropped, because it
+has no place in the picture. Contextual rows stand where their targets stood, in reading order, not after the dominant
+tokens. Rows are mixed before the projector, or after the projector if the encoder merges patches. Without a CLS row,
+attention received ranks the tokens.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class VisionZip(Reducer):
     source: ClassVar[str] = "arXiv:2412.04467"
     group: ClassVar[Group] = "select and merge"
 
-    contextual_ratio: float = 10 / 64  # share of contextual tokens, to the nearest token; 0: selection only
+    contextual_ratio: float = 10 / 64  # share of contextual tokens, rounded; 0: selection only
     compat: bool = False  # contextual row = target + mean of its members, as released
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ class VisionZip(Reducer):
         )
 
     def _clusters(self, inputs: VisualInputs, dominant: Tensor, n_contextual: int) -> tuple[Tensor, Tensor]:
-        """Return the anchors [k], increasing, and for each of the M tokens the output row it goes into."""
+        """Return the anchors [k], increasing, and the output row of each of the n tokens."""
         n = inputs.n
         keys = torch.nn.functional.normalize(finite("attention keys", inputs.keys()), dim=-1)
         left = complement(dominant, n)
@@ -75,7 +75,7 @@ class VisionZip(Reducer):
         nearest = (keys[left.to(keys.device)] @ keys[targets.to(keys.device)].T).argmax(1).cpu()
         anchor = torch.cat([dominant, targets]).sort().values
         goes_to = torch.arange(n).index_copy(0, left, targets[nearest])
-        goes_to = goes_to.index_copy(0, targets, targets)  # not to an identical key at a lower index
+        goes_to = goes_to.index_copy(0, targets, targets)  # even if a lower index has an identical key
         return anchor, torch.searchsorted(anchor, goes_to)
 
 

@@ -1,12 +1,12 @@
-"""VMTC: keep the tokens the encoder attends to most and merge the others into clusters of what looks alike.
+"""VMTC: keep the most attended tokens, and merge the others into clusters of similar tokens.
 
 Source: Yang et al., 2024, arXiv:2411.15453, its visual-modality token compression.
-Three quarters of the budget are the primary tokens, kept as they are; the others fall into as many clusters as the
-rest of it has tokens, by density peaks, and each cluster becomes its mean, weighted by attention, at its centre.
-Departs from it: written from the abstract, so the share of primary tokens, the clustering and its neighbours are ours;
-clusters are of the rows before the projector where the encoder gives such rows, after it where it merges patches, and
-are mixed there; without a CLS row, attention received ranks and weighs the tokens. The paper's second half, which
-inhibits attention inside the language model, is not part of it.
+Three quarters of the budget are primary tokens, kept as they are. The other tokens form as many clusters as the rest of
+the budget has tokens, by density peaks. Each cluster becomes its mean, weighted by attention, at its centre.
+Departs from the paper: the method is written from the abstract, so the share of primary tokens, the clustering and its
+neighbours are ours. The rows before the projector are clustered and mixed, or the rows after the projector if the
+encoder merges patches. Without a CLS row, attention received ranks and weighs the tokens. The paper's second half,
+which inhibits attention inside the language model, is not part of this method.
 """
 
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ class VMTC(Reducer):
     source: ClassVar[str] = "arXiv:2411.15453"
     group: ClassVar[Group] = "select and merge"
 
-    primary_ratio: float = 0.75  # share of tokens kept as they are, to the nearest token; 1: selection only
-    n_neighbours: int = 5  # tokens that make a density, itself among them
+    primary_ratio: float = 0.75  # share of tokens kept as they are, rounded; 1: selection only
+    n_neighbours: int = 5  # tokens that a density counts, the token itself included
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.primary_ratio <= 1.0:

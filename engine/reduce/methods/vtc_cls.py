@@ -1,11 +1,11 @@
-"""VTC-CLS: keep the tokens the encoder's CLS row attends to most, over all its layers together.
+"""VTC-CLS: keep the tokens that the encoder's CLS row attends to most, summed over its layers.
 
 Source: Wang et al., 2024, arXiv:2412.05819 (released code: THU-MIG/VTC-CLS).
-The score of a token is the sum of its CLS attention from layer `start` to the one whose output the projector reads.
-Departs from it: `start`, which the released scripts set per benchmark, is the first layer, as for GQA; 1.0 is the last
-layer alone, which is FasterVLM. Where the encoder has no CLS row, attention received stands in, at the price of one
-pass over all pairs of tokens per layer; layers that attend in windows do not count, and no layer counts twice. Kept
-tokens keep their positions in the prompt.
+The score of a token is the sum of its CLS attention from layer `start` to the layer whose output the projector reads.
+Departs from the paper: `start`, which the released scripts set per benchmark, is the first layer, as for GQA; 1.0 is
+the last layer alone, which is FasterVLM. If the encoder has no CLS row, the method reads attention received, at the
+price of one pass over all pairs of tokens per layer. Layers with windowed attention do not count, and no layer counts
+twice. Kept tokens keep their positions in the prompt.
 """
 
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ from foveate.engine.vision.signals import LayerRef, Signal, Tower
 
 @dataclass(frozen=True, kw_only=True)
 class VtcCls(Reducer):
-    """Reads one attention row per layer; the features do not matter."""
+    """Reads one attention row per layer and no features."""
 
     source: ClassVar[str] = "arXiv:2412.05819"
     group: ClassVar[Group] = "by attention"
 
     start: float = 0.0  # the first layer that counts, as a share of the depth
-    combine: Literal["sum", "min", "max"] = "sum"  # of a token's attention over the layers
+    combine: Literal["sum", "min", "max"] = "sum"  # of the attention on a token over the layers
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.start <= 1.0:

@@ -1,15 +1,15 @@
-"""ZOO-Prune: keep tokens to which the projector is sensitive and that are unlike each other.
+"""ZOO-Prune: keep tokens to which the projector is sensitive and that differ from each other.
 
 Source: Kim et al., 2025, arXiv:2509.24837 (the released code is a stub).
-How much the projector's output moves when a token is moved a little in random directions, by central differences, is
-its sensitivity, brought to 0..1. The most sensitive is kept first, then that with the largest product of sensitivity
-and cosine distance to the nearest kept one.
-Departs from it: 3 directions where the paper takes 64: each is two passes of all tokens through the projector. They are
-the same for all tokens, so that chance moves all sensitivities alike and the order of tokens does not matter. The step
-is 0.01, the paper's, in float32, and larger in narrower types, which would round it away: the cube root of their
-resolution. Where sensitivities are within 2 % of each other, or there is no projector to ask (after a stage that mixed
-its output, or where pictures are scaled down behind it), all count the same, and diversity decides alone. Patches that
-become one token are moved together.
+The sensitivity of a token is how much the projector's output moves when the token moves a little in random directions,
+by central differences, scaled to 0..1. The most sensitive token is kept first. Each next token has the largest product
+of sensitivity and cosine distance to the nearest kept token.
+Departs from the paper: the method takes 3 directions; the paper takes 64. Each direction costs two passes of all tokens
+through the projector. The directions are the same for all tokens, so chance moves all sensitivities alike and the order
+of tokens does not matter. The step is 0.01, the paper's, in float32. Narrower types would round that step away, so
+their step is the cube root of their resolution. If sensitivities are within 2 % of each other, or if there is no
+projector to run (after a method that mixed its output, or if pictures are scaled down behind it), all tokens count the
+same, and diversity decides alone. Patches that become one token move together.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from foveate.engine.reduce.base import Group, Reducer
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import CELLS, Signal, Tower
 
-_FLAT = 0.02  # differences below this share of the largest are sampling and rounding
+_FLAT = 0.02  # differences below this share of the largest are noise of sampling and rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,8 @@ class ZooPrune(Reducer):
     source: ClassVar[str] = "arXiv:2509.24837"
     group: ClassVar[Group] = "by unlikeness or coverage"
 
-    directions: int = 3  # the paper's: 64
-    step: float = 0.01  # how far a token is moved, times a direction of standard normal numbers
+    directions: int = 3  # number of random directions; the paper's: 64
+    step: float = 0.01  # how far a token moves, times a direction of standard normal numbers
 
     def __post_init__(self) -> None:
         if not 1 <= self.directions <= 256:
