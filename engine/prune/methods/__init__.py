@@ -1,1 +1,1 @@
-"""Methods by which visual tokens leave the residual stream at a layer of the decoder. One file each."""
+"""Methods that drop visual tokens at a layer of the decoder: one method, one file."""

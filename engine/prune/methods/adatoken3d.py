@@ -1,11 +1,11 @@
-"""AdaToken-3D: PyramidDrop's ranking on a schedule that was fitted to how information flows through the layers.
+"""AdaToken-3D: in stages, keep visual tokens by PyramidDrop's ranking, on a schedule fitted to information flow.
 
-Source: Zhang et al., 2025, arXiv:2505.12782 (released code), made for LLaVA-3D. The schedule is the released one, ten
+Source: Zhang et al., 2025, arXiv:2505.12782 (released code), made for LLaVA-3D. The schedule is the released one: ten
 falls over a decoder of 32 layers.
-Departs from it: falls are joined to at most `max_points`, those below a tenth first, and layers hold the same on
-average, because each point is a block table more; `max_points=10` is the released schedule. It is not fitted to the
-model here (`foveate tune` and `gsearch` are). Positions stay, where the released code numbers survivors anew
-(`compact` does).
+Departs from the paper: each point costs one more block table. So falls are joined into at most `max_points` points,
+falls below a tenth first, with the same mean over layers; `max_points=10` is the released schedule. The schedule is not
+fitted to the model here (`foveate tune` and `gsearch` fit theirs). Positions stay; the released code renumbers the kept
+tokens, as `compact` does.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ from foveate.engine.prune.schedule import Point, of_table, table_of
 
 @dataclass(frozen=True, kw_only=True)
 class AdaToken3D(Staged):
-    """Ranks as PyramidDrop does: the last token's attention in the layer to come."""
+    """Ranks as PyramidDrop does, by the attention of the prompt's last token in the next layer."""
 
     source: ClassVar[str] = "arXiv:2505.12782"
     paper: ClassVar[tuple[int, ...]] = (4, 8, 12, 16, 18, 20, 22, 24, 26, 28)
     depth: ClassVar[int] = 32
 
     shares: str = "0.9,0.8,0.75,0.7,0.6,0.55,0.5,0.45,0.4,0.25"
-    max_points: int = 4  # layers at which tokens leave
+    max_points: int = 4  # largest number of layers at which tokens are dropped
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,12 +1,13 @@
-"""AIM, stage 2: layer by layer, keep the visual tokens that a walk along the attention graph comes to most often.
+"""AIM, stage 2: layer by layer, keep the visual tokens that a walk along the attention graph visits most.
 
-Source: Zhong et al., 2024, arXiv:2412.03248 (released code: LaVi-Lab/AIM), the pruning inside the language model; the
-merging before it is the reducer `aim`, so both is `aim+aim2`.
+Source: Zhong et al., 2024, arXiv:2412.03248 (released code: LaVi-Lab/AIM), the pruning inside the language model. The
+merging before the language model is the reducer `aim`; `aim+aim2` is both.
 The walk starts anywhere in the prompt and follows the attention of the layer before, sharpened by a temperature, five
-times; a token counts by the root mean square over heads. Shares fall in a straight line from all at half of the decoder
-to none at about four fifths, the released 14 and 22 of 28 layers.
-Departs from it: the falls, eight there, are joined to at most `max_points`, and layers hold the same on average,
-because each point is a block table more; `max_points=8` is the released schedule. A picture keeps its own share.
+times. The score of a token is the root mean square over heads. Shares fall in a straight line from all tokens at half
+of the decoder to none at about four fifths: the released layers 14 and 22 of 28.
+Departs from the paper: each point costs one more block table. So the paper's eight falls are joined into at most
+`max_points` points with the same mean over layers; `max_points=8` is the released schedule. Each picture keeps its own
+share.
 """
 
 from collections.abc import Sequence
@@ -23,16 +24,16 @@ from foveate.engine.prune.schedule import Point, of_table
 
 @dataclass(frozen=True, kw_only=True)
 class AIM2(Pruner):
-    """Each step of the walk costs the products of all queries and keys once more."""
+    """Each step of the walk computes the products of all queries and keys once more."""
 
     source: ClassVar[str] = "arXiv:2412.03248"
 
     start: float = 0.5  # share of the depth up to which all tokens stay
-    end: float = 22 / 28  # share of the depth from which on there are none
-    max_points: int = 4  # layers at which tokens leave
-    temperature: float = 0.1
-    steps: int = 5
-    damping: float = 0.0  # share of the walk that starts anew at each step; as released, none
+    end: float = 22 / 28  # share of the depth from which on no visual token stays
+    max_points: int = 4  # largest number of layers at which tokens are dropped
+    temperature: float = 0.1  # of the attention along which the walk goes
+    steps: int = 5  # of the walk
+    damping: float = 0.0  # share of the walk that starts again at each step; as released, none
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.start < self.end <= 1.0:

@@ -1,11 +1,11 @@
-"""DUET-VLM, stage 2: in stages, keep the visual tokens that the words of the question attend to in the layer to come.
+"""DUET-VLM, stage 2: in stages, keep the visual tokens that the words of the question attend to in the next layer.
 
-Source: Singh et al., 2026, arXiv:2602.18846 (released code: AMD-AGI/DUET-VLM), its stage inside the language model;
-the one at the encoder is the reducer `duet`, so both is `duet+duet2`.
-PyramidDrop with the mean over the words after the pictures in the place of the last one. Layers and shares are those
-released for Qwen2.5-VL.
-Departs from it: all words count, where the paper may be given salient ones from outside. Positions stay, where the
-released code numbers survivors anew (`compact` does).
+Source: Singh et al., 2026, arXiv:2602.18846 (released code: AMD-AGI/DUET-VLM), its stage inside the language model. The
+stage at the encoder is the reducer `duet`; `duet+duet2` is both.
+The method is PyramidDrop with the mean over the words after the pictures in the place of the last word. Layers and
+shares are the ones released for Qwen2.5-VL.
+Departs from the paper: all words count; the paper may be given salient words from outside. Positions stay; the released
+code renumbers the kept tokens, as `compact` does.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from foveate.engine.prune.probe import Probe
 
 @dataclass(frozen=True, kw_only=True)
 class Duet2(Staged):
-    """Costs a row of attention per word and stage."""
+    """Costs one row of attention per word and stage."""
 
     source: ClassVar[str] = "arXiv:2602.18846"
     paper: ClassVar[tuple[int, ...]] = (14, 21)
     depth: ClassVar[int] = 28
 
     shares: str = "0.5,0.25"
-    rows: Literal["question", "last"] = "question"  # who attends; last: the last token alone, as PyramidDrop
+    rows: Literal["question", "last"] = "question"  # whose attention ranks; last: the last token's, as in PyramidDrop
 
     def select(self, probe: Probe, counts: Sequence[int]) -> Kept:
         rows = probe.question if self.rows == "question" else probe.last

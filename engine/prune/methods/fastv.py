@@ -1,9 +1,9 @@
 """FastV: after a few layers, drop the visual tokens that the prompt's last token attends to least.
 
 Source: Chen et al., 2024, arXiv:2403.06764 (released code: pkunlp-icler/FastV).
-The attention is that of the layer before, which is paid anyway, a mean over heads. Positions stay.
-Departs from it: the count is of each picture, not of all together; k = 0, random tokens there, is `horizon`; in a
-decoder of two layers the default k is 1.
+The method reads the attention of the layer before, as a mean over heads; that layer computes it anyway. Positions stay.
+Departs from the paper: the count holds for each picture, not for all pictures together. The paper's k = 0, which keeps
+random tokens, is the method `horizon`. In a decoder of two layers the default k is 1.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ class FastV(Pruner):
     """One stage, one row of attention. Kept sets are nested: a smaller count keeps a subset."""
 
     source: ClassVar[str] = "arXiv:2403.06764"
-    paper: ClassVar[tuple[int, int]] = (2, 32)  # layers that see all tokens, and how many there are
+    paper: ClassVar[tuple[int, int]] = (2, 32)  # layers that hold all tokens; layers of the decoder
 
-    k: int = 0  # layers that see all tokens; 0: the paper's, scaled to the depth
-    r: float = 0.5  # share that leaves after them
+    k: int = 0  # layers that hold all tokens; 0: the paper's, scaled to the depth
+    r: float = 0.5  # share of the visual tokens that is dropped after these layers
 
     def __post_init__(self) -> None:
         if self.k < 0:

@@ -1,10 +1,10 @@
-"""G-Search: FastV's ranking on the schedule that a search has found: per layer, the fewest visual tokens it needs.
+"""G-Search: keep visual tokens by FastV's ranking; a search has found the fewest that each layer needs.
 
-Source: Zhao et al., 2024, arXiv:2412.00556 (abstract alone read). The ranking hardly changes from layer to
-layer, so a greedy search over the layers, each by bisection, finds the counts; `foveate tune` does it on a user's
-own questions and writes the table that `keep` holds.
-Departs from it: the table's falls are joined to at most `max_points`, and no layer holds less than its share in the
-table. Without a table the shares fall in a straight line from all to almost none, a choice of ours.
+Source: Zhao et al., 2024, arXiv:2412.00556 (abstract alone read). The ranking hardly changes from layer to layer. So a
+greedy search over the layers, by bisection in each layer, finds the counts. `foveate tune` runs the search on a user's
+own questions and writes the table for `keep`.
+Departs from the paper: the table's falls are joined into at most `max_points` points, and no layer holds less than its
+share in the table. Without a table, the shares fall in a straight line from all to almost none, a choice of ours.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class GSearch(Pruner):
     source: ClassVar[str] = "arXiv:2412.00556"
 
     keep: str = ""  # a share per layer, as in "1,1,0.6,0.3", never growing; empty: a straight line
-    max_points: int = 4  # layers at which tokens leave
+    max_points: int = 4  # largest number of layers at which tokens are dropped
 
     def __post_init__(self) -> None:
         table = numbers("keep", self.keep)

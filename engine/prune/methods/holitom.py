@@ -1,11 +1,11 @@
-"""HoliTom, inner merge: after a few layers, merge the visual tokens FastV would drop into the kept ones most like them.
+"""HoliTom, inner merge: after a few layers, merge the visual tokens that FastV drops into the most similar kept ones.
 
 Source: Shao et al., 2025, arXiv:2505.21334 (released code: cokeshao/HoliTom), its part inside the language model.
-Kept are the tokens that the prompt's last token attends to most in the layer before. Of each other, in reading order,
-the kept token with the nearest state by cosine becomes the mean of itself and it; so later ones weigh more, as
-released. `merge=mean` gives all the same weight.
-Departs from it: counts are rounded down, as everywhere here, and tokens merge within their picture; of a picture that
-keeps none, nothing is merged. In a decoder of fewer layers the default k is the last.
+The kept tokens are those that the prompt's last token attends to most in the layer before. The dropped tokens merge in
+reading order: the kept token with the nearest state by cosine becomes the mean of itself and the dropped token. So
+later tokens weigh more, as released. `merge=mean` gives all tokens the same weight.
+Departs from the paper: counts are rounded down, as in all methods here. Tokens merge within their picture; if a picture
+keeps no token, none of its tokens merge. The default k is the paper's, scaled to the depth.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class HoliTom(FastV):
     source: ClassVar[str] = "arXiv:2505.21334"
     paper: ClassVar[tuple[int, int]] = (3, 28)
 
-    merge: Literal["sequential", "mean"] = "sequential"
+    merge: Literal["sequential", "mean"] = "sequential"  # sequential: later tokens weigh more
 
     def select(self, probe: Probe, counts: Sequence[int]) -> Kept:
         keep = best(probe, probe.attention(probe.last)[0], counts)
@@ -48,7 +48,7 @@ class HoliTom(FastV):
         return 2.0 if self.merge == "sequential" else 1.0
 
     def _left(self, size: Tensor, later: Tensor) -> Tensor:
-        """What of a row's weight is left when `later` of `size` in all are merged after it."""
+        """The weight left of a row when `later` of all `size` merged tokens merge after it."""
         return 0.5 ** later.float() if self.merge == "sequential" else 1 / (size + 1).float()
 
     def _alike(self, probe: Probe, gone: Tensor, keep: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class HoliTom(FastV):
 
 
 def _order(into: Tensor, size: Tensor) -> Tensor:
-    """[n] int64: how many before each in the list have the same target."""
+    """[n] int64: the number of earlier tokens in the list with the same target."""
     by_target = torch.sort(into, stable=True).indices
     first = size.cumsum(0) - size
     place = torch.arange(len(into), device=into.device)

@@ -1,12 +1,12 @@
 """Information Horizon: drop visual tokens at random in the deep half of the decoder; the baseline of the family.
 
-Source: Wang et al., 2025, arXiv:2512.07580 (abstract alone read): from some layer on it no longer matters which visual
-tokens are left, and from a later one, the horizon, not whether any is.
-The draw is a function of the pictures, the layer and `seed`. Each stage draws from what the one before left, and a
-smaller count keeps a subset of a larger one's.
-Departs from it: layers and shares are ours, PyramidDrop's shares in the deep half of a 28-layer decoder; `exit` is off,
-as the horizon depends on the model and is deeper for text in pictures (about layer 20 in Qwen2.5-VL's
-28). What reduces before the decoder, DivPrune there, is a reducer of its own: `divprune+horizon`.
+Source: Wang et al., 2025, arXiv:2512.07580 (abstract alone read): from some layer on, it does not matter which visual
+tokens are left. From a later layer, the horizon, it does not matter whether any token is left.
+The draw is a function of the pictures, the layer and `seed`. Each stage draws from the tokens that the stage before
+left. A smaller count keeps a subset.
+Departs from the paper: layers and shares are ours: PyramidDrop's shares in the deep half of a 28-layer decoder. `exit`
+is off, because the horizon depends on the model and is deeper for text in pictures (about layer 20 in Qwen2.5-VL's 28).
+The paper reduces by DivPrune before the decoder; here DivPrune is a reducer of its own: `divprune+horizon`.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from foveate.engine.prune.schedule import Point
 
 @dataclass(frozen=True, kw_only=True)
 class Horizon(Staged):
-    """Reads nothing of the prompt, so its kept sets are known before anything runs."""
+    """Reads nothing of the prompt, so the kept sets are known before prefill."""
 
     source: ClassVar[str] = "arXiv:2512.07580"
     question_aware: ClassVar[bool] = False
@@ -32,8 +32,8 @@ class Horizon(Staged):
     depth: ClassVar[int] = 28
 
     shares: str = "0.5,0.25,0.125"
-    exit: float = 1.0  # from this share of the depth on there are no visual tokens; 1: there always are
-    seed: int = 0  # another draw for the same pictures
+    exit: float = 1.0  # share of the depth from which on no visual token stays; 1: off
+    seed: int = 0  # another seed is another draw for the same pictures
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,14 +1,16 @@
-"""MustDrop, stage 2: in stages, drop visual tokens that the words of the question do not look at, alone or together.
+"""MustDrop, stage 2: in stages, drop visual tokens that the words of the question attend to neither alone nor together.
 
-Source: Liu et al., 2024, arXiv:2411.10803 (released code: liuting20/MustDrop), its stage in the prefill; the one at the
-encoder is the reducer `mustdrop`, so both is `mustdrop+mustdrop2`.
-A token is let go if the words together pay it less than `theta_sum` of what they pay to all visual tokens, and no
-single word pays it `theta_max` of its attention. Attention is that of the layer before, a mean over heads.
-Departs from it: the count is fixed beforehand. Tokens are ranked by how far they are above the threshold that is
-kinder to them, as a ratio: if more pass than may stay, the nearest to the thresholds go, and if fewer, the nearest
-below stay. So only the ratio of the two thresholds matters. The shares are ours, to the paper's 192 of 576 tokens on
-average. The encoder's protected tokens are not known here, and the keys and values of layers already run stay, where
-the paper thins them out afterwards. Positions stay, where the released code numbers survivors anew (`compact` does).
+Source: Liu et al., 2024, arXiv:2411.10803 (released code: liuting20/MustDrop), its stage in the prefill. The stage at
+the encoder is the reducer `mustdrop`; `mustdrop+mustdrop2` is both.
+The paper drops a token under two conditions: the words together pay the token less than `theta_sum` of their attention
+to all visual tokens, and no single word pays the token `theta_max` of its attention. Attention is that of the layer
+before, as a mean over heads.
+Departs from the paper: the count is fixed beforehand. Tokens are ranked by their ratio to the threshold that is kinder
+to them. If more tokens pass than may stay, the tokens nearest to the thresholds are dropped; if fewer pass, the nearest
+tokens below stay. So only the ratio of the two thresholds matters. The shares are ours, fitted to the paper's 192 of
+576 tokens on average. The encoder's protected tokens are not known here. The keys and values of layers already run
+stay; the paper thins them out afterwards. Positions stay; the released code renumbers the kept tokens, as `compact`
+does.
 """
 
 from collections.abc import Sequence
@@ -24,15 +26,15 @@ from foveate.engine.prune.probe import Probe
 
 @dataclass(frozen=True, kw_only=True)
 class MustDrop2(Staged):
-    """Costs a row of attention per word and stage."""
+    """Costs one row of attention per word and stage."""
 
     source: ClassVar[str] = "arXiv:2411.10803"
     paper: ClassVar[tuple[int, ...]] = (3, 7, 11, 15)  # after layers 2, 6, 10 and 14
     depth: ClassVar[int] = 32
 
     shares: str = "0.6,0.4,0.2,0.17"
-    theta_sum: float = 1e-3  # of the words' attention to all visual tokens
-    theta_max: float = 1e-3  # of one word's attention
+    theta_sum: float = 1e-3  # share of the words' attention to all visual tokens
+    theta_max: float = 1e-3  # share of one word's attention
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,9 +1,9 @@
-"""P-Sigmoid: FastV's ranking on a schedule of two numbers: shares fall over the layers as a sigmoid does.
+"""P-Sigmoid: keep visual tokens by FastV's ranking; the shares fall over the layers as a sigmoid of two parameters.
 
-Source: Zhao et al., 2024, arXiv:2412.00556 (abstract alone read): where G-Search has a number per layer, this
-has 1 / (1 + exp(alpha (layer / n_layers - beta))), brought to a budget; `foveate tune` fits both numbers.
-Departs from it: shares end at 1 and the first layer holds all; falls are joined to at most `max_points`, those below a
-tenth first, so that layers hold the same on average. The defaults of alpha and beta are ours.
+Source: Zhao et al., 2024, arXiv:2412.00556 (abstract alone read): G-Search has one number per layer; this method has 1
+/ (1 + exp(alpha (layer / n_layers - beta))), scaled to a budget. `foveate tune` fits both numbers.
+Departs from the paper: shares end at 1, and the first layer holds all tokens. Falls are joined into at most
+`max_points` points, falls below a tenth first, with the same mean over layers. The defaults of alpha and beta are ours.
 """
 
 import math
@@ -23,10 +23,10 @@ class PSigmoid(Pruner):
 
     source: ClassVar[str] = "arXiv:2412.00556"
 
-    alpha: float = 10.0  # how steeply shares fall; 0: all layers but the first hold the same
-    beta: float = 0.4  # where they do, as a share of the depth
-    mean: float = 0.5  # of the visual tokens that entered, what a layer holds on average
-    max_points: int = 4  # layers at which tokens leave
+    alpha: float = 10.0  # how steeply shares fall; 0: all layers but the first hold the same share
+    beta: float = 0.4  # where the shares fall, as a share of the depth
+    mean: float = 0.5  # mean over layers of the share of the entering visual tokens
+    max_points: int = 4  # largest number of layers at which tokens are dropped
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha <= 100.0:
@@ -44,7 +44,7 @@ class PSigmoid(Pruner):
         return of_table(self.table(n_layers), self.max_points, exact_mean=True)
 
     def table(self, n_layers: int) -> list[float]:
-        """What each layer should hold, before falls are joined; `mean` on average."""
+        """The share of each layer before falls are joined; the mean over layers is `mean`."""
         slope = [-math.log1p(math.exp(self.alpha * (i / n_layers - self.beta))) for i in range(1, n_layers)]
         low, high = -800.0, 200.0  # the logarithm of the factor
 

@@ -1,9 +1,9 @@
-"""PyramidDrop: in stages, keep the visual tokens that the prompt's last token attends to in the layer to come.
+"""PyramidDrop: in stages, keep the visual tokens that the prompt's last token attends to in the next layer.
 
 Source: Xing et al., 2024, arXiv:2410.17247 (released code: Cooperx521/PyramidDrop).
-Before a stage's first layer that layer's queries and keys are computed and rank what is left; shares are of the tokens
-that entered. The paper's stages begin after a quarter, half and three quarters of the decoder.
-Departs from it: positions stay, where the released code numbers survivors anew (`compact` does).
+Before the first layer of a stage, the queries and keys of that layer are computed and rank the tokens left. Shares are
+of the tokens that entered. The paper's stages begin after a quarter, half and three quarters of the decoder.
+Departs from the paper: positions stay; the released code renumbers the kept tokens, as `compact` does.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from foveate.engine.prune.probe import Probe
 
 @dataclass(frozen=True, kw_only=True)
 class PyramidDrop(Staged):
-    """Each stage ranks anew; the sets are nested because what left does not come back."""
+    """Each stage ranks again. The kept sets are nested, because a dropped token never returns."""
 
     source: ClassVar[str] = "arXiv:2410.17247"
     paper: ClassVar[tuple[int, ...]] = (8, 16, 24)

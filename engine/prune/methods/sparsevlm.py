@@ -1,16 +1,16 @@
-"""SparseVLM: in stages, keep the visual tokens that the words which bear on the picture attend to.
+"""SparseVLM: in stages, keep the visual tokens that the words related to the picture attend to.
 
 Source: Zhang et al., 2024, arXiv:2410.04417 (released code: Gumpest/SparseVLMs), by default its second version.
-Raters are the words of the question that, by the rows entering the first layer, visual tokens resemble more than words
-on average. Their attention in the layer before ranks the tokens: over the pull that RoPE has at each distance (what
-attention of equal states would be), and over the half of the heads that look at the picture most. `version=v1` ranks
-by plain attention over all heads, clusters the best 30 % of those that leave by density peaks, about ten in each,
-and keeps each cluster's mean.
-Departs from it: the words of the question are raters and the raters' choice is made anew at each point, from the visual
-tokens left; if no word stands out, all are raters. The pull is taken as at least a twentieth of its greatest, since it
-passes through zero. Of v1, clusters are part of the count and stand at their centres, density ties are parted by a
-fixed draw, and positions stay (`compact` numbers survivors anew, as released for v1). Shares are the paper's 300, 200
-and 118 of 576 tokens, its 192 on average.
+Raters are words of the question that visual tokens resemble more than the average word, by the rows that enter the
+first layer. The attention of the raters in the layer before ranks the tokens. It is divided by the pull of RoPE at each
+distance (the attention between equal states), and averaged over the half of the heads that attend to the picture most.
+`version=v1` ranks by plain attention over all heads, clusters the best 30 % of the dropped tokens by density peaks,
+about ten in each cluster, and keeps the mean of each cluster.
+Departs from the paper: the raters are words of the question, chosen again at each point from the visual tokens left. If
+no word stands out, all words are raters. The pull passes through zero, so it counts as at least a twentieth of its
+greatest value. In v1, clusters are part of the count and stand at their centres, a fixed draw breaks ties of density,
+and positions stay (`compact` renumbers the kept tokens, as released for v1). Shares are the paper's 300, 200 and 118 of
+576 tokens, its 192 on average.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ _LEAST_PULL = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class SparseVLM(Staged):
-    """Costs a row of attention per rater and stage."""
+    """Costs one row of attention per rater and stage."""
 
     source: ClassVar[str] = "arXiv:2410.04417"
     reads_inputs: ClassVar[bool] = True
@@ -38,7 +38,7 @@ class SparseVLM(Staged):
     depth: ClassVar[int] = 32
 
     shares: str = "0.521,0.348,0.205"
-    version: Literal["v1", "v2"] = "v2"
+    version: Literal["v1", "v2"] = "v2"  # v1: attention over all heads, dropped tokens in clusters
 
     def select(self, probe: Probe, counts: Sequence[int]) -> Kept:
         raters = self.raters(probe)
@@ -51,7 +51,7 @@ class SparseVLM(Staged):
         return self._with_clusters(probe, scores, plain, merged)
 
     def raters(self, probe: Probe) -> Tensor:
-        """[R] int64: the rows of the question that have a say; never none."""
+        """[R] int64: the rows of the question's words that rate; at least one."""
         inputs = probe.inputs().float()
         words = (inputs[probe.visual] @ inputs[probe.question].T).softmax(1).mean(0)
         found = probe.question[words > words.mean()]
@@ -84,12 +84,12 @@ class SparseVLM(Staged):
 
 
 def _n_recycled(n_gone: int) -> int:
-    """How many of those that are not kept plainly go into clusters."""
+    """Number of dropped tokens that go into clusters."""
     return int(0.3 * n_gone) + 1
 
 
 def _n_merged(n: int, count: int) -> int:
-    """Clusters among `count` rows that stay of n: as many as the paper makes of the others, but one row is plain."""
+    """Clusters among the `count` rows that stay of n: as many as in the paper, but at least one row is no cluster."""
     few = 0
     while count < n and few < count - 1 and few < _n_recycled(n - count + few) // 10 + 1:
         few += 1

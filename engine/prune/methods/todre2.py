@@ -1,10 +1,10 @@
-"""ToDRE, stage 2: drop all visual tokens at a late layer; by then the text has taken over what they say.
+"""ToDRE, stage 2: drop all visual tokens at a late layer; by then the text tokens hold their information.
 
-Source: Li et al., 2025, arXiv:2505.18757 (the authors have released no code), its stage inside the language model; the
-one before it is the reducer `todre`, so both is `todre+todre2`.
-Departs from it: the layer is fixed, where the paper watches for the one at which the last token attends to the picture
-too little: how many tokens a layer holds must be known before a prompt runs. The default is about where the paper
-begins to watch.
+Source: Li et al., 2025, arXiv:2505.18757 (the authors have released no code), its stage inside the language model. The
+stage before the language model is the reducer `todre`; `todre+todre2` is both.
+Departs from the paper: the layer is fixed. The paper watches for the layer at which the last token attends to the
+picture too little, but the number of tokens that a layer holds must be known before a prompt runs. The default is about
+where the paper begins to watch.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ from foveate.engine.prune.schedule import Point, at_depth
 
 @dataclass(frozen=True, kw_only=True)
 class ToDRE2(Pruner):
-    """Ranks nothing."""
+    """Needs no ranking."""
 
     source: ClassVar[str] = "arXiv:2505.18757"
     question_aware: ClassVar[bool] = False
 
-    at: float = 0.6  # share of the depth from which on there are no visual tokens
+    at: float = 0.6  # share of the depth from which on no visual token stays
 
     def __post_init__(self) -> None:
         if not 0.0 < self.at < 1.0:

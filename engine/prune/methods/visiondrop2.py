@@ -1,14 +1,14 @@
-"""VisionDrop, in the decoder: in stages, keep the visual tokens the others attend to, and merge the rest into a few.
+"""VisionDrop, in the decoder: in stages, keep visual tokens that the others attend to, and merge the rest into a few.
 
-Source: Xu et al., 2025, arXiv:2506.22283 (released code: Ruixxxx/VisionDrop), its stages inside the language model; the
-one at the encoder is the reducer `visiondrop`, so both is `visiondrop+visiondrop2`.
-Tokens are ranked by the attention they get from visual tokens in the layer to come; no text has a say. Of those that
-stay a share is contextual, about the paper's 5 of 35, 4 of 26 and 3 of 19 after 48 at the encoder. Their targets are
-spread evenly over what is not dominant; every other token joins the target whose key, a mean over heads, is nearest by
-cosine.
-Departs from it: a picture is ranked by its own tokens, so that what follows it changes nothing. A contextual row is the
-plain mean of target and members and stands where the target stood; `compat` restores the released target + mean of
-members, of weight 2. Positions stay, where the released code numbers survivors anew (`compact` does).
+Source: Xu et al., 2025, arXiv:2506.22283 (released code: Ruixxxx/VisionDrop), its stages inside the language model. The
+stage at the encoder is the reducer `visiondrop`; `visiondrop+visiondrop2` is both.
+Attention received from visual tokens in the next layer ranks the tokens; the method reads no text. A share of the
+tokens that stay is contextual: about the paper's 5 of 35, 4 of 26 and 3 of 19 after 48 at the encoder. Their targets
+are spread evenly over the tokens that are not dominant. Every other token joins the target with the nearest key by
+cosine; a key is a mean over heads.
+Departs from the paper: a picture is ranked by its own tokens, so text after the picture changes nothing. A contextual
+row is the plain mean of target and members and stands where the target stood. `compat` restores the released target +
+mean of members, of weight 2. Positions stay; the released code renumbers the kept tokens, as `compact` does.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from foveate.engine.prune.probe import Probe
 
 @dataclass(frozen=True, kw_only=True)
 class VisionDrop2(Staged):
-    """Every token is in exactly one row that stays, as long as its picture keeps two."""
+    """Every token is in exactly one row that stays, if its picture keeps at least two rows."""
 
     source: ClassVar[str] = "arXiv:2506.22283"
     question_aware: ClassVar[bool] = False
@@ -34,7 +34,7 @@ class VisionDrop2(Staged):
     depth: ClassVar[int] = 32
 
     shares: str = "0.73,0.542,0.396"  # 35, 26 and 19 of 48
-    contextual_ratio: float = 1 / 7  # share of contextual tokens, to the nearest token; 0: selection only
+    contextual_ratio: float = 1 / 7  # share of contextual tokens, rounded; 0: selection only
     compat: bool = False  # contextual row = target + mean of its members, as released
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class VisionDrop2(Staged):
         return Kept(torch.cat(kept), mix)
 
     def _one(self, scores: Tensor, keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Of one picture's n tokens those that stay, [count], and the mix [count, n]."""
+        """The tokens that stay of one picture's n, [count], and the mix, [count, n]."""
         n = len(scores)
         n_contextual = min(round(count * self.contextual_ratio), count - 1) if count < n else 0
         dominant = top(scores, count - n_contextual)
@@ -66,7 +66,7 @@ class VisionDrop2(Staged):
         left = complement(dominant, n)
         targets = left[:: len(left) // n_contextual][:n_contextual]
         into = targets[(keys @ keys[targets].T).argmax(1)]
-        into[targets] = targets  # not to an identical key at a lower index
+        into[targets] = targets  # even if a lower index has an identical key
         into[dominant] = dominant
         keep = torch.cat([dominant, targets]).sort().values
         member = (into[None] == keep[:, None]).float()
