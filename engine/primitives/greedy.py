@@ -1,7 +1,8 @@
-"""Greedy selection: farthest points (P2), coverage, determinants, and unions of quotas (C24, C25 of the literature).
+"""Greedy selection: farthest points, coverage, determinantal point processes, and unions of quotas.
 
-All return picks in the order of picking, so the first j of them are the answer for j. Ties go to the lower index, and
-what is taken is masked: on a blank wall everything else is as good, and rounding may make it better.
+A greedy function returns its picks in the order of picking, so the first j picks are the answer for j. Ties go to the
+lower index. A taken item is masked: on a blank picture all other items are as good, and rounding may make a taken item
+better.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,17 +14,17 @@ from torch import Tensor
 from foveate.engine.common.grid import Grid
 
 _TAKEN = -torch.inf
-_EXHAUSTED = 1e-5  # a determinant's gain below this share of the first is rounding
+_EXHAUSTED = 1e-5  # a determinant's gain below this share of the first gain is rounding
 
 
 def greedy(gain: Tensor, after: Callable[[Tensor], Tensor], taken: Tensor, k: int) -> Tensor:
-    """k times the item of largest gain.
+    """Pick the item of largest gain, k times.
 
     Args:
-        gain: [n] of each item now; not changed.
-        after: pick [1] int64 -> [n] the gains once it is taken.
-        taken: int64 items that are taken already and never returned.
-        k: how many more; at most n minus the taken.
+        gain: [n] the gain of each item before the first pick; not changed.
+        after: from a pick, [1] int64, to the gains [n] after the pick.
+        taken: int64 items that are taken already; they are never picked.
+        k: number of picks; at most n minus the taken items.
 
     Returns:
         [k] int64.
@@ -31,7 +32,7 @@ def greedy(gain: Tensor, after: Callable[[Tensor], Tensor], taken: Tensor, k: in
     free = torch.zeros(gain.shape, device=gain.device, dtype=torch.float32).index_fill(0, taken, _TAKEN)
     picks = []
     for _ in range(k):
-        pick = (gain + free).argmax(0, keepdim=True)  # first of equal ones; stays on the device
+        pick = (gain + free).argmax(0, keepdim=True)  # the first of equal gains; stays on the device
         picks.append(pick)
         free = free.index_fill(0, pick, _TAKEN)
         if len(picks) < k:
@@ -40,13 +41,13 @@ def greedy(gain: Tensor, after: Callable[[Tensor], Tensor], taken: Tensor, k: in
 
 
 def farthest(nearest: Tensor, distance_from: Callable[[Tensor], Tensor], taken: Tensor, k: int) -> Tensor:
-    """Greedy max-min (P2): k times the item farthest from the taken ones (Gonzalez, 1985).
+    """Farthest-point selection (greedy max-min): pick the item farthest from the taken ones, k times (Gonzalez, 1985).
 
     Args:
         nearest: [n] distance of each item to its nearest taken item; not changed.
-        distance_from: item [1] int64 -> [n] distances to it.
-        taken: int64 items that are taken already and never returned.
-        k: how many more; at most n minus the taken.
+        distance_from: from an item, [1] int64, to the distances [n] of all items to the item.
+        taken: int64 items that are taken already; they are never picked.
+        k: number of picks; at most n minus the taken items.
     """
 
     def after(pick: Tensor) -> Tensor:
@@ -58,16 +59,16 @@ def farthest(nearest: Tensor, distance_from: Callable[[Tensor], Tensor], taken: 
 
 
 def coverage(worth: Tensor, k: int, bonus: Tensor | None = None) -> Tensor:
-    """Maximise sum over rows of max over kept columns of `worth`, plus the kept columns' `bonus` (facility location).
+    """Facility location: maximise sum over rows of max over kept columns of `worth`, plus the kept columns' `bonus`.
 
-    Only rows that a pick covers better change what the others would gain; the fewer they get, the cheaper the step.
+    After a pick, only the rows that the pick covers better change the gains. The fewer such rows, the cheaper the step.
 
     Args:
-        worth: [rows, n] float32, at least 0; none: picks follow `bonus`, else the index.
+        worth: [rows, n] float32, at least 0. Without rows, picks follow `bonus`, or the index.
         bonus: [n] float32.
     """
     best = worth.new_zeros(worth.shape[0])
-    gain = worth.sum(0, dtype=torch.float64)  # the sum of many small changes
+    gain = worth.sum(0, dtype=torch.float64)  # float64, because many small changes add up
     if bonus is not None:
         gain = gain + bonus
 
@@ -87,7 +88,7 @@ def coverage(worth: Tensor, k: int, bonus: Tensor | None = None) -> Tensor:
 def determinantal(similarity: Tensor, quality: Tensor, k: int) -> Tensor:
     """Greedy MAP of the determinantal point process with kernel diag(q) S diag(q) (Chen et al., arXiv:1709.05135).
 
-    Where the kernel has no rank left, the best by quality follow, because their order by gain would be rounding.
+    Once the kernel has no rank left, the best items by quality follow, because an order by gain would be rounding.
 
     Args:
         similarity: [n, n] float32, positive semidefinite with a unit diagonal.
@@ -100,7 +101,7 @@ def determinantal(similarity: Tensor, quality: Tensor, k: int) -> Tensor:
     picks: list[Tensor] = []
     free = similarity.new_zeros(n)
     for i in range(k):
-        # Still positive: by determinant; else far below every one that is, by quality.
+        # Gains above the floor rank by determinant. All others rank by quality, far below them.
         gain = torch.where(left > floor, left, quality - quality.max() - 1)
         pick = (gain + free).argmax(0, keepdim=True)
         picks.append(pick)
@@ -115,7 +116,7 @@ def determinantal(similarity: Tensor, quality: Tensor, k: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """Part of a union: the `n` best by `scores` that no earlier part has, and what `spread` adds around them."""
+    """Part of a union: the `n` best rows by `scores` that no earlier part has, and the rows that `spread` adds."""
 
     scores: Tensor  # [n] float32
     n: int
@@ -123,9 +124,9 @@ class Quota:
 
 
 def quota_union(parts: Sequence[Quota], k: int) -> Tensor:
-    """[k] int64, increasing: parts fill in order, each without what earlier ones have; the last fills up to k.
+    """[k] int64, increasing: the union of the parts, each without rows of earlier parts. The last fills up to k.
 
-    A part that would go beyond k is cut: what it spread goes first, the worst by its own scores.
+    A part that would go beyond k is cut: first the rows from its `spread`, the worst by its own scores first.
     """
     taken = torch.zeros(parts[0].scores.shape, dtype=torch.bool, device=parts[0].scores.device)
     for number, part in enumerate(parts):
@@ -142,7 +143,7 @@ def quota_union(parts: Sequence[Quota], k: int) -> Tensor:
 
 
 def neighbours(grid: Grid, rows: Tensor) -> Tensor:
-    """int64: cells above, below, left and right of cells `rows` that lie on the grid; with repetitions."""
+    """int64: the cells of the grid above, below, left and right of the cells `rows`; with repetitions."""
     y, x = rows // grid.cols, rows % grid.cols
     found = [rows[y > 0] - grid.cols, rows[y < grid.rows - 1] + grid.cols, rows[x > 0] - 1, rows[x < grid.cols - 1] + 1]
     return torch.cat(found)

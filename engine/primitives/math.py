@@ -1,4 +1,4 @@
-"""Sinkhorn (P4), largest remainder (P5), windowed cosine (P6), DCT (P7), adaptive pooling (P8), components (P9)."""
+"""Numerics: Sinkhorn, largest remainder, windowed cosine, DCT, adaptive pooling, connected components."""
 
 from collections.abc import Sequence
 
@@ -10,12 +10,12 @@ from foveate.engine.primitives.ranking import unit
 
 
 def sinkhorn(cost: Tensor, u: Tensor, v: Tensor, eps: float, n_steps: int = 100) -> Tensor:
-    """P4: entropic transport plan [n, m] whose rows sum to about u and columns to exactly v.
+    """Sinkhorn: the entropic transport plan [n, m] whose rows sum to about u and whose columns sum to exactly v.
 
     Args:
         cost: [n, m] float32.
         u, v: [n] and [m] marginals of equal sum.
-        eps: regularisation; the cost's least is subtracted first, which changes nothing but underflow.
+        eps: regularisation. The least cost is subtracted first, against underflow; the plan stays the same.
     """
     kernel = torch.exp((cost.min() - cost) / eps)
     r, c = torch.ones_like(u), torch.ones_like(v)
@@ -29,9 +29,10 @@ def sinkhorn(cost: Tensor, u: Tensor, v: Tensor, eps: float, n_steps: int = 100)
 
 
 def largest_remainder(weights: Sequence[float], total: int, caps: Sequence[int]) -> list[int]:
-    """P5: share `total` by weight, none above its cap; what a cap cuts off is shared among the rest by weight.
+    """Largest remainder: share `total` by weight, no share above its cap.
 
-    Weights of zero get something only once all others are full; ties go to the earlier. total <= sum of caps.
+    The others share what a cap cuts off, again by weight. A weight of zero gets a share only once all others are full.
+    Ties go to the earlier entry. total <= sum of caps.
     """
     assert 0 <= total <= sum(caps), "the caps leave room for the total"
     shares = [0] * len(weights)
@@ -40,7 +41,7 @@ def largest_remainder(weights: Sequence[float], total: int, caps: Sequence[int])
         heavy = [i for i in free if weights[i] > 0] or free
         scale = sum(weights[i] for i in heavy)
         exact = {i: left * (weights[i] / scale if scale > 0 else 1 / len(heavy)) for i in heavy}
-        if over := [i for i in heavy if exact[i] >= caps[i]]:  # full; the rest is shared anew
+        if over := [i for i in heavy if exact[i] >= caps[i]]:  # these are full; the others share again
             shares = [caps[i] if i in over else n for i, n in enumerate(shares)]
             free = [i for i in free if i not in over]
             left = total - sum(shares)
@@ -54,21 +55,24 @@ def largest_remainder(weights: Sequence[float], total: int, caps: Sequence[int])
 
 
 def window_cosine(rows: Tensor, grid: Grid, side: int) -> Tensor:
-    """P6: [grid.rows // side, grid.cols // side] float32, mean cosine of different rows in each side x side window.
+    """Windowed cosine: the mean cosine of different rows in each side x side window.
 
-    Windows do not overlap and start at the upper left; a ragged border is left out. side >= 2.
+    Windows do not overlap and start at the upper left; cells beyond the last whole window are left out. side >= 2.
+
+    Returns:
+        [grid.rows // side, grid.cols // side] float32.
     """
     down, across = grid.rows // side, grid.cols // side
     cut = unit(rows).view(grid.rows, grid.cols, -1)[: down * side, : across * side]
     windows = cut.reshape(down, side, across, side, -1).permute(0, 2, 1, 3, 4).flatten(2, 3)
     n = side * side
-    same = windows.square().sum((2, 3))  # below n where rows are zero
+    same = windows.square().sum((2, 3))  # below n if rows are zero
     out: Tensor = (windows.sum(2).square().sum(2) - same) / (n * (n - 1))
     return out
 
 
 def dct(n: int) -> Tensor:
-    """P7: [n, n] float64, the orthonormal DCT-II; its transpose is the inverse (DCT-III)."""
+    """[n, n] float64: the orthonormal DCT-II. Its transpose is its inverse (DCT-III)."""
     k, i = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
     basis: Tensor = torch.cos(torch.pi * k * (2 * i + 1) / (2 * n)) * (2 / n) ** 0.5
     basis[0] /= 2**0.5
@@ -76,14 +80,17 @@ def dct(n: int) -> Tensor:
 
 
 def low_pass(n: int, m: int) -> Tensor:
-    """P7: [m, n] float64, keep the m lowest frequencies of an axis of n and go back on m places; not rescaled."""
+    """[m, n] float64: keep the m lowest DCT frequencies of n places, transformed back onto m places; not rescaled."""
     return dct(m).T @ dct(n)[:m]
 
 
 def pool_blocks(n: int, m: int) -> tuple[Tensor, Tensor]:
-    """P8: pair each of m blocks of an axis of n cells with its cells: two int64 vectors, by block, then by cell.
+    """Adaptive pooling: the blocks and cells of all pairs of a block and one of its cells, for m blocks of n cells.
 
-    Block i spans floor(i n / m) to ceil((i + 1) n / m); where m does not divide n, neighbours share a cell.
+    Block i spans floor(i n / m) to ceil((i + 1) n / m). If m does not divide n, neighbouring blocks share a cell.
+
+    Returns:
+        two int64 vectors of equal length, by block, then by cell.
     """
     block, cell = torch.arange(m)[:, None], torch.arange(n)
     pairs = torch.nonzero((cell >= block * n // m) & (cell * m < (block + 1) * n))
@@ -91,14 +98,14 @@ def pool_blocks(n: int, m: int) -> tuple[Tensor, Tensor]:
 
 
 def components(right: Tensor, down: Tensor) -> Tensor:
-    """P9: label the 4-connected parts of a grid by the least index in each.
+    """Label the 4-connected components of a grid by the least cell index in each component.
 
     Args:
-        right: [H, W - 1] bool, whether a cell is joined with the one right of it.
-        down: [H - 1, W] bool, with the one below.
+        right: [H, W - 1] bool, whether a cell is connected with the cell on its right.
+        down: [H - 1, W] bool, whether a cell is connected with the cell below.
 
     Returns:
-        [H * W] int64.
+        [H * W] int64, the label of each cell.
     """
     height, width = right.shape[0], down.shape[1]
     index = torch.arange(height * width, device=right.device).view(height, width)

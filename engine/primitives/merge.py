@@ -1,4 +1,4 @@
-"""Merging: bipartite matching (P1) and density-peak clusters (P3). Deterministic; scores in float32."""
+"""Merging: bipartite matching and density-peak clusters. Deterministic; scores in float32."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -10,22 +10,22 @@ from foveate.engine.primitives.ranking import complement, finite, top, unit
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.transform import Space, TokenTransform
 
-_ROUNDING = 1e-12  # of a squared distance, in shares of what it is the difference of
+_ROUNDING = 1e-12  # squared distances below this share of the squared norms are rounding
 
 
 class Match(NamedTuple):
-    """Each even row's best odd partner."""
+    """The best odd partner of each even row."""
 
-    best: Tensor  # [ceil(n / 2)] int64, the partner's row; of equal ones the first
+    best: Tensor  # [ceil(n / 2)] int64, the partner's row; ties go to the first
     score: Tensor  # [ceil(n / 2)] float32
 
 
 def match(metric: Tensor, bias: Tensor | None = None) -> Match:
-    """Split rows into even (sources) and odd (destinations) and match by cosine (ToMe, arXiv:2210.09461).
+    """Match each even row (source) with an odd row (destination) by cosine (ToMe, arXiv:2210.09461).
 
     Args:
         metric: [n, d], n >= 2.
-        bias: [n] float32, added to the score of each source: -inf keeps it from merging.
+        bias: [n] float32, added to the score of each source: -inf keeps the source from merging.
     """
     rows = unit(metric)
     score, best = (rows[::2] @ rows[1::2].T).max(1)
@@ -33,10 +33,10 @@ def match(metric: Tensor, bias: Tensor | None = None) -> Match:
 
 
 def bipartite(metric: Tensor, r: int, bias: Tensor | None = None) -> Tensor:
-    """P1: merge the r best-matched even rows into their odd partners.
+    """Bipartite soft matching (ToMe): merge the r best-matched even rows into their odd partners.
 
     Returns:
-        [n] int64, the row each row goes into: itself if it is not merged. r is cut to floor(n / 2).
+        [n] int64, the row that each row merges into; a row that stays has itself. r is at most floor(n / 2).
     """
     n = metric.shape[0]
     into = torch.arange(n, device=metric.device)
@@ -49,11 +49,11 @@ def bipartite(metric: Tensor, r: int, bias: Tensor | None = None) -> Tensor:
 
 
 def merge_into(into: Tensor, size: Tensor | None = None, space: Space = "proj") -> TokenTransform:
-    """The transform of a merge, anchored at destinations.
+    """The transform of a merge. Each output row has its destination as anchor.
 
     Args:
         into: [n] int64 as `bipartite` returns it; no chains.
-        size: [n], what each row stands for and so weighs (`wavg`); None: every row weighs the same (`mean`).
+        size: [n], the weight of each row, such as the tokens that it stands for; None: every row weighs the same.
     """
     into = into.cpu()
     anchor, owner = torch.unique(into, return_inverse=True)
@@ -65,14 +65,15 @@ def merge_into(into: Tensor, size: Tensor | None = None, space: Space = "proj") 
 
 
 class Clusters(NamedTuple):
-    centres: Tensor  # [c] int64, increasing
-    owner: Tensor  # [n] int64, the cluster of each row, 0..c-1
+    centres: Tensor  # [c] int64, increasing: the rows that are centres
+    owner: Tensor  # [n] int64, the cluster of each row, in 0..c-1
 
 
 def _distances(rows: Tensor) -> Tensor:
-    """[n, C] -> float32 [n, n], Euclidean over sqrt(C), equal rows at 0.
+    """Euclidean distances of rows [n, C], divided by sqrt(C): float32 [n, n]. Equal rows have distance 0.
 
-    By a matrix product, in float64 and around the mean, since it subtracts: equal rows leave but rounding.
+    A matrix product gives the distances as differences of large numbers. So the product is in float64 and around the
+    mean, and a difference that is only rounding becomes 0.
     """
     wide = rows.double()
     wide = wide - wide.mean(0)
@@ -83,12 +84,12 @@ def _distances(rows: Tensor) -> Tensor:
 
 
 def dpc_knn(rows: Tensor, c: int, n_neighbours: int, seed: int = 0) -> Clusters:
-    """P3: density peaks. Centres are the c rows densest and farthest from anything denser; others join the nearest.
+    """Density-peak clusters (DPC-KNN). Centres are the c rows densest and farthest from denser rows; others join them.
 
     Args:
         rows: [n, C] finite; 1 <= c <= n.
-        n_neighbours: rows that make a density, the row itself among them; cut to n.
-        seed: of the noise below 1e-6 that parts equal densities.
+        n_neighbours: rows that a density counts, the row itself included; at most n.
+        seed: of the noise below 1e-6 that separates equal densities.
     """
     n = rows.shape[0]
     distance = _distances(rows)
@@ -104,7 +105,7 @@ def dpc_knn(rows: Tensor, c: int, n_neighbours: int, seed: int = 0) -> Clusters:
 
 
 def nearest(metric: Tensor, targets: Tensor) -> Tensor:
-    """[n] int64: the target (a row number of `targets`, int64) each row is nearest to by cosine; targets their own."""
+    """[n] int64: the row of `targets` (row numbers, int64) nearest to each row by cosine. A target has itself."""
     rows = unit(metric)
     found = (rows @ rows[targets].T).argmax(1)
     return targets[found].index_copy(0, targets, targets)
@@ -113,13 +114,13 @@ def nearest(metric: Tensor, targets: Tensor) -> Tensor:
 def select_and_merge(
     kept: Tensor, targets: Tensor, into: Tensor, weights: Tensor | None = None, space: Space = "proj"
 ) -> TokenTransform:
-    """Rows `kept` as they are; each other row goes into the target `into` names.
+    """Keep the rows `kept` as they are; merge each other row into the target that `into` names.
 
     Args:
         kept: int64, increasing; disjoint from `targets`.
         targets: int64, increasing.
-        into: [n] int64, a target for every row that is not kept, or -1 to drop it; of kept rows not read.
-        weights: [n] float32 of the rows that are merged; None: the plain mean of target and members.
+        into: [n] int64, the target of each row that is not kept, or -1 to drop the row; not read for kept rows.
+        weights: [n] float32, the weights of the rows that merge; None: the plain mean of target and members.
     """
     n = into.shape[0]
     kept, targets, goes_to = kept.cpu(), targets.cpu(), into.cpu().clone()
@@ -134,28 +135,28 @@ def select_and_merge(
 
 
 class Pass(NamedTuple):
-    """One round of merging layer by layer: what a method decides from."""
+    """One round of merging layer by layer, as a method sees it when it decides."""
 
-    layer: float  # whose keys are compared, as a share of the depth
-    member: Tensor  # [rows, n] float32, 1 where a token is in a row
-    keys: Tensor  # [rows, head_dim], sums over a row's tokens: cosines do not see the difference
-    n_over: int  # rows more than the budget
-    n_layers_left: int  # this one included; 0 and less: the last layer goes on
+    layer: float  # the layer whose keys are compared, as a share of the depth
+    member: Tensor  # [rows, n] float32, 1 if the token is in the row
+    keys: Tensor  # [rows, head_dim], sums over a row's tokens; the cosines are those of the means
+    n_over: int  # number of rows above the budget
+    n_layers_left: int  # this layer included; 0 or less: the last layer is used again
 
 
 def evenly(n_layers: int) -> list[float]:
-    """So many layers over the whole depth, the last one among them, as shares of it."""
+    """`n_layers` layers, evenly over the depth, as shares of the depth; the last layer is one of them."""
     return [(i + 1) / n_layers for i in range(n_layers)]
 
 
 def merge_by_layers(
     inputs: VisualInputs, k: int, layers: Sequence[float], decide: Callable[[Pass], tuple[int, Tensor | None]]
 ) -> TokenTransform:
-    """Merge pairs of like keys layer by layer until k rows are left; each the plain mean of its tokens.
+    """Merge pairs of similar keys layer by layer until k rows are left. Each row is the plain mean of its tokens.
 
     Args:
-        decide: how many pairs merge at most in a round (half of the rows and the budget limit it too), and what is
-            added to the cosine of a row that would go, [rows], or None.
+        decide: returns the largest number of pairs to merge in a round (half of the rows and the budget are limits
+            too), and a bias [rows] on the cosine of a row that would merge away, or None.
     """
     n_left, n_passes = inputs.n, 0
     into = torch.arange(n_left, device=inputs.proj.device)

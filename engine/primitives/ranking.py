@@ -1,6 +1,6 @@
-"""What many reducers share: checks, stable top-k, cosine, and lattices on the token grid. See also primitives_*.py.
+"""Checks of signals, stable top-k, cosines, and lattices on the token grid.
 
-All of it is deterministic: ties go to the lower index, and what can be integer arithmetic is.
+Every function is deterministic: ties go to the lower index, and integers replace floats where they can.
 """
 
 import torch
@@ -16,7 +16,7 @@ def finite(what: str, values: Tensor) -> Tensor:
     """Return `values` in float32.
 
     Raises:
-        ImageError: one is NaN or infinite; ranking it would keep arbitrary tokens. One host synchronisation.
+        ImageError: a value is NaN or infinite. A ranking would keep arbitrary tokens. One host synchronisation.
     """
     values = values.float()
     if not bool(torch.isfinite(values).all()):
@@ -25,26 +25,26 @@ def finite(what: str, values: Tensor) -> Tensor:
 
 
 def saliency(inputs: VisualInputs, layer: LayerRef = -1) -> Tensor:
-    """[n] float32: how much the encoder attends to each token at a layer; CLS attention, else attention received (P10).
+    """[n] float32: how much the encoder attends to each token at a layer.
 
-    Asked for as `signals.saliency(layer)`.
+    CLS attention, or attention received in an encoder without a CLS row. A method asks for `signals.saliency(layer)`.
     """
     return finite("attention weights", inputs.saliency(layer))
 
 
 def top(scores: Tensor, k: int) -> Tensor:
-    """[k] int64, increasing: the k largest of `scores` [n]; ties go to the lower index (torch.topk promises none)."""
+    """[k] int64, increasing: the k largest of `scores` [n]; ties go to the lower index, unlike in torch.topk."""
     return torch.sort(scores, descending=True, stable=True).indices[:k].sort().values
 
 
 def norm01(scores: Tensor) -> Tensor:
-    """(s - min) / (max - min + 1e-6)."""
+    """Scale scores to 0..1: (s - min) / (max - min + 1e-6)."""
     low, high = scores.min(), scores.max()
     return (scores - low) / (high - low + 1e-6)
 
 
 def unit(rows: Tensor) -> Tensor:
-    """[n, D] -> float32 [n, D] of length 1, so that products are cosines; a row shorter than 1e-6 is divided by that.
+    """[n, D] -> float32 [n, D] of length 1, so that products are cosines; a row shorter than 1e-6 is divided by 1e-6.
 
     Raises:
         ImageError: a number is not finite.
@@ -61,8 +61,8 @@ def complement(taken: Tensor, n: int) -> Tensor:
 def lattice(grid: Grid, k: int) -> Grid:
     """The coarse grid of at most k cells that covers `grid` most evenly.
 
-    The longer side of a coarse cell, max(rows / h, cols / w), is as short as can be; then h * w is as large as can
-    be; then h is small. Maximising h * w first would answer a prime k with a single row.
+    The longer side of a coarse cell, max(rows / h, cols / w), is as short as possible; then h * w is as large as
+    possible; then h is as small as possible. Maximising h * w first would give a single row for a prime k.
     """
     shapes = [Grid(h, min(grid.cols, k // h)) for h in range(1, min(grid.rows, k) + 1)]
     return min(shapes, key=lambda s: (max(grid.rows / s.rows, grid.cols / s.cols), -s.n_tokens, s.rows))

@@ -1,1 +1,1 @@
-"""How one budget is shared among several images, or among the tiles of one: one way, one file (`vlm.visual.split`)."""
+"""Ways to share one budget among several images, or among the tiles of one (`vlm.visual.split`): one way, one file."""

@@ -1,4 +1,4 @@
-"""Area: in proportion to the visual tokens offered, so every part is seen at one resolution. The default."""
+"""Area: every part gets a share in proportion to its visual tokens, so all parts have one resolution. The default."""
 
 from foveate.engine.reduce.sharing import Area
 

@@ -1,7 +1,8 @@
-"""Information: in proportion to tokens offered times detail per token, read from the pixels before anything is encoded.
+"""Information: every part gets a share in proportion to its visual tokens times its detail per token.
 
-Detail is the mean absolute difference of neighbouring grey values, in eighths of a grey level, plus one level, so that
-a blank page still counts for something and noise of one level does not decide.
+The detail is read from the pixels before anything is encoded: the mean absolute difference of neighbouring grey values,
+in eighths of a grey level, plus one level. With the extra level, a blank page still counts for something, and noise of
+one level does not decide.
 """
 
 from collections.abc import Sequence

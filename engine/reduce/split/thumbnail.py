@@ -1,14 +1,15 @@
-"""Thumbnail: half to a tiled image's thumbnail, the rest to its crops by the attention the thumbnail pays their region.
+"""Thumbnail: half of the budget to a tiled image's thumbnail, the rest to its crops by the thumbnail's attention.
 
-Source: the allocation of HiRED (arXiv:2408.10945, B4 with alpha = 1/2), by attention mass instead of hit counts.
-Images that have no tiles, and several images among each other, share by area.
+Source: the allocation of HiRED (arXiv:2408.10945) with alpha = 1/2, by the attention on a crop's region instead of hit
+counts.
+Images without tiles, and several images among each other, share by area.
 """
 
 from collections.abc import Sequence
 
 from foveate.engine.reduce.sharing import Part, Split
 
-_STEPS = 1 << 20  # attention is turned into integers, so that shares are exact
+_STEPS = 1 << 20  # attention becomes integers, so that shares are exact
 
 
 class Thumbnail(Split):

@@ -1,4 +1,4 @@
-"""Uniform: the same for every part, whatever its size."""
+"""Uniform: every part gets the same share, whatever its size."""
 
 from collections.abc import Sequence
 
