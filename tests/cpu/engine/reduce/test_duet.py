@@ -1,4 +1,4 @@
-"""DUET-VLM's stage at the encoder, written out plainly, and the properties of its specification."""
+"""DUET-VLM's stage at the encoder, written out plainly, and the properties of the method."""
 
 import pytest
 import torch

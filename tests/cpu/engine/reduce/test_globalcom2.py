@@ -1,4 +1,4 @@
-"""GlobalCom2 against its steps, written out plainly on tiled pictures, and the properties of its specification."""
+"""GlobalCom2 against its steps, written out plainly on tiled pictures, and the properties of the method."""
 
 import dataclasses
 import itertools

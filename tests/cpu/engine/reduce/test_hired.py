@@ -1,4 +1,4 @@
-"""HiRED against its steps, written out plainly on tiled pictures, and the properties of its specification."""
+"""HiRED against its steps, written out plainly on tiled pictures, and the properties of the method."""
 
 import dataclasses
 import itertools

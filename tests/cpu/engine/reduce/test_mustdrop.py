@@ -1,4 +1,4 @@
-"""MustDrop's stage at the encoder, written out plainly, and the properties of its specification."""
+"""MustDrop's stage at the encoder, written out plainly, and the properties of the method."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""The shared primitives (P1 to P10 of the specification), each against a plain definition and its properties."""
+"""The shared primitives, each against a plain definition and its properties."""
 
 import itertools
 import math
@@ -25,7 +25,7 @@ def rows(n: int, width: int, seed: int) -> torch.Tensor:
     return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
 
 
-# --- P1 --------------------------------------------------------------------------------------------------------------
+# --- bipartite matching ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -56,7 +56,7 @@ def test_merging_keeps_mass_and_provenance(seed: int) -> None:
     assert torch.equal(plain.anchor[plain.back], into)
 
 
-# --- P2 and greedy selection -----------------------------------------------------------------------------------------
+# --- greedy selection ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -118,7 +118,7 @@ def test_quota_union_fills_exactly() -> None:
     assert greedy.neighbours(Grid(2, 3), torch.tensor([2])).tolist() == [5, 1]
 
 
-# --- P3 --------------------------------------------------------------------------------------------------------------
+# --- density-peak clusters -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -143,7 +143,7 @@ def test_select_and_merge_drops_what_goes_nowhere() -> None:
     assert merge.nearest(torch.tensor([[1.0, 0], [0, 1], [1, 0.1]]), torch.tensor([0, 1])).tolist() == [0, 1, 0]
 
 
-# --- P4, P5 ----------------------------------------------------------------------------------------------------------
+# --- Sinkhorn and largest remainder ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -174,7 +174,7 @@ def test_largest_remainder_by_hand() -> None:
     assert maths.largest_remainder([0, 1], 3, [9, 2]) == [1, 2]
 
 
-# --- P6 to P9 --------------------------------------------------------------------------------------------------------
+# --- windowed cosine, DCT, pooling, components -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("side", [2, 3])
@@ -224,7 +224,7 @@ def test_components_are_a_flood_fill(seed: int) -> None:
     assert maths.components(right, down).tolist() == labels
 
 
-# --- signals and P10 -------------------------------------------------------------------------------------------------
+# --- signals and saliency --------------------------------------------------------------------------------------------
 
 
 def test_layers_resolve_against_the_tower() -> None:

@@ -1,4 +1,4 @@
-"""PruMerge against its steps, written out plainly, and the properties of its specification."""
+"""PruMerge against its steps, written out plainly, and the properties of the method."""
 
 import dataclasses
 

@@ -49,7 +49,7 @@ def plain(inputs: VisualInputs, k: int, similarity: float) -> list[int]:
 
 @pytest.mark.parametrize("encoder", ["cls", "merging"])
 @pytest.mark.parametrize("seed", range(20))
-def test_it_is_the_specification_step_by_step(pictures, seed: int, encoder: str) -> None:
+def test_it_follows_the_paper_step_by_step(pictures, seed: int, encoder: str) -> None:
     for similarity in (0.9, 0.5):
         inputs, k = pictures.draw("token_correlation", seed, encoder)
         inputs = crowded(inputs, seed)

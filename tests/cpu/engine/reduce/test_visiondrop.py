@@ -1,4 +1,4 @@
-"""VisionDrop's stage at the encoder, written out plainly, and the properties of its specification."""
+"""VisionDrop's stage at the encoder, written out plainly, and the properties of the method."""
 
 import pytest
 import torch
