@@ -34,7 +34,7 @@ class Pruner:
     question_aware: ClassVar[bool] = True  # reads what follows the pictures: the deeper layers are never shared
     reads_inputs: ClassVar[bool] = False  # wants `Probe.inputs`, the rows that entered the first layer
 
-    compact: bool = False  # True: kept tokens get new positions in deeper layers (one-axis RoPE)
+    compact: bool = False  # kept tokens get new positions in deeper layers (one-axis RoPE); False: they keep theirs
 
     def points(self, n_layers: int) -> tuple[Point, ...]:
         """Where tokens leave and what share of those that entered stays: layers ascending in [1, n_layers), shares
@@ -67,8 +67,8 @@ class Staged(Pruner):
     paper: ClassVar[tuple[int, ...]]  # the layers of the paper's decoder
     depth: ClassVar[int]  # which has so many
 
-    layers: str = ""  # before which tokens are dropped: "8,16,24"; empty: the paper's, scaled to the depth
-    shares: str  # of the entering visual tokens that stay, one for each of `layers`
+    layers: str = ""  # the layers before which tokens are dropped, as in "8,16,24"; empty: the paper's, scaled
+    shares: str  # share of the entering visual tokens that stay at each of `layers`
 
     def __post_init__(self) -> None:
         checked(self.layers, self.shares, self.paper)

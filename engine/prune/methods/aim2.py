@@ -31,8 +31,8 @@ class AIM2(Pruner):
     start: float = 0.5  # share of the depth up to which all tokens stay
     end: float = 22 / 28  # share of the depth from which on no visual token stays
     max_points: int = 4  # largest number of layers at which tokens are dropped
-    temperature: float = 0.1  # of the attention along which the walk goes
-    steps: int = 5  # of the walk
+    temperature: float = 0.1  # temperature of the attention that the walk follows
+    steps: int = 5  # steps of the walk
     damping: float = 0.0  # share of the walk that starts again at each step; as released, none
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ class Duet2(Staged):
     depth: ClassVar[int] = 28
 
     shares: str = "0.5,0.25"
-    rows: Literal["question", "last"] = "question"  # whose attention ranks; last: the last token's, as in PyramidDrop
+    rows: Literal["question", "last"] = "question"  # rows whose attention ranks; last: the prompt's last token
 
     def select(self, probe: Probe, counts: Sequence[int]) -> Kept:
         rows = probe.question if self.rows == "question" else probe.last

@@ -33,8 +33,8 @@ class MustDrop2(Staged):
     depth: ClassVar[int] = 32
 
     shares: str = "0.6,0.4,0.2,0.17"
-    theta_sum: float = 1e-3  # share of the words' attention to all visual tokens
-    theta_max: float = 1e-3  # share of one word's attention
+    theta_sum: float = 1e-3  # threshold on a token's share of the words' attention to all visual tokens
+    theta_max: float = 1e-3  # threshold on a token's share of one word's attention
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,7 +33,7 @@ class VisionDrop2(Staged):
     paper: ClassVar[tuple[int, ...]] = (8, 16, 24)
     depth: ClassVar[int] = 32
 
-    shares: str = "0.73,0.542,0.396"  # 35, 26 and 19 of 48
+    shares: str = "0.73,0.542,0.396"  # share of the entering visual tokens that stay at each layer; 35, 26 and 19 of 48
     contextual_ratio: float = 1 / 7  # share of contextual tokens, rounded; 0: selection only
     compat: bool = False  # contextual row = target + mean of its members, as released
 

@@ -31,7 +31,7 @@ class Damro(Reducer):
     source: ClassVar[str] = "arXiv:2410.04514"
     group: ClassVar[Group] = "by attention"
 
-    outliers: float = 10 / 576  # number of outliers as a share of the tokens, rounded
+    outliers: float = 10 / 576  # share of the tokens that are outliers, rounded
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.outliers < 1.0:

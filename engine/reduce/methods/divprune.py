@@ -25,7 +25,7 @@ class DivPrune(Reducer):
     source: ClassVar[str] = "arXiv:2503.02175"
     group: ClassVar[Group] = "by unlikeness or coverage"
 
-    start: Literal["isolated", "farthest_pair"] = "isolated"  # first token; isolated: farthest from its nearest
+    start: Literal["isolated", "farthest_pair"] = "isolated"  # the first token; isolated: farthest from the next
 
     def select(self, inputs: VisualInputs, k: int) -> Tensor:
         """Cost: M^2 * D multiply-adds once, then k passes over M numbers; M^2 floats of memory."""

@@ -36,7 +36,7 @@ class EViT(EncoderCut):
 
     layer: float = 0.27  # the first layer to cut after, as a share of the depth
     cuts: int = 3  # number of cuts, evenly from `layer` on
-    fuse: bool = True  # False: the other patches are dropped
+    fuse: bool = True  # fuse the other patches into one; False: drop them
     compat: bool = False  # the weights of the fused row are the attention itself, as released
 
     def __post_init__(self) -> None:

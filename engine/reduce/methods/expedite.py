@@ -39,7 +39,7 @@ class Expedite(EncoderCut):
     stop: float = 0.75  # the layer after which all rows are restored, as a share of the depth
     rounds: int = 5  # rounds of k-means
     near: int = 20  # number of clusters in the mean of a restored row
-    sharpness: float = 8.0  # of the weights of these clusters; larger: the nearest cluster weighs more
+    sharpness: float = 8.0  # the larger, the more the nearest clusters weigh in the mean
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.start <= self.stop <= 1.0:

@@ -29,7 +29,7 @@ class FoPru(Reducer):
     group: ClassVar[Group] = "by attention"
 
     order: Literal["rank", "row"] = "rank"  # rank: single tokens; row: whole rows of the picture
-    attention: Literal["received", "cls"] = "received"  # cls: of the CLS row alone, if there is one
+    attention: Literal["received", "cls"] = "received"  # cls: the CLS row's alone, if there is one
 
     def needs(self, tower: Tower) -> frozenset[Signal]:
         return frozenset({signals.recv() if self.attention == "received" else signals.cls_row()})

@@ -37,7 +37,7 @@ class GlobalCom2(Reducer):
     fits: ClassVar[Fits] = "tiles"
     tile_aware: ClassVar[bool] = True
 
-    temperature: float = 10.0  # of the softmax over crops; lower: the shares differ more
+    temperature: float = 10.0  # temperature of the softmax over crops; lower: the shares differ more
     compat: bool = False  # the regions are equal blocks of the thumbnail, as released
 
     def __post_init__(self) -> None:

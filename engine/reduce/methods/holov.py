@@ -39,7 +39,7 @@ class HoloV(Reducer):
 
     crops: int = 16  # number of crops: runs of tokens in reading order
     alpha: float = 0.09  # weight of the variance of cosines; attention weighs 1
-    balance: Literal["crop", "picture"] = "crop"  # within which attention and variance have equal means
+    balance: Literal["crop", "picture"] = "crop"  # the area within which attention and variance have equal means
     compat: bool = False  # the cosine of a token with itself counts as zero, as released
 
     def __post_init__(self) -> None:

@@ -33,8 +33,8 @@ class MMTok(Reducer):
     question_aware: ClassVar[bool] = True
 
     alpha: float = 0.5  # weight of all tokens together; all words together weigh 1; 0: words alone
-    text_temperature: float = 0.02  # of the softmax of a word over the tokens
-    vision_temperature: float = 0.2  # of the softmax of a token over the tokens
+    text_temperature: float = 0.02  # temperature of a word's softmax over the tokens
+    vision_temperature: float = 0.2  # temperature of a token's softmax over the tokens
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha <= 100.0:

@@ -37,7 +37,7 @@ class PruMerge(Reducer):
     source: ClassVar[str] = "arXiv:2403.15388"
     group: ClassVar[Group] = "select and merge"
 
-    spatial: bool = True  # PruMerge+: tokens beyond the outliers are spread evenly; False: by attention
+    spatial: bool = True  # PruMerge+: tokens beyond the outliers are spread evenly; False: they follow by attention
     n_neighbours: int = 32  # number of tokens that merge into each kept token
     compat: bool = False  # sums instead of means, as released
 

@@ -31,7 +31,7 @@ class ToDRE(Reducer):
     group: ClassVar[Group] = "by unlikeness or coverage"
 
     mode: Literal["max_sum", "k_center"] = "max_sum"  # the next token: least sum of cosines, or least largest cosine
-    start: Literal["unlike", "attended"] = "unlike"  # first token: least like the others, or most attended
+    start: Literal["unlike", "attended"] = "unlike"  # the first token: least like the others, or most attended
 
     def needs(self, tower: Tower) -> frozenset[Signal]:
         return frozenset({signals.saliency()}) if self.start == "attended" else frozenset()

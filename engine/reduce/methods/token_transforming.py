@@ -31,7 +31,7 @@ class TokenTransforming(Reducer):
     source: ClassVar[str] = "arXiv:2506.05709"
     group: ClassVar[Group] = "select and merge"
 
-    temperature: float = 0.1  # of the softmax over cosines; small: a token joins the nearest informative token
+    temperature: float = 0.1  # of the softmax; small: a token joins only the nearest informative token
 
     def __post_init__(self) -> None:
         if not 0.001 <= self.temperature <= 10.0:

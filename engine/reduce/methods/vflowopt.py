@@ -40,7 +40,7 @@ class VFlowOpt(Reducer):
     group: ClassVar[Group] = "by attention"
     tile_aware: ClassVar[bool] = True
 
-    threshold: float = 7.0  # times the mean attention received: tokens above it give importance to others
+    threshold: float = 7.0  # tokens above this many times the mean attention received give importance to others
     entropy: float = 0.0  # weight of the entropy of pixels; attention weighs 1; both sum to 1 over a picture
     side: int = 4  # least number of cells along the edge of a square
     layer: int = -1  # the layer whose attention is read

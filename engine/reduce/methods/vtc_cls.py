@@ -30,7 +30,7 @@ class VtcCls(Reducer):
     group: ClassVar[Group] = "by attention"
 
     start: float = 0.0  # the first layer that counts, as a share of the depth
-    combine: Literal["sum", "min", "max"] = "sum"  # of the attention on a token over the layers
+    combine: Literal["sum", "min", "max"] = "sum"  # how the attention on a token over the layers becomes its score
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.start <= 1.0:
