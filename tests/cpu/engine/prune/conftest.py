@@ -1,11 +1,11 @@
-"""Prompts at a pruning point, from a small random decoder in plain torch that builds all attention: the oracle.
+"""Prompts at a pruning point. The oracle is a small random decoder in plain torch that builds all attention.
 
 Test modules cannot import each other (importmode is importlib), so the helpers come as one fixture:
 
     def test_x(prompts):
         case = prompts.draw(seed, layer=2)  # pictures of random sizes with text around them
-        case.probe  # what a method is given
-        case.full("this")  # [H, n, m + n] attention of the probe's rows, all of it
+        case.probe  # the probe that a method gets
+        case.full("this")  # [H, n, m + n] all attention of the probe's rows
         leaves = prompts.leave("fastv", case, counts, r=0.2)
 """
 
@@ -53,7 +53,7 @@ class Decoder:
         return positions[:, None] * 10_000.0 ** (-torch.arange(HEAD_DIM // 2) * 2 / HEAD_DIM)
 
     def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Elements i and i + d / 2 as a complex number, turned by the position's angle."""
+        """Elements i and i + d / 2 are a complex number, rotated by the position's angle."""
         turned = torch.complex(*x.chunk(2, -1)) * torch.polar(torch.ones(1), self.angles(positions))[:, None]
         return torch.cat([turned.real, turned.imag], -1)
 
@@ -65,7 +65,7 @@ class Decoder:
         return (self.rotate(q, positions), self.rotate(k, positions), v) if rotated else (q, k, v)
 
     def attention(self, layer: int, x: Tensor, positions: Tensor, temperature: float = 1.0) -> Tensor:
-        """[H, N, N]: every head, row and column; the definition."""
+        """[H, N, N]: attention of every head, row and column; the definition."""
         q, k, _ = self.project(layer, x, positions)
         scores = torch.stack([q[:, h] @ k[:, h * KV_HEADS // HEADS].T for h in range(HEADS)]) * SCALE / temperature
         return scores.masked_fill(torch.ones(len(x), len(x)).triu(1).bool(), -torch.inf).softmax(-1)
@@ -79,7 +79,7 @@ class Decoder:
 
 @dataclass
 class Case:
-    """A probe and what is behind it; `m` earlier tokens, `n` rows."""
+    """A probe and the full attention behind it; `m` earlier tokens, `n` rows."""
 
     probe: Probe
     full: Callable[[Which], Tensor]  # [H, n, m + n] attention of the rows over all keys
@@ -93,7 +93,7 @@ class Case:
         return torch.bincount(self.probe.picture, minlength=len(self.probe.grids)).tolist()
 
     def seen(self, which: Which) -> Tensor:
-        """[H, n, V]: of the full attention the columns of visual tokens."""
+        """[H, n, V]: the columns of visual tokens of the full attention."""
         return self.full(which)[:, :, self.m + self.probe.visual]
 
     def mine(self, picture: int) -> list[int]:
@@ -117,10 +117,10 @@ class Prompts:
         layer: int,
         grids: Sequence[Grid],
         *,
-        left: float = 1.0,  # of each picture's tokens, still there: the others left at layer 1, or are not offered
-        reduced: bool = False,  # they were never there
+        left: float = 1.0,  # share of each picture's tokens that is left; the others were dropped at layer 1
+        reduced: bool = False,  # the other tokens were dropped before the decoder
         question: int = -1,  # words after the last picture
-        other_question: bool = False,  # the same prompt but for those
+        other_question: bool = False,  # the same prompt with other words there
         fill: float | None = None,
     ) -> Case:
         rng, g = random.Random(seed), torch.Generator().manual_seed(seed)
@@ -175,7 +175,7 @@ class Prompts:
         for which in behind:
             q, k, _ = self.decoder.project(behind[which], entering[which], positions)
             views[which] = View(q[m:], k, angles.cos(), angles.sin(), SCALE)
-        if seed % 2:  # as a kernel gives it
+        if seed % 2:  # as a kernel returns it
             q, k = views["before"].q, views["before"].k.repeat_interleave(HEADS // KV_HEADS, 1)
             scores = torch.einsum("nhd,chd->nhc", q, k) * SCALE
             ahead = torch.arange(len(k))[None] > m + torch.arange(len(q))[:, None]
@@ -198,7 +198,7 @@ class Prompts:
         return Case(probe, full, m, positions, entering, behind)
 
     def flat(self, case: Case, lse: float | None) -> Probe:
-        """The same with queries of 0: all keys get the same attention; with a large `lse`, none at all."""
+        """The same probe with queries of 0: all keys get the same attention, or none with a large `lse`."""
         views = {}
         for which in case.layers:
             view = case.probe.views(which)
@@ -207,7 +207,7 @@ class Prompts:
         return replace(case.probe, views=views.__getitem__)
 
     def counts(self, case: Case, seed: int) -> list[int]:
-        """Of each picture between none and all, of all at least one and not all."""
+        """A count for each picture, from none to all; in total at least one and not all."""
         rng, present = random.Random(seed), case.present
         while True:
             counts = [rng.randint(0, n) for n in present]
@@ -218,7 +218,7 @@ class Prompts:
         return method(name)(**fields).select(case.probe, counts)
 
     def best(self, case: Case, scores: Sequence[float], counts: Sequence[int]) -> list[int]:
-        """The definition of keeping the best of each picture: by falling score, then by place."""
+        """The definition of the best tokens of each picture: by falling score, then by place."""
         kept = [sorted(case.mine(p), key=lambda i: (-scores[i], i))[:count] for p, count in enumerate(counts)]
         return sorted(i for part in kept for i in part)
 

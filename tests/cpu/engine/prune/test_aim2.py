@@ -15,7 +15,7 @@ def test_it_keeps_where_the_walk_ends(prompts, seed: int, steps: int, temperatur
     case = prompts.draw(seed, left=0.7)
     a = prompts.decoder.attention(case.layers["before"], case.states["before"], case.positions, temperature)
     n_heads, n = a.shape[:2]
-    walk = torch.full((n_heads, n), 1 / n)  # of all tokens, earlier ones too
+    walk = torch.full((n_heads, n), 1 / n)  # over all tokens, earlier tokens included
     for _ in range(steps):
         walk = torch.stack([(1 - damping) * walk[h] @ a[h] + damping / n for h in range(n_heads)])
     importance = (walk.square().sum(0) / n_heads).sqrt()[case.m + case.probe.visual]
@@ -23,14 +23,14 @@ def test_it_keeps_where_the_walk_ends(prompts, seed: int, steps: int, temperatur
     fields = {"steps": steps, "temperature": temperature, "damping": damping}
     kept = prompts.leave("aim2", case, counts, **fields).keep.tolist()
     expected = prompts.best(case, importance.tolist(), counts)
-    near = sorted(set(kept) ^ set(expected))  # a walk may end at two tokens as often, but for rounding
+    near = sorted(set(kept) ^ set(expected))  # a walk may visit two tokens equally often, up to rounding
     assert len(kept) == len(expected) and (not near or importance[near].std() < 1e-6 * importance.max())
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_one_plain_step_is_the_column_mean_of_attention(prompts, seed: int) -> None:
     case = prompts.draw(seed)
-    columns = case.full("before").sum(1)[:, case.m + case.probe.visual]  # rows before the pictures do not see them
+    columns = case.full("before").sum(1)[:, case.m + case.probe.visual]  # rows before a picture do not see it
     scores = columns.square().mean(0).sqrt()
     counts = prompts.counts(case, seed)
     kept = prompts.leave("aim2", case, counts, steps=1, temperature=1.0).keep.tolist()

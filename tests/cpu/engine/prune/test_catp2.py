@@ -1,4 +1,4 @@
-"""CATP's second stage: the last picture is the question's, those before it are examples."""
+"""CATP's second stage: the question is about the last picture; the pictures before are examples."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Every file of engine/prune keeps the family's laws, found by being there."""
+"""The contract of the pruners: every file of engine/prune/methods is found and tested."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def same(one: Kept, other: Kept) -> bool:
 
 
 def without_question(probe: Probe) -> Probe:
-    """Cut behind the last visual token."""
+    """The probe cut after the last visual token."""
     stop = int(probe.visual[-1]) + 1
 
     def views(which: str) -> View:
@@ -168,7 +168,7 @@ def test_half_precision_is_no_obstacle(prompts, name: str) -> None:
 
 @every_method
 def test_nothing_is_decided_by_what_left_before(prompts, name: str) -> None:
-    """A prompt without the tokens that left is the same prompt, but for the first point's own rules."""
+    """Dropped tokens change nothing: a prompt without them is the same prompt, except for rules of the first point."""
     method = find(family, name)
     case = prompts.make(12, 2, [Grid(4, 5), Grid(3, 3)], left=0.6)
     probe = case.probe

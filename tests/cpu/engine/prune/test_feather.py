@@ -12,7 +12,7 @@ from foveate.engine.prune.schedule import Point, kept
 
 
 def scores_of(prompts, case) -> list[float]:
-    """The last token's softmax over visual tokens, from queries and keys that were never rotated."""
+    """The last token's softmax over visual tokens, from queries and keys before RoPE."""
     q, k, _ = prompts.decoder.project(case.layers["before"], case.states["before"], case.positions, rotated=False)
     visual = k[case.m + case.probe.visual]
     heads = [(visual[:, h // 2] @ q[-1, h] * 8**-0.5).softmax(0) for h in range(4)]
@@ -65,7 +65,7 @@ def test_a_tiled_picture_has_a_grid_of_its_own_and_one_of_its_thumbnail(prompts)
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_base_of_rope_changes_nothing(prompts, seed: int) -> None:
-    """The same states turned by other angles: other attention, the same tokens."""
+    """The same states rotated by other angles: other attention, the same kept tokens."""
     case = prompts.draw(seed, layer=2)
     view, counts = case.probe.views("before"), prompts.counts(case, seed)
     q, k, _ = prompts.decoder.project(case.layers["before"], case.states["before"], case.positions * 3.7)

@@ -1,4 +1,4 @@
-"""G-Search: a table per layer, never undercut."""
+"""G-Search: no layer holds less than its share in the table."""
 
 import pytest
 

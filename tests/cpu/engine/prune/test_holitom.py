@@ -1,4 +1,4 @@
-"""HoliTom's inner merge: one after the other, as it is told, against the closed form."""
+"""HoliTom's inner merge: one token after the other, as in the paper, against the closed form."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from foveate.engine.prune.schedule import Point
 
 
 def merged(case, keep: list[int], merge: str) -> Tensor:
-    """The states of those kept after all others went into them, in reading order."""
+    """The states of the kept tokens after all others merged into them, in reading order."""
     states = case.probe.rows[case.probe.visual]
     picture = case.probe.picture.tolist()
     out, members = {j: states[j].clone() for j in keep}, {j: [states[j]] for j in keep}

@@ -8,7 +8,7 @@ from foveate.engine.prune.schedule import Point, mean_share
 
 
 def passing(seen: list[list[float]], theta_sum: float, theta_max: float) -> list[bool]:
-    """The paper's rule for each token of `seen` [words][tokens]."""
+    """Whether the paper's rule keeps each token; `seen` is [words][tokens]."""
     total = sum(map(sum, seen))
     columns = list(zip(*seen, strict=True))
     return [not (sum(column) < theta_sum * total and max(column) < theta_max) for column in columns]

@@ -1,4 +1,4 @@
-"""Every service of a probe against attention that was built in full."""
+"""Every function of a probe against attention built in full."""
 
 from dataclasses import replace
 

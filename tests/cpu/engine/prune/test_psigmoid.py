@@ -1,4 +1,4 @@
-"""P-Sigmoid: the curve, its budget, few points."""
+"""P-Sigmoid: the curve, its budget, and the limit on points."""
 
 import math
 

@@ -24,7 +24,7 @@ def raters(case) -> list[int]:
 
 
 def pull(prompts, case, t: int, v: int) -> float:
-    """What two queries of all ones come to, turned to their places, over what they come to at one place."""
+    """The score of two vectors of ones rotated to their positions, as a share of the score at one position."""
     ones = torch.ones(2, 1, 8)
     turned = prompts.decoder.rotate(ones, case.positions[[case.m + t, case.m + v]])[:, 0]
     return float(turned[0] @ turned[1]) / 8

@@ -1,4 +1,4 @@
-"""ToDRE's second stage: from a layer on there are none."""
+"""ToDRE's second stage: from a layer on, no visual token is left."""
 
 import pytest
 

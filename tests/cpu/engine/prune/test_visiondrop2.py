@@ -47,7 +47,7 @@ def test_it_is_the_paper_step_by_step(prompts, seed: int, ratio: float, compat: 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_a_picture_does_not_care_what_follows_it(prompts, seed: int) -> None:
-    """Neither the question nor, by our choice, another picture."""
+    """Neither the question nor, by our choice, a later picture changes the kept tokens."""
     alone = prompts.make(seed, 1, [Grid(4, 5)], question=2)
     both = prompts.make(seed, 1, [Grid(4, 5), Grid(3, 3)], question=2)
     assert alone.m == both.m and not torch.equal(alone.probe.rows[-1], both.probe.rows[-1])

@@ -1,10 +1,10 @@
-"""Pictures for the reducers: random (or constant) features with exactly the signals that are asked for.
+"""Pictures for the reducers: random (or constant) features with exactly the signals that a reducer asks for.
 
 Test modules cannot import each other (importmode is importlib), so the helpers come as one fixture:
 
     def test_x(pictures):
         inputs = pictures.make(reducer, Grid(6, 6), "cls", seed=3)
-        inputs, k = pictures.draw("hiprune", seed)      # a random size and encoder's worth of it, and a budget
+        inputs, k = pictures.draw("hiprune", seed)      # a picture of random size, and a budget
         kept = pictures.kept("hiprune", inputs, k, alpha=0.2)
 """
 
@@ -29,11 +29,11 @@ TOWERS = {
     "shallow": Tower(has_cls=True, depth=1),
 }
 Value = bool | int | float | str
-Group = tuple[int, set[int]]  # the anchor of a row, and the tokens in it
+Group = tuple[int, set[int]]  # the anchor of an output row, and the tokens in the row
 
 
 def _prepared(grid: Grid) -> tuple[int, int]:
-    """Height and width in pixels of a picture as it is prepared: its tiles one above the other, if it has any."""
+    """Height and width in pixels of the prepared picture; tiles lie one above the other."""
     if not grid.thumbnail:
         return grid.rows * CELL_PIXELS, grid.cols * CELL_PIXELS
     side, n_crops = grid.thumbnail * CELL_PIXELS, (len(grid.row_cuts) - 1) * (len(grid.col_cuts) - 1)
@@ -49,7 +49,7 @@ class Pictures:
     def make(
         self, reducer: Reducer, grid: Grid, encoder: str, *, fill: float | None = None, seed: int = 0, n_words: int = 5
     ) -> VisualInputs:
-        """One picture; `fill` makes every feature constant, of the picture and of the text."""
+        """One picture. `fill` makes all features of the picture and of the text constant."""
         tower = TOWERS[encoder]
         return self.of_signals(reducer.wanted(tower), grid, tower, fill=fill, seed=seed, n_words=n_words)
 
@@ -96,18 +96,18 @@ class Pictures:
         )
 
     def draw(self, name: str, seed: int, encoder: str = "cls", **params: Value) -> tuple[VisualInputs, int]:
-        """A picture of random size for a method, and a budget below its tokens."""
+        """A picture of random size for a method, and a budget below the picture's tokens."""
         rng = random.Random(seed)
         grid = Grid(rng.randint(2, 9), rng.randint(2, 9))
         inputs = self.make(build_reducer(name, params), grid, encoder, seed=seed)
         return inputs, rng.randint(1, grid.n_tokens - 1)
 
     def kept(self, name: str, inputs: VisualInputs, k: int, **params: Value) -> list[int]:
-        """The tokens that survive."""
+        """The tokens that the method keeps."""
         return build_reducer(name, params).reduce(inputs, k).anchor.tolist()
 
     def merged(self, name: str, inputs: VisualInputs, k: int, **params: Value) -> tuple[list[Group], Tensor]:
-        """A method's rows in order: the anchor of each and what went into it; and the rows themselves."""
+        """A method's output rows in order: the anchor and the sources of each row; and the rows."""
         transform = build_reducer(name, params).reduce(inputs, k)
         sources = [set(part.tolist()) for part in transform.indices.split(transform.size.tolist())]
         rows = transform.apply_to(inputs.proj, inputs.enc, inputs.project)
@@ -116,7 +116,7 @@ class Pictures:
     def as_merged(
         self, inputs: VisualInputs, by_anchor: dict[int, tuple[set[int], Tensor]]
     ) -> tuple[list[Group], Tensor]:
-        """The same of what a plain version gives: by anchor, what went into a row and the row before the projector."""
+        """The same for a plain version, which gives the sources and the row before the projector by anchor."""
         rows = torch.stack([row for _, (_, row) in sorted(by_anchor.items())]).float()
         rows = rows if inputs.project is None or inputs.enc is None else inputs.project(rows)
         return [(anchor, sources) for anchor, (sources, _) in sorted(by_anchor.items())], rows

@@ -15,7 +15,7 @@ from foveate.engine.reduce.methods.aim import AIM
 @dataclass
 class Row:
     anchor: int
-    share: dict[int, float]  # of each token
+    share: dict[int, float]  # weight of each token
     at: Tensor
 
 

@@ -34,7 +34,7 @@ def test_shares_follow_the_weights(case: tuple[list[int], list[int], int]) -> No
     got = apportion(w, caps, total)
     for i in range(len(w)):
         for j in range(len(w)):
-            if w[i] >= w[j] and got[i] < caps[i]:  # only its own cap keeps a larger image behind
+            if w[i] >= w[j] and got[i] < caps[i]:  # only its own cap limits a larger image
                 assert got[i] >= got[j] - 1
 
 
@@ -55,7 +55,7 @@ def test_exact_when_it_divides(unit: list[int], times: int) -> None:
 
 def test_largest_remainder_by_hand() -> None:
     assert apportion([600, 600, 200], [600, 600, 200], 10) == [4, 4, 2]  # 4.29 4.29 1.43: the last fraction is largest
-    assert apportion([600, 600, 200], [600, 600, 200], 11) == [5, 5, 1]  # 4.71 4.71 1.57: and pays for it at 11
+    assert apportion([600, 600, 200], [600, 600, 200], 11) == [5, 5, 1]  # 4.71 4.71 1.57: the last loses one at 11
     assert apportion([100, 100], [100, 100], 3) == [2, 1]
     assert apportion([500, 1, 1], [500, 1, 1], 10) == [8, 1, 1]
     assert apportion([100, 100, 100], [10, 100, 100], 110) == [10, 50, 50]

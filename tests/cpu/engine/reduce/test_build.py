@@ -1,4 +1,4 @@
-"""Methods by name: mistakes are named, and the list for GET /v1/vlm/methods is complete."""
+"""Methods by name: messages name mistakes, and the list for GET /v1/vlm/methods is complete."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""CATP, stage 1, against its greedy steps written out and against the best subset there is."""
+"""CATP, stage 1, against its greedy steps, written out plainly, and against the best subset."""
 
 import dataclasses
 from itertools import combinations

@@ -27,7 +27,7 @@ def plain(proj: Tensor, question: Tensor, k: int, weight: float, compat: bool) -
 @pytest.mark.parametrize("seed", range(20))
 def test_it_is_the_greedy_determinant(pictures, seed: int, compat: bool) -> None:
     inputs, k = pictures.draw("cdpruner", seed)
-    k = min(k, 8)  # features of rank 12, and a determinant of more than a few rows drowns in rounding
+    k = min(k, 8)  # features have rank 12; rounding hides the determinant of more rows
     for weight in (1.0, 0.5):
         expected = plain(inputs.proj, inputs.question, k, weight, compat)
         assert pictures.kept("cdpruner", inputs, k, weight=weight, compat=compat) == expected

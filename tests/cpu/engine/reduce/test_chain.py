@@ -1,4 +1,4 @@
-"""Compositions, ways of sharing one budget, and what they do to transforms."""
+"""Compositions of methods, ways to share one budget, and the transforms that result."""
 
 import dataclasses
 

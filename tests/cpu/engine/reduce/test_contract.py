@@ -1,4 +1,4 @@
-"""Every file of engine/reduce keeps the family's laws, found by being there."""
+"""The contract of the reducers: every file of engine/reduce/methods is found and tested."""
 
 import dataclasses
 
@@ -172,7 +172,7 @@ def test_features_that_are_not_finite_are_refused_or_not_looked_at(pictures, nam
 @every_method
 @every_encoder
 def test_only_what_reads_the_question_depends_on_it(pictures, name: str, encoder: str) -> None:
-    """What is not question-aware is shared between prompts, so it must not even ask for their text."""
+    """A method that is not question-aware shares its result between prompts, so it must not ask for their text."""
     reducer, inputs = begin(pictures, name, encoder, Grid(5, 6))
     read = {signal.kind for signal in reducer.wanted(pictures.towers[encoder])} & {"question", "caption"}
     assert bool(read) == reducer.question_aware == reducer.reads_question()
@@ -184,7 +184,7 @@ def test_only_what_reads_the_question_depends_on_it(pictures, name: str, encoder
 @every_method
 @every_encoder
 def test_after_another_stage(pictures, name: str, encoder: str) -> None:
-    """Rows that an earlier stage left are all there is; whoever needs the whole grid says so."""
+    """A method works on the rows that an earlier method left, or declares that it needs the whole grid."""
     reducer, inputs = begin(pictures, name, encoder, Grid(6, 8))
     if reducer.whole_grid:
         pytest.skip("comes first")
@@ -204,7 +204,7 @@ def test_after_another_stage(pictures, name: str, encoder: str) -> None:
 @every_encoder
 @pytest.mark.parametrize("way", splits())
 def test_tiled_picture(pictures, name: str, encoder: str, way: str) -> None:
-    grid = Grid(8, 5, thumbnail=4, row_cuts=(0, 4, 8), col_cuts=(0, 2, 5))  # and four crops
+    grid = Grid(8, 5, thumbnail=4, row_cuts=(0, 4, 8), col_cuts=(0, 2, 5))  # a thumbnail and four crops
     reducer, split = find(family, name)(), build_split(way)
     if not pictures.fits(reducer, encoder):
         pytest.skip("not for this encoder")

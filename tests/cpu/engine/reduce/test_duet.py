@@ -11,7 +11,7 @@ from foveate.engine.vision.inputs import VisualInputs
 
 
 def plain(inputs: VisualInputs, k: int, ratio: float, width: int, compat: bool) -> dict[int, tuple[set[int], Tensor]]:
-    """Sources and row of each output row by the token whose place it takes."""
+    """The sources and the values of each output row, by the token whose place the row takes."""
     scores, unit = inputs.saliency().tolist(), torch.nn.functional.normalize(inputs.keys().double(), dim=-1)
     cosine = (unit @ unit.T).tolist()
     rows = (inputs.proj if inputs.enc is None else inputs.enc).double()

@@ -1,4 +1,4 @@
-"""The methods that cut inside the tower, each against its steps written out, on the rows of one layer."""
+"""The methods that cut inside the tower, each against its steps, written out plainly, on the rows of one layer."""
 
 from dataclasses import replace
 from itertools import product
@@ -40,7 +40,7 @@ def test_evit_is_the_paper_step_by_step(pictures, seed: int, compat: bool) -> No
 
 
 def plain_tome(keys: Tensor, k: int) -> list[list[int]]:
-    """Groups of tokens, by their destination."""
+    """Groups of tokens, by destination."""
     groups = [[i] for i in range(len(keys))]
     metric = [key for key in keys.float()]
     while len(groups) > k:
@@ -71,7 +71,7 @@ def test_tome_is_the_paper_step_by_step(pictures, seed: int) -> None:
 
 
 def plain_mctf(inputs, k: int, info: float, size_power: float) -> list[tuple[int, list[int], Tensor]]:
-    """Destination, members and row of each group, by destination."""
+    """Destination, members and output row of each group, by destination."""
     rows, worth = [row for row in inputs.proj], inputs.recv(-1).tolist()
     groups, anchors = [[i] for i in range(inputs.n)], list(range(inputs.n))
     while len(groups) > k:

@@ -16,7 +16,7 @@ LAYERS = {"cls": list(range(22)), "no_cls": list(range(25)), "merging": [7, 15, 
 
 
 def plain_score(attention: list[float], v: Tensor) -> list[float]:
-    """`v` is [tokens left, heads, d]."""
+    """The scores of the tokens left; `v` is [tokens left, heads, d]."""
     n, n_heads = v.shape[:2]
     share = [a / sum(attention) for a in attention]
     alike = [0.0] * n

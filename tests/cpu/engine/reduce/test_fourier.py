@@ -1,4 +1,4 @@
-"""Fourier against scipy-free DCTs written as sums, and its spec's properties."""
+"""Fourier against DCTs written as sums, and the properties of the method."""
 
 import math
 
@@ -28,7 +28,7 @@ def plain_inverse(f: list[float]) -> list[float]:
 
 
 def plain(image: list[list[float]], h: int, w: int) -> list[list[float]]:
-    """[H][W] of one channel -> [h][w], not rescaled."""
+    """From [H][W] of one channel to [h][w], not rescaled."""
     by_row = [plain_dct(row)[:w] for row in image]
     both = [plain_dct([row[x] for row in by_row])[:h] for x in range(w)]
     columns = [plain_inverse(column) for column in both]

@@ -1,4 +1,4 @@
-"""Foveal against its steps written out, and what its power does at either end."""
+"""Foveal against its steps, written out plainly, and the effect of its power at both ends."""
 
 import dataclasses
 

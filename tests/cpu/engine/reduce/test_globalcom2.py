@@ -21,7 +21,7 @@ GRIDS = [
 
 
 def spans(cuts: tuple[int, ...], side: int, compat: bool) -> list[range]:
-    """The thumbnail's rows or columns that each row or column of crops is shown in."""
+    """The rows or columns of the thumbnail that show each row or column of crops."""
     n, m = cuts[-1], len(cuts) - 1
     if compat:
         return [range(i * (side // m), side if i == m - 1 else (i + 1) * (side // m)) for i in range(m)]
@@ -29,7 +29,7 @@ def spans(cuts: tuple[int, ...], side: int, compat: bool) -> list[range]:
 
 
 def resized(square: list[list[float]], y: int, x: int, rows: int, cols: int) -> float:
-    """One cell of a square, bilinearly resized to rows x cols."""
+    """One cell of a square that is resized bilinearly to rows x cols."""
     side = len(square)
     v, u = (max(0.0, (at + 0.5) * side / n - 0.5) for at, n in ((y, rows), (x, cols)))
     a, b = int(v), int(u)

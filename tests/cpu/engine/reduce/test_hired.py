@@ -67,7 +67,7 @@ def test_crops_without_marks_get_nothing_and_the_scale_of_their_attention_does_n
     inputs = pictures.make(HiRed(), grid, "cls", seed=2)
     early, late = (tower.resolve(saliency(layer)) for layer in (0.0, -1))
     upper_left = torch.zeros(inputs.n)
-    upper_left[[0, 1, 4, 5, 2]] = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0])  # the last is the upper right crop's
+    upper_left[[0, 1, 4, 5, 2]] = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0])  # the last mark is in the upper right crop
     marked = dataclasses.replace(inputs, taps={**inputs.taps, early: upper_left})
     kept = HiRed(alpha=1 - 5 / 16).reduce(marked, 26).anchor
     crops = [{16 + y * 6 + x for y, x in crop} for crop in crops_of(grid)]

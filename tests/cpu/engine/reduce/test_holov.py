@@ -61,7 +61,7 @@ def test_it_is_the_paper_step_by_step(pictures, seed: int, compat: bool) -> None
         over = [p for p, size in enumerate(sizes) if shares[p] > size]
         if not over:
             assert kept == expected
-        else:  # the released code loses the overflow; ours goes to crops that have room
+        else:  # the released code loses the overflow; ours gives the overflow to crops with room
             assert set(expected) < set(kept) and len(kept) == k
 
 
@@ -82,7 +82,7 @@ def test_alpha_0_shares_by_the_mass_of_attention(pictures) -> None:
 def test_variance_counts_where_it_is_balanced_over_the_picture(pictures) -> None:
     inputs = pictures.make(HoloV(), Grid(16, 16), "cls", seed=5)
     rows = inputs.proj.clone()
-    rows[16:] = rows[16]  # only the first of the crops is varied
+    rows[16:] = rows[16]  # only the first crop is varied
     inputs = dataclasses.replace(inputs, proj=rows)
     even = [sum(i < 16 for i in pictures.kept("holov", inputs, 64, alpha=a)) for a in (0.0, 1.0)]
     more = [sum(i < 16 for i in pictures.kept("holov", inputs, 64, alpha=a, balance="picture")) for a in (0.0, 1.0)]

@@ -1,4 +1,4 @@
-"""What a method is told of a picture in tiles: places on the grid, pixels of a tile, and what there is not."""
+"""The inputs of a method for a tiled picture: places on the grid, pixels of a tile, and missing signals."""
 
 import pytest
 import torch
@@ -16,10 +16,10 @@ SIDE, CELL = 4, 5  # cells along a tile, pixels along a cell
 
 
 def tiled(size: tuple[int, int], tile_rows: int, tile_cols: int) -> tuple[VisualInputs, torch.Tensor]:
-    """A picture of `size` (height, width) pixels that its tiles show unscaled, each cell of a colour of its own.
+    """A picture of `size` (height, width) pixels that its tiles show unscaled; each cell has its own colour.
 
     Returns:
-        what a method gets, and uint8 [rows, cols, 3] the colours of the crops' cells.
+        the inputs of a method, and the colours of the crops' cells, uint8 [rows, cols, 3].
     """
     edge = SIDE * CELL
     target = (tile_rows * edge, tile_cols * edge)

@@ -1,4 +1,4 @@
-"""Matryoshka against axes cut in halves by hand, and the properties of its scales."""
+"""Matryoshka against axes halved by hand, and the properties of its scales."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from foveate.engine.reduce.methods.matryoshka import Matryoshka
 
 
 def halve(axis: list[list[int]]) -> list[list[int]]:
-    """Blocks of an axis two by two; the one left over joins the last."""
+    """Blocks of an axis in pairs; a remaining block joins the last pair."""
     if len(axis) == 1:
         return axis
     pairs = [[*axis[i], *axis[i + 1]] for i in range(0, len(axis) - 1, 2)]

@@ -109,7 +109,7 @@ def test_uniform_tokens_stay_apart(grid: Grid) -> None:
     for k in range(1, grid.n_tokens):
         cells = [divmod(c, grid.cols) for c in kept("uniform", blank(grid), k)]
         closest = min((math.dist(a, b) for a, b in itertools.combinations(cells, 2)), default=math.inf)
-        slack = 1 if k > 9 else 2  # a handful of tokens in a coarse lattice cannot be evener than whole cells
+        slack = 1 if k > 9 else 2  # few tokens in a coarse lattice are only even to whole cells
         assert closest >= math.floor(math.sqrt(grid.n_tokens / k)) - slack
 
 

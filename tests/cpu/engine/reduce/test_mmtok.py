@@ -1,4 +1,4 @@
-"""MMTok against greedy coverage written out, and against the best cover there is."""
+"""MMTok against greedy coverage, written out plainly, and against the best cover."""
 
 import dataclasses
 import itertools

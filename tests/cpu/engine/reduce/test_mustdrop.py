@@ -15,7 +15,7 @@ from foveate.engine.vision.signals import hidden
 
 
 def plain(inputs: VisualInputs, k: int, threshold: float, compat: bool) -> dict[int, list[int]]:
-    """The sources of each output row by the token whose place it takes."""
+    """The sources of each output row, by the token whose place the row takes."""
     grid, attention = inputs.grid, inputs.saliency().tolist()
     unit = torch.nn.functional.normalize(inputs.hidden(0.0).double(), dim=-1)
     cosine = (unit @ unit.T).tolist()

@@ -1,4 +1,4 @@
-"""PixelPrune against the paper's scan, written out cell by cell, and what a kept cell stands for."""
+"""PixelPrune against the paper's scan, written out cell by cell, and the cells that kept cells stand for."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def page(seed: int, grid: Grid, noise: int = 0) -> Tensor:
 
 
 def replay(pixels: Tensor, grid: Grid, tau: float, metric: str, kept: set[int] | None = None):
-    """Cells in raster order: (new cells, sums of what their predictions miss, the cells as they are known then)."""
+    """Scan the cells in raster order: (new cells, sums of prediction errors, cells as the new cells predict them)."""
     cells = cut_cells(pixels, grid).long()
     seen: dict[tuple[int, int], Tensor] = {}
 

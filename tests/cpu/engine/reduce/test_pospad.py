@@ -14,7 +14,7 @@ def n_rows(kept: list[bool]) -> int:
 
 
 def plain(order: list[int], k: int) -> list[bool]:
-    """Keep from the best down whatever leaves at most k rows and adds one; then once more."""
+    """From the best down, keep each token that adds a row and leaves at most k rows; then once more."""
     kept = [False] * len(order)
     for _ in range(2):
         for i in order:

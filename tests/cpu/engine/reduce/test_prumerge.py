@@ -30,7 +30,7 @@ def plain_kept(a: list[float], room: int, spatial: bool) -> list[int]:
 
 
 def plain(inputs: VisualInputs, k: int, spatial: bool, compat: bool, n_neighbours: int) -> dict[int, Tensor]:
-    """The output rows by the token whose place each takes, before the projector where there are such rows."""
+    """The output rows by the token whose place each takes; before the projector if the encoder gives such rows."""
     attention = inputs.cls_cat() if inputs.tower.has_cls else inputs.recv() / inputs.recv().sum()
     a, keys = attention.tolist(), torch.nn.functional.normalize(inputs.keys_cat().double(), dim=-1)
     rows, likeness = (inputs.proj if inputs.enc is None else inputs.enc).double(), (keys @ keys.T).tolist()
@@ -84,7 +84,7 @@ def test_outliers_are_kept_and_the_others_spread(pictures) -> None:
 def test_without_outliers_one_is_kept_and_the_others_spread(pictures) -> None:
     inputs = with_attention(pictures.make(PruMerge(), Grid(3, 3), "cls", seed=1), torch.full((9,), 0.1))
     assert PruMerge().reduce(inputs, 1).anchor.tolist() == [0]
-    assert PruMerge().reduce(inputs, 6).anchor.tolist() == [0, 1, 2, 4, 6, 8]  # 1 is the further row's
+    assert PruMerge().reduce(inputs, 6).anchor.tolist() == [0, 1, 2, 4, 6, 8]  # 1 is the anchor of the further row
 
 
 def test_rows_weigh_one_and_released_ones_more(pictures) -> None:

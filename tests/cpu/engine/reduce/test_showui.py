@@ -1,4 +1,4 @@
-"""ShowUI against its graph, walked by hand, and its properties."""
+"""ShowUI against its graph, written out plainly, and the properties of the method."""
 
 import dataclasses
 import math

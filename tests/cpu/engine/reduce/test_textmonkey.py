@@ -45,7 +45,7 @@ def test_of_copies_the_last_stays_and_the_last_token_always(pictures) -> None:
     inputs = pictures.make(TextMonkey(), Grid(6, 6), "cls", seed=3)
     enc = inputs.enc.clone()
     for earlier, later in ((2, 20), (5, 35), (11, 12)):
-        enc[earlier] = 3.0 * enc[later]  # cosine 1: length does not matter
+        enc[earlier] = 3.0 * enc[later]  # cosine 1: the norm does not matter
     copied = dataclasses.replace(inputs, enc=enc)
     kept = pictures.kept("textmonkey", copied, 33)
     assert kept == [i for i in range(36) if i not in (2, 5, 11)]

@@ -1,4 +1,4 @@
-"""ToDRE against exhaustive greedy choice, and against the best cover there is."""
+"""ToDRE against exhaustive greedy choice, and against the best cover."""
 
 import dataclasses
 import itertools

@@ -18,7 +18,7 @@ Value = bool | int | float
 
 
 def plain(inputs: VisualInputs, k: int, n_layers: int, weights: list[float], compat: bool) -> dict[int, list[int]]:
-    """The tokens of each row, by anchor; `weights` of attention against cosine, of each layer."""
+    """The tokens of each row, by anchor. `weights`: of attention against cosine, one for each layer."""
     clusters = {i: [i] for i in range(inputs.n)}
     step = 0
     while len(clusters) > k:

@@ -15,7 +15,7 @@ from foveate.engine.vision.inputs import VisualInputs
 
 
 def plain_entropy(pixels: Tensor, grid: Grid) -> list[float]:
-    """Bits of each cell; the picture's size is a multiple of the grid's."""
+    """Entropy of each cell in bits; the picture's size is a multiple of the grid's size."""
     high, wide = pixels.shape[0] // grid.rows, pixels.shape[1] // grid.cols
     out = []
     for y, x in itertools.product(range(grid.rows), range(grid.cols)):
@@ -40,7 +40,7 @@ def plain_importance(inputs: VisualInputs, threshold: float, alpha: float) -> li
 
 
 def plain(importance: list[float], grid: Grid, k: int, side: int) -> dict[int, dict[int, float]]:
-    """Of each anchor the weights of its tokens."""
+    """The weights of the tokens of each anchor."""
     n = grid.n_tokens
 
     def squares(rows: list[int], side: int) -> dict[tuple[int, int], list[int]]:

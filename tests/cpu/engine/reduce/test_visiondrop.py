@@ -12,7 +12,7 @@ from foveate.engine.vision.signals import ENC, keys, recv, saliency
 
 
 def plain(inputs: VisualInputs, k: int, ratio: float, compat: bool) -> dict[int, tuple[set[int], Tensor]]:
-    """Sources and row of each output row by the token whose place it takes."""
+    """The sources and the values of each output row, by the token whose place the row takes."""
     scores = (inputs.saliency() if compat else inputs.recv()).tolist()
     unit = torch.nn.functional.normalize(inputs.keys().double(), dim=-1)
     cosine = (unit @ unit.T).tolist()

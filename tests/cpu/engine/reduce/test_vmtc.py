@@ -12,7 +12,7 @@ from foveate.engine.reduce.methods.vmtc import VMTC
 
 
 def peaks(rows: Tensor, c: int, n_neighbours: int, seed: int) -> tuple[list[int], list[int]]:
-    """Density peaks: the centres, and for each row the number of its own."""
+    """Density peaks: the centres, and the cluster number of each row."""
     n, width = rows.shape
     apart = ((rows[:, None] - rows).norm(dim=-1) / math.sqrt(width)).tolist()
     noise = (torch.rand(n, generator=torch.Generator().manual_seed(seed)) * 1e-6).tolist()

@@ -8,7 +8,7 @@ import torch
 from foveate.engine.common.grid import Grid
 from foveate.engine.reduce.methods.vtc_cls import VtcCls
 
-LAYERS = {  # what counts from each start on: all that are run, or of them those with full attention
+LAYERS = {  # the layers that count from each start: all layers that run, or those with full attention
     ("cls", 0.0): range(23),
     ("cls", 0.5): range(11, 23),
     ("merging", 0.0): (7, 15, 23, 31),

@@ -34,7 +34,7 @@ def plain(worth: list[float], proj: Tensor, k: int) -> list[int]:
 
 
 def curved(inputs: VisualInputs, seed: int) -> VisualInputs:
-    """With a projector that is not linear."""
+    """The inputs with a projector that is not linear."""
     matrix = torch.randn(inputs.cells.shape[1], 16, generator=torch.Generator().manual_seed(seed)) / 4
     return dataclasses.replace(inputs, project=lambda x: torch.tanh(x @ matrix.to(x.dtype)))
 
@@ -59,13 +59,13 @@ def test_a_linear_projector_leaves_diversity_whatever_the_step(pictures) -> None
         kept = pictures.kept("zoo_prune", inputs, 9)
         assert kept == plain([1.0] * 30, inputs.proj, 9)
         assert kept == pictures.kept("zoo_prune", inputs, 9, step=0.5, directions=2)
-        scaled = dataclasses.replace(inputs, cells=None, project=None)  # LLaVA-OneVision scales rows behind it
+        scaled = dataclasses.replace(inputs, cells=None, project=None)  # LLaVA-OneVision scales projected rows
         assert kept == pictures.kept("zoo_prune", scaled, 9)
 
 
 def test_a_steeper_place_is_more_sensitive(pictures) -> None:
     inputs = pictures.make(ZooPrune(), Grid(4, 5), "cls", seed=1)
-    cubic = dataclasses.replace(inputs, project=lambda x: x**3)  # its slope is 3 x^2
+    cubic = dataclasses.replace(inputs, project=lambda x: x**3)  # the slope is 3 x^2
     for token in (2, 13):
         steep = inputs.cells.clone()
         steep[token] *= 4
