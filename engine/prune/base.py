@@ -67,7 +67,7 @@ class Staged(Pruner):
     paper: ClassVar[tuple[int, ...]]  # the layers of the paper's decoder
     depth: ClassVar[int]  # which has so many
 
-    layers: str = ""  # the layers before which tokens are dropped, as in "8,16,24"; empty: the paper's, scaled
+    layers: str = ""  # layers before which tokens are dropped, as "8,16,24"; empty: the paper's, scaled to the depth
     shares: str  # share of the entering visual tokens that stay at each of `layers`
 
     def __post_init__(self) -> None:
