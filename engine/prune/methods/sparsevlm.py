@@ -2,7 +2,7 @@
 
 Source: Zhang et al., 2024, arXiv:2410.04417 (released code: Gumpest/SparseVLMs), by default its second version.
 Raters are words of the question that visual tokens resemble more than the average word, by the rows that enter the
-first layer. The attention of the raters in the layer before ranks the tokens. It is divided by the pull of RoPE at each
+first layer. The raters' attention in the layer before ranks the tokens. The attention is divided by RoPE's pull at each
 distance (the attention between equal states), and averaged over the half of the heads that attend to the picture most.
 `version=v1` ranks by plain attention over all heads, clusters the best 30 % of the dropped tokens by density peaks,
 about ten in each cluster, and keeps the mean of each cluster.
