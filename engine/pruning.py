@@ -141,7 +141,7 @@ class Pruning:
         if not lane.completes and lane.group == 0:
             assert seen is not None, "what a waiting lane needs was watched"
             own = Waiting(*(t[low:high].clone() for t in (rows, *seen)))  # a view would keep the whole batch
-            lane.cache.waiting = own if lane.cache.waiting is None else _joined(lane.cache.waiting, own)
+            lane.cache.waiting = own if lane.cache.waiting is None else lane.cache.waiting.joined(own)
             lane.tokens = [t for t in lane.tokens if t < depth.start]
         if not lane.completes:
             lane.group += 1
@@ -156,7 +156,7 @@ class Pruning:
         early, late = lane.tokens[:low], lane.tokens[high:]
         if lane.group == 0:
             if lane.cache.waiting is not None:
-                span = _joined(lane.cache.waiting, span)
+                span = lane.cache.waiting.joined(span)
             present: Sequence[int] = range(depth.start, depth.stop)
             lane.visual = list(sequence.request.cells)
         else:
@@ -251,14 +251,15 @@ class Pruning:
 
     def _before(self, lane: Lane, layer: int, pages: Tensor, n: int) -> Tensor:
         """Keys that the layer before holds of the tokens before the span and of the n present of it."""
-        return self._kv.keys_of(pages[layer - 1], lane.depth.start + n)
+        return self._kv.keys_of(pages[layer - 1], lane.cache.first_slot(lane.group, lane.depth.start) + n)
 
     def _this(
         self, lane: Lane, layer: int, early: Tensor, pages: Tensor, rows: Tensor, rotary: Rotary
     ) -> tuple[Tensor, Tensor]:
         """Queries of the span's rows and keys, with those of the tokens before it, ahead of the layer."""
         q, k = self._model.project(layer, rows, rotary)
-        cached = self._kv.keys_of(pages[layer], min(lane.chunk.start, lane.depth.start))
+        n_cached = lane.cache.first_slot(lane.group + 1, min(lane.chunk.start, lane.depth.start))
+        cached = self._kv.keys_of(pages[layer], n_cached)
         parts = [cached.to(k.dtype)]
         if len(early):
             parts.append(self._model.project(layer, early, self._rotary(lane, lane.tokens[: len(early)]))[1])
@@ -280,9 +281,3 @@ class Pruning:
         else:
             positions = sequence.positions_of(tokens)
         return self._model.rotary(positions.to(self._model.device))
-
-
-def _joined(first: Waiting, second: Waiting) -> Waiting:
-    return Waiting(
-        torch.cat([first.rows, second.rows]), torch.cat([first.q, second.q]), torch.cat([first.lse, second.lse])
-    )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -49,10 +50,19 @@ class TokenMap(Protocol):
         """Ids of the tokens [first, stop) of a group, and the bytes on which their choice depends."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """Rows of a span's tokens that wait before the first pruning point, from the start of the span."""
 
     rows: Tensor  # [n, hidden_size], input of the layer of the point
     q: Tensor  # [n, n_heads, d] of the layer before
     lse: Tensor  # [n, n_heads], log-sum-exp of the attention scores of the layer before
+
+    def joined(self, later: "Waiting") -> "Waiting":
+        """These rows and the rows that follow them."""
+        pairs = ((self.rows, later.rows), (self.q, later.q), (self.lse, later.lse))
+        return Waiting(*(torch.cat(pair) for pair in pairs))
+
+    def first(self, n: int) -> "Waiting":
+        """The first `n` rows, copied: a view would keep all of them alive."""
+        return Waiting(self.rows[:n].clone(), self.q[:n].clone(), self.lse[:n].clone())

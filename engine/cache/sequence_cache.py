@@ -72,6 +72,7 @@ class _Table:
     n_reached: int = 0  # tokens of the sequence that the layers of the group have computed: none of a span that waits
     n_paged: int = 0  # blocks whose pages stand in the page tensor
     held: list[int] | None = None  # tokens by slot, once some were evicted; None: as the token map says
+    is_altered: bool = False  # tokens computed from now on see less than their block key would say
 
 
 class SequenceCache:
@@ -165,13 +166,18 @@ class SequenceCache:
                 table.n_reached = min(self.n_computed, self._map.start)
             if table.held is not None:
                 table.held += self._map.tokens(g, first, table.n_reached)
-            elif self._space.sharing:
+            elif self._space.sharing and not table.is_altered:
                 self._register(g, table, self._map.count(g, first) // self._size)
 
     def truncate(self, n: int) -> None:
-        """Forget the last `n` computed tokens. Blocks that then hold nothing go back; shared blocks do not change."""
+        """Forget the last `n` computed tokens. Blocks that then hold nothing go back; shared blocks do not change.
+
+        A cut into a span whose rows were mixed forgets the whole span: only all of its rows together repeat a mix.
+        """
         assert self.is_open and 0 <= n <= self.n_computed, "only computed tokens can be forgotten"
         left = self.n_computed - n
+        if self.waiting is None:
+            left = self._map.resume(left)
         for g, table in enumerate(self._tables):
             table.n_reached = min(left, table.n_reached)
             if table.held is not None:
@@ -181,15 +187,15 @@ class SequenceCache:
             del self._keys[g][n_held // self._size :]
         self.n_computed, self._may_share_next = left, True
         if self.waiting is not None:
-            rows = max(0, left - self._map.start)
-            waiting = self.waiting
-            self.waiting = Waiting(waiting.rows[:rows], waiting.q[:rows], waiting.lse[:rows]) if rows else None
+            n_waiting = max(0, left - self._map.start)
+            self.waiting = self.waiting.first(n_waiting) if n_waiting else None
 
     def evict(self, group: int, tokens: Sequence[int]) -> bool:
         """Drop computed tokens of one layer group; the slots behind them move up, and whole blocks go back.
 
         Blocks that other sequences can read are copied first, so such an eviction takes pages before it gives any.
-        The blocks of the group from the first evicted token on are never found by key again.
+        The blocks of the group from the first evicted token on are never found by key again. Tokens computed later see
+        less in this group, so what deeper groups hold of those tokens is not found by key either.
 
         Args:
             tokens: increasing, each held by the group.
@@ -198,6 +204,7 @@ class SequenceCache:
             False, with nothing changed, if there are too few pages for those copies.
         """
         assert self.is_open, "a closed cache holds nothing"
+        assert self.waiting is None, "a span that waits is read whole when it is decided"
         if not tokens:
             return True
         table = self._tables[group]
@@ -222,6 +229,7 @@ class SequenceCache:
         table.n_shared = min(table.n_shared, first * self._size)
         table.n_paged = min(table.n_paged, first)
         self.version += 1
+        self._alter(group + 1)
         return True
 
     def close(self, *, forget: bool = False) -> None:
@@ -303,6 +311,13 @@ class SequenceCache:
             assert table.n_shared % self._size == 0, "no block is both shared and written"
             assert self.n_held(g) <= len(table.blocks) * self._size, "every held token has a slot"
             assert table.n_shared <= len(table.blocks) * self._size, "shared slots lie in blocks"
+
+    def _alter(self, first: int) -> None:
+        """From group `first` on, tokens still to be computed differ from what blocks found by key hold of them."""
+        for g, table in enumerate(self._tables[first:], first):
+            table.is_altered = True
+            self._trim(table, self.n_held(g))
+        self._may_share_next = True
 
     def _held(self, group: int) -> list[int]:
         """Tokens of a group by slot."""

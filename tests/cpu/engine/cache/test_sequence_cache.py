@@ -66,6 +66,8 @@ class Model:
     kind: int
     n_computed: int = 0
     evicted: list[set[int]] = field(default_factory=list)
+    altered: list[int] = field(default_factory=list)  # by group: the evictions that its tokens to come do not see
+    own: dict[tuple[int, int], int] = field(default_factory=dict)  # by group and token, of those computed since
 
     def held(self, group: int) -> list[int]:
         holds = set(range(self.n_computed))
@@ -75,10 +77,16 @@ class Model:
         return sorted(holds - self.evicted[group])
 
     def value(self, layer: int, token: int) -> int:
-        """What the slot of a token holds: keys and values depend on all tokens before it, and on what was pruned."""
+        """What the slot of a token holds: keys and values depend on all tokens before it, on what was pruned, and on what
+        was evicted before the token was computed."""
         group = next(g for g, own in enumerate(self.depth.groups) if layer in own.layers)
         decided = self.depth.decision.key if group and self.depth.decision and token >= START else b""
-        return hash((tuple(self.ids[: token + 1]), layer, decided)) & 2**62 - 1
+        own = (id(self), self.own[group, token]) if self.own.get((group, token)) else ()
+        return hash((tuple(self.ids[: token + 1]), layer, decided, own)) & 2**62 - 1
+
+    def closed(self) -> None:
+        self.n_computed, self.own = 0, {}
+        self.evicted, self.altered = [set() for _ in self.depth.groups], [0] * len(self.depth.groups)
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -106,7 +114,8 @@ class CacheMachine(RuleBasedStateMachine):
     def add(self, ids: list[int], kind: int) -> None:
         depth = MAPS[kind]()
         cache = SequenceCache(self.space, ids, depth, b"root", ())
-        self.models.append(Model(ids, depth, cache, kind, evicted=[set() for _ in depth.groups]))
+        self.models.append(Model(ids, depth, cache, kind))
+        self.models[-1].closed()
 
     @rule(kind=st.integers(0, 3), more=st.integers(0, 20))
     def arrive(self, kind: int, more: int) -> None:
@@ -153,6 +162,7 @@ class CacheMachine(RuleBasedStateMachine):
         model.n_computed = stop
 
     def write(self, model: Model, g: int, group: LayerGroup, tokens: list[int]) -> None:
+        model.own.update({(g, token): model.altered[g] for token in tokens})
         first = model.cache.first_slot(g, tokens[0])
         for slot, token in enumerate(tokens, first):
             if slot < model.cache.n_shared(g):
@@ -209,6 +219,7 @@ class CacheMachine(RuleBasedStateMachine):
         if model.cache.evict(g, gone):
             model.evicted[g] |= set(gone)
             if gone:
+                model.altered = [n + (own >= g) for own, n in enumerate(model.altered)]
                 assert len(model.cache._tables[g].blocks) == self.space.n_blocks(len(held) - len(gone))
         else:
             assert model.cache._tables[g].blocks == blocks, "nothing changed"
@@ -220,7 +231,7 @@ class CacheMachine(RuleBasedStateMachine):
         type(self).n_operations += 1
         if self.models and (model := self.models[i % len(self.models)]).cache.is_open:
             model.cache.close(forget=forget)
-            model.n_computed, model.evicted = 0, [set() for _ in model.depth.groups]
+            model.closed()
             if gone:
                 self.models.remove(model)
 
