@@ -56,22 +56,6 @@ class Batch:
             for row in range(end - span.n_sampled, end)
         ]  # fmt: skip
 
-    def sampled_only(self) -> "Batch | None":
-        """The batch in which only the sampled rows ask; None where a part of a draft tree would have to ask alone."""
-        asking = [s for s, span in enumerate(self.spans) if span.n_sampled]
-        spans = [self.spans[s] for s in asking]
-        if any(span.ancestors is not None and span.n_sampled < span.n_rows for span in spans):
-            return None
-        index = torch.tensor(asking, dtype=torch.int64)
-        return Batch(
-            slots=self.slots,
-            tables=self.tables[:, index.to(self.tables.device)],
-            queries=torch.tensor([0, *accumulate(span.n_sampled for span in spans)], dtype=torch.int32),
-            lengths=self.lengths[index],
-            spans=spans,
-            ancestors=None if self.ancestors is None else [span.ancestors for span in spans],
-        )
-
 
 class _Buffer:
     """An integer tensor that is filled on the host and read on the device; one tensor where the two are the same."""
@@ -87,6 +71,11 @@ class _Buffer:
             self._host = torch.zeros(*grown, dtype=self._host.dtype)
             self._there = self._host.to(self._device)
         return self._host[tuple(slice(n) for n in shape)]
+
+    def take(self, values: Tensor) -> Tensor:
+        """The first entries along each axis on the device, filled with values that are there already."""
+        self.host(*values.shape)  # room for the values
+        return self._there[tuple(slice(n) for n in values.shape)].copy_(values)
 
     @property
     def address(self) -> int:
@@ -123,6 +112,10 @@ class BatchBuffers:
         self._slots = _Buffer((n_layers, 64), torch.int64, device)
         self._tables = _Buffer((n_layers, 8, 16), torch.int32, device)
         self._queries, self._lengths = _Buffer((9,), torch.int32, host), _Buffer((8,), torch.int32, host)
+        self._tables_present = _Buffer((n_layers, 8, 16), torch.int32, device)  # without sequences that are left out
+        self._tables_sampled = _Buffer((n_layers, 8, 16), torch.int32, device)  # these three: of `sampled_only`
+        self._queries_sampled = _Buffer((9,), torch.int32, host)
+        self._lengths_sampled = _Buffer((8,), torch.int32, host)
         self._written: list[tuple[SequenceCache, int]] = []  # by place: the cache whose tables stand there, and version
         self._sent = torch.zeros(n_layers, 0, 0, dtype=torch.int32)  # the tables of this step on the device
 
@@ -162,7 +155,7 @@ class BatchBuffers:
         """
         n, tables = len(spans), self._sent
         if n < tables.shape[1]:
-            tables = tables[:, torch.tensor(places, dtype=torch.int64, device=tables.device)]
+            tables = self._tables_present.take(_of(tables, places))
         queries, lengths = self._queries.host(n + 1), self._lengths.host(n)
         queries.numpy()[:] = [0, *accumulate(span.n_rows for span in spans)]
         lengths.numpy()[:] = [span.n_keys for span in spans]
@@ -174,6 +167,28 @@ class BatchBuffers:
             lengths=lengths,
             spans=spans,
             ancestors=trees if any(tree is not None for tree in trees) else None,
+        )
+
+    def sampled_only(self, batch: Batch) -> Batch | None:
+        """The batch in which only the sampled rows ask; None where a part of a draft tree would have to ask alone.
+
+        Its tensors lie in buffers of their own: `batch` stays as it is.
+        """
+        asking = [s for s, span in enumerate(batch.spans) if span.n_sampled]
+        spans = [batch.spans[s] for s in asking]
+        if any(span.ancestors is not None and span.n_sampled < span.n_rows for span in spans):
+            return None
+        queries = self._queries_sampled.host(len(spans) + 1)
+        lengths = self._lengths_sampled.host(len(spans))
+        queries.numpy()[:] = [0, *accumulate(span.n_sampled for span in spans)]
+        lengths.numpy()[:] = [span.n_keys for span in spans]
+        return Batch(
+            slots=batch.slots,
+            tables=self._tables_sampled.take(_of(batch.tables, asking)),
+            queries=queries,
+            lengths=lengths,
+            spans=spans,
+            ancestors=None if batch.ancestors is None else [span.ancestors for span in spans],
         )
 
     def _fill_slots(self, spans: Sequence[Span], places: Sequence[int]) -> Tensor:
@@ -189,3 +204,8 @@ class BatchBuffers:
         if any(span.n_shared > span.first_slot for span in spans):
             slots[:, at < np.repeat(np.array([span.n_shared for span in spans]), counts)] = -1
         return self._slots.send(self._n_layers, len(at))
+
+
+def _of(tables: Tensor, sequences: Sequence[int]) -> Tensor:
+    """[n_layers, n, n_blocks]: the tables of some sequences, copied."""
+    return tables[:, torch.tensor(sequences, dtype=torch.int64, device=tables.device)]

@@ -277,7 +277,8 @@ class Pruning:
             return Rotary(some.cos[:0], some.sin[:0])
         if lane.group and self._is_compact(lane):
             first = min(tokens[0], depth.start) if lane.waits else depth.count(lane.group, tokens[0])
-            positions = torch.arange(first, first + len(tokens))[None]
+            branches = lane.chunk.ancestors is not None
+            positions = first + torch.tensor(lane.chunk.offsets if branches else range(len(tokens)))[None]
         else:
             positions = sequence.positions_of(tokens)
         return self._model.rotary(positions.to(self._model.device))

@@ -66,7 +66,7 @@ class Runner:
         if len(sampled) == len(rows):  # a step of decoding sequences alone wants every row
             return self._model.run(rows, rotary, self._attention, layers)
         wanted = torch.tensor(sampled, dtype=torch.int64, device=rows.device)
-        asking = None if self._attention.joins_layers(len(rows)) else batch.sampled_only()
+        asking = None if self._attention.joins_layers(len(rows)) else self._buffers.sampled_only(batch)
         if asking is None:
             return self._model.run(rows, rotary, self._attention, layers)[wanted]
         rows = self._model.run(rows, rotary, self._attention, layers[:-1])
@@ -76,8 +76,10 @@ class Runner:
     def _positions(self, chunks: Sequence[Chunk]) -> Tensor | list[int]:
         """[n_pos_axes, n] int64, or n positions that are equal on every axis."""
         if all(chunk.start >= chunk.sequence.n_prompt for chunk in chunks):  # text
-            return [i for chunk in chunks for i in chunk.sequence.output_positions(chunk.start, chunk.stop)]
-        positions = torch.cat([chunk.sequence.positions(chunk.start, chunk.stop) for chunk in chunks], dim=1)
+            firsts = (chunk.sequence.output_positions(chunk.start, chunk.stop).start for chunk in chunks)
+            pairs = zip(firsts, chunks, strict=True)
+            return [first + offset for first, chunk in pairs for offset in chunk.offsets]
+        positions = torch.cat([_positions_of(chunk) for chunk in chunks], dim=1)
         assert int(positions.min()) >= 0, "every token in a batch has a position: its image was reduced"
         return positions
 
@@ -97,6 +99,13 @@ class Runner:
                     rows[at : at + stop - start] = visual[start - run.start : stop - run.start]
             offset += chunk.stop - chunk.start
         return rows
+
+
+def _positions_of(chunk: Chunk) -> Tensor:
+    """[n_pos_axes, n] int64."""
+    if chunk.ancestors is None:
+        return chunk.sequence.positions(chunk.start, chunk.stop)
+    return chunk.sequence.positions(chunk.start, chunk.start + 1) + torch.tensor(chunk.offsets)
 
 
 def _span(lane: Lane) -> Span:

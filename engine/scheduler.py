@@ -19,6 +19,7 @@ Refuses to know: models, tensors, sampling. Host only.
 
 from bisect import insort
 from collections.abc import Callable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -52,6 +53,13 @@ class Chunk:
     def samples(self) -> bool:
         """Whether the last token of the sequence is computed, so that the next one can be drawn."""
         return self.stop == self.sequence.n_tokens
+
+    @property
+    def offsets(self) -> Many[int]:
+        """By token, how far its position is from the first token's; drafts with the same parent share a position."""
+        if self.ancestors is None:
+            return range(self.stop - self.start)
+        return [n_seen - 1 for n_seen in self.ancestors.sum(1).tolist()]
 
     @property
     def n_sampled(self) -> int:

@@ -91,17 +91,20 @@ def test_rejected_drafts_are_truncated_and_others_follow(bench: Bench) -> None:
     torch.testing.assert_close(logits, bench.one_by_one([5, 9, 2, 7, 1, 3, 6, 2], 5), atol=1e-4, rtol=1e-4)
 
 
-def test_a_branch_of_a_draft_tree_does_not_see_the_other(bench: Bench) -> None:
-    """Two drafts with one parent: the second is as if the first had been evicted."""
-    ids = [5, 9, 2, 7, 1, 8, 4]
-    tree = torch.tensor([[True, False, False], [True, True, False], [True, False, True]])
-    logits = bench.run(Chunk(bench.choice(ids, 4), 4, 7, n_drafts=2, ancestors=tree))
-    torch.testing.assert_close(logits[:2], bench.one_by_one(ids[:6], 4), atol=1e-4, rtol=1e-4)
-    alone = bench.choice(ids, 6)
-    assert alone.cache.evict(0, [5])
-    expected = bench.run(Chunk(alone, 6, 7))
-    torch.testing.assert_close(logits[2:], expected, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(logits[2:], bench.one_by_one(ids, 6), atol=1e-2), "the other branch would matter"
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a prompt"])
+def test_a_branch_of_a_draft_tree_does_not_see_the_other(bench: Bench, beside: bool) -> None:
+    """Two drafts with one parent, one of which has a child: each branch is as if it were the only one."""
+    prompt, last, drafts = [5, 9, 2, 7], 1, [8, 4, 3]
+    tree = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]], dtype=torch.bool)
+    choice, other = bench.choice(prompt, 4), bench.choice([20, 11, 12], 1)
+    choice.token_ids += [last, *drafts]
+    assert choice.cache.grow()
+    chunk = Chunk(choice, 4, 8, n_drafts=3, ancestors=tree)
+    assert list(chunk.offsets) == [0, 1, 1, 2]
+    logits = bench.run(chunk, Chunk(other, 1, 3)) if beside else bench.run(chunk)
+    first = bench.one_by_one([*prompt, last, 8], 4)
+    second = bench.one_by_one([*prompt, last, 4, 3], 5)
+    torch.testing.assert_close(logits[:4], torch.cat([first, second]), atol=1e-4, rtol=1e-4)
 
 
 def test_what_is_left_after_an_eviction_is_attended_to(bench: Bench) -> None:
@@ -152,14 +155,31 @@ def test_a_buffer_that_is_too_small_grows_and_keeps_nothing_stale() -> None:
     assert buffers.token_ids([4, 5]).tolist() == [4, 5]
 
 
+def test_batches_of_some_sequences_lie_in_buffers_too(bench: Bench) -> None:
+    """Where a sequence has no rows in a segment, and where only sampled rows ask: the same tensors at every step."""
+    choices = [bench.choice([20 + i, 5, 9, 2, 7, 1], 5) for i in range(3)]
+    buffers, addresses = BatchBuffers(bench.kv.n_layers, 1, 4, torch.device("cpu")), set()
+    for step in range(3):
+        tables = buffers.tables([choice.cache for choice in choices])
+        left = [step % 2, 2]
+        batch = buffers.batch([Span(5, 1, 0), Span(4, 2, 0, n_sampled=1)], left)
+        asking = buffers.sampled_only(batch)
+        assert asking is not None and torch.equal(batch.tables, tables[:, left])
+        assert batch.queries.tolist() == [0, 1, 3] and torch.equal(asking.tables, tables[:, 2:])
+        assert asking.queries.tolist() == [0, 1] and asking.lengths.tolist() == [6]
+        tensors = (batch.tables, batch.queries, asking.tables, asking.queries, asking.lengths)
+        addresses.add(tuple(tensor.data_ptr() for tensor in tensors))
+    assert len(addresses) == 1
+
+
 def test_a_part_of_a_draft_tree_cannot_ask_alone() -> None:
     tree = torch.eye(3, dtype=torch.bool)
-    empty = torch.zeros(2, 1, 1)
+    empty, buffers = torch.zeros(2, 1, 1, dtype=torch.int32), BatchBuffers(2, 1, 4, torch.device("cpu"))
     spans = [Span(4, 3, 0, 2, tree)]
     batch = Batch(empty, empty, torch.tensor([0, 3]), torch.tensor([7]), spans, [tree])
-    assert batch.sampled() == [1, 2] and batch.sampled_only() is None
+    assert batch.sampled() == [1, 2] and buffers.sampled_only(batch) is None
     whole = Batch(empty, empty, torch.tensor([0, 3]), torch.tensor([7]), [Span(4, 3, 0, 3, tree)], [tree])
-    asking = whole.sampled_only()
+    asking = buffers.sampled_only(whole)
     assert asking is not None and asking.queries.tolist() == [0, 3] and asking.ancestors == [tree]
 
 

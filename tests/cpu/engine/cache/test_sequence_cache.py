@@ -77,8 +77,8 @@ class Model:
         return sorted(holds - self.evicted[group])
 
     def value(self, layer: int, token: int) -> int:
-        """What the slot of a token holds: keys and values depend on all tokens before it, on what was pruned, and on what
-        was evicted before the token was computed."""
+        """What the slot of a token holds: it depends on all tokens before this one, on what was pruned, and on what had
+        been evicted when this token was computed."""
         group = next(g for g, own in enumerate(self.depth.groups) if layer in own.layers)
         decided = self.depth.decision.key if group and self.depth.decision and token >= START else b""
         own = (id(self), self.own[group, token]) if self.own.get((group, token)) else ()
