@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from foveate.engine.cache.pool import Block, BlockPool
 from foveate.engine.cache.sequence_cache import CacheSpace, SequenceCache
 from foveate.engine.cache.store import KVStore
 from foveate.engine.models.base import ModelSpec
+from foveate.engine.prune.base import Kept
 from foveate.engine.prune.depth import Decision, Depth
 from foveate.engine.vision.signals import Tower
 
@@ -344,6 +346,49 @@ def test_rows_that_wait_are_cut_with_their_tokens() -> None:
     cache.truncate(4)
     assert cache.waiting is None and (cache.n_held(0), cache.n_held(1)) == (2, 2)
     space.check([cache])
+
+
+def test_tokens_computed_after_an_eviction_are_not_found_by_others() -> None:
+    space = CacheSpace(BlockPool(60), Contents(), SIZE)
+    depth, ids = pruned(([4, 7],), b"same"), list(range(30))
+    first = SequenceCache(space, ids, depth, b"root", ())
+    assert first.open()
+    first.commit(17)  # deeper layers hold 11 tokens: two full blocks
+    assert first.evict(0, [13]) and first.grow()
+    first.commit(13)
+    keys = [[block.key is not None for block in table.blocks] for table in first._tables]
+    assert keys == [[True] * 3 + [False] * 5, [True] * 2 + [False] * 4]
+    second = SequenceCache(space, list(ids), pruned(([4, 7],), b"same"), b"root", ())
+    assert second.n_found() == 12
+    assert first.evict(1, [0]) and first.grow()
+    assert second.n_found() == 0, "the first block of the deeper layers was compacted"
+    space.check([first])
+
+
+def test_a_cut_into_a_span_with_mixed_rows_forgets_the_span() -> None:
+    space = CacheSpace(BlockPool(60), Contents(), SIZE)
+    depth = pruned(([4, 7],), b"mixed")
+    depth.decision = Decision((Kept(torch.tensor([0]), torch.ones(1, 1)),), ([4, 7],), b"mixed")
+    cache = SequenceCache(space, list(range(PROMPT)), depth, b"root", ())
+    assert cache.open()
+    cache.commit(PROMPT)
+    cache.truncate(1)
+    assert cache.n_computed == PROMPT - 1, "behind the span a token goes alone"
+    cache.truncate(PROMPT - 1 - (STOP - 2))
+    assert cache.n_computed == START and (cache.n_held(0), cache.n_held(1)) == (START, START)
+    space.check([cache])
+
+
+def test_a_span_that_waits_is_not_evicted_from() -> None:
+    space = CacheSpace(BlockPool(60), Contents(), SIZE)
+    depth = pruned(([4, 7],), b"later")
+    depth.decision = None
+    cache = SequenceCache(space, list(range(PROMPT)), depth, b"root", ())
+    assert cache.open()
+    cache.waiting = Waiting(torch.zeros(2, 1), torch.zeros(2, 1, 1), torch.zeros(2, 1))
+    cache.commit(START + 2)
+    with pytest.raises(AssertionError, match="read whole"):
+        cache.evict(0, [START])
 
 
 def test_the_store_reads_all_slots_before_it_writes_any() -> None:
