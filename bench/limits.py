@@ -27,8 +27,10 @@ from torch.nn import functional
 
 from bench.random_config import Shape
 from bench.report import Json, provenance, table, write
+from foveate.kernels.cpu.weights import FORMS, Form
+from foveate.kernels.hardware.device import multiplies_bfloat16
 from foveate.kernels.linear import linear
-from foveate.kernels.weights import FORMS, Form, pack
+from foveate.kernels.pack import pack
 
 BUFFER_BYTES = 1 << 30
 _TRIES = 5
@@ -220,9 +222,7 @@ def products_table(shape: Shape, read_bytes: float) -> str:
 
 def native_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 itself; an emulated product is a hundred times slower than float32."""
-    info = Path("/proc/cpuinfo")
-    flags = info.read_text().split() if info.is_file() else []
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return multiplies_bfloat16(torch.device("cpu"))
 
 
 def measure(shape: Shape) -> Limits:

@@ -34,12 +34,6 @@ def _answer(started: float, times: Sequence[float], n_prompt: int, n_output: int
     return {"ttft_s": times[0] - started, "tpot_s": spread, "prompt_tokens": n_prompt, "output_tokens": n_output}
 
 
-def _native_bfloat16() -> bool:
-    with open("/proc/cpuinfo") as lines:
-        flags = next((line for line in lines if line.startswith("flags")), "").split()
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
 def transformers_answerer(directory: str, option: str) -> Answerer:
     """`generate` on a static batch; `option` is the dtype."""
     import torch
@@ -139,8 +133,6 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries print; only replies go to the real stdout
     kind, directory, option = sys.argv[1:]
-    if option == "auto":
-        option = "bfloat16" if _native_bfloat16() else "float32"
     answer = KINDS[kind](directory, option)
     print(json.dumps({"ready": option}), file=out, flush=True)
     for line in sys.stdin:

@@ -18,7 +18,7 @@ from foveate.engine.models.base import Attention, Rotary
 from foveate.kernels import attention, store
 from foveate.kernels.attention import AttentionBatch
 from foveate.kernels.decoder import MOST_ROWS, Cache, Layers, run_layers
-from foveate.kernels.native import version
+from foveate.kernels.hardware.dispatch import version
 
 Seen = tuple[Tensor, Tensor]  # queries [n, n_heads, d] and log-sum-exp [n, n_heads]
 

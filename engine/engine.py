@@ -33,7 +33,7 @@ from foveate.engine.runner import Runner
 from foveate.engine.sampler import Drawn, sample
 from foveate.engine.scheduler import Chunk, Scheduler
 from foveate.engine.sequence import Sequence
-from foveate.kernels.native import level
+from foveate.kernels.hardware.device import describe
 
 Event = Accepted | Delta | Failed
 
@@ -257,7 +257,7 @@ class Engine:
             n_parameters=self._model.n_parameters,
             dtype=str(self._model.dtype).removeprefix("torch."),
             weights=self._model.weights,
-            kernels=level() if self._model.device.type == "cpu" else "torch",
+            kernels=describe(self._model.device),
             device=str(self._model.device),
             block_tokens=self._space.block_tokens,
             n_blocks=self._kv.n_blocks,

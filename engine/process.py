@@ -28,8 +28,7 @@ from foveate.engine.engine import Engine
 from foveate.engine.methods import describe
 from foveate.engine.models.base import Model
 from foveate.engine.models.loader import load_model
-from foveate.kernels.memory import keep_freed
-from foveate.kernels.native import LEVELS, level
+from foveate.kernels.hardware import device as hardware
 
 log = logging.getLogger("foveate.engine.process")
 
@@ -39,26 +38,17 @@ _TOO_SMALL_TO_SHARE = 30_000_000  # parameters
 
 def choose_device(config: ModelConfig) -> torch.device:
     """Raises ConfigError if CUDA is asked for and not there."""
-    if config.device == "cuda" and not torch.cuda.is_available():
+    device = hardware.find(config.device)
+    if device is None:
         raise ConfigError("model.device: cuda, but torch sees no CUDA device; use cpu or auto")
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
+    return device
 
 
 def choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     """bfloat16 where the hardware multiplies it; elsewhere it is emulated, a hundred times slower than float32."""
     if config.dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
-    return torch.bfloat16 if device.type == "cuda" or _cpu_has_bfloat16() else torch.float32
-
-
-def _cpu_has_bfloat16() -> bool:
-    info = Path("/proc/cpuinfo")
-    if not info.is_file():
-        return False
-    flags = next((line for line in info.read_text().splitlines() if line.startswith("flags")), "").split()
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return torch.bfloat16 if hardware.multiplies_bfloat16(device) else torch.float32
 
 
 def choose_threads(config: ModelConfig, n_parameters: int) -> int:
@@ -76,11 +66,7 @@ def load(config: Config) -> Model:
     device = choose_device(config.model)
     dtype = choose_dtype(config.model, device)
     model = load_model(Path(config.model.path), dtype, device, config.model)
-    if device.type == "cpu":
-        torch.set_num_threads(choose_threads(config.model, model.n_parameters))
-        keep_freed()  # not before: what loading frees is given back
-    if device.type == "cpu" and level() != LEVELS[-1]:
-        log.info("CPU kernels run at level %s; levels: %s", level(), ", ".join(LEVELS))
+    hardware.prepare(device, choose_threads(config.model, model.n_parameters))
     asked = (config.model.dtype, config.model.weights)
     log.info("%s on %s: dtype %s, weights %s (set: %s, %s)", config.model.path, device, dtype, model.weights, *asked)
     return model

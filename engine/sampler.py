@@ -10,7 +10,7 @@ a token never depends on its batch neighbours, on preemption, or on whether the 
 Log-probabilities are those of the raw logits: the model's own, before bias, penalties and temperature.
 
 What a row does not ask for costs nothing: a row without bias, mask or penalty is not copied, a greedy one is read once,
-and no vocabulary is sorted (`kernels/sampling.py`).
+and no vocabulary is sorted (`kernels/draw.py`).
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from foveate.engine.common.messages import SamplingParams, TokenLogprob
-from foveate.kernels.sampling import Law, draw, largest
+from foveate.kernels.draw import Law, draw
+from foveate.kernels.largest import largest
 
 
 @dataclass(eq=False, slots=True)

@@ -1,1 +1,1 @@
-"""Tensors in, tensors out: one file per operation, each with its plain reference."""
+"""Tensors in, tensors out: each file here is one operation, with its definition in plain torch, `reference`."""

@@ -1,9 +1,5 @@
 """Attention of packed queries over the paged KV cache: the one function every decoder layer goes through.
 
-Two versions of one definition:
-    reference   plain torch in float32, the definition; also what runs on CUDA for now
-    _compiled   float32 queries on the CPU over float32 or bfloat16 blocks: C++, the whole batch in one call
-
 Keys are cached after RoPE, so the result is a function of the *set* of (key, value) pairs a query sees: blocks may lie
 anywhere in the pool. The log-sum-exp is returned because sets that are attended separately (tiers, evicted parts) are
 merged by it. Slots at or after a sequence's length hold garbage, perhaps NaN, and are never read.
@@ -12,21 +8,19 @@ merged by it. Slots at or after a sequence's length hold garbage, perhaps NaN, a
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from foveate.kernels.native import kernels
+from foveate.kernels.hardware.dispatch import choose
 
-STORED = (torch.float32, torch.bfloat16)  # blocks the compiled kernel reads
-_TREE = "a tree mask is bool, new tokens x new tokens"
+TREE = "a tree mask is bool, new tokens x new tokens"
 _MAX_SCORES = 2**26  # alive at once in `reference`: a chunk of 2048 over 32k keys would else hold many GB
 
 
 @dataclass(frozen=True)
 class HostBatch:
-    """A batch as the compiled kernel reads it: int32, on the CPU; rows of the tables may lie apart."""
+    """A batch as the CPU version reads it: int32, on the CPU; rows of the tables may lie apart."""
 
     cu_queries: Tensor  # [n_seqs + 1]
     kv_lengths: Tensor  # [n_seqs]
@@ -101,10 +95,8 @@ def paged_attention(
         out [n_tokens, n_heads, d] in the dtype of `q`, and the log-sum-exp of the scores, float32 [n_tokens, n_heads].
     """
     assert q.shape[1] % key_blocks.shape[2] == 0, "every key head serves the same number of query heads"
-    compiled = kernels()
-    if compiled is None or q.device.type != "cpu" or q.dtype != torch.float32 or key_blocks.dtype not in STORED:
-        return reference(q, key_blocks, value_blocks, batch, scale, tree_mask, layer)
-    return _compiled(compiled, q, key_blocks, value_blocks, batch, scale, tree_mask, layer)
+    version = choose(reference, q.device, q.dtype, key_blocks.dtype)
+    return version(q, key_blocks, value_blocks, batch, scale, tree_mask, layer)
 
 
 def reference(
@@ -137,51 +129,6 @@ def reference(
     return out, lse
 
 
-def _compiled(
-    built: ModuleType,
-    q: Tensor,
-    key_blocks: Tensor,
-    value_blocks: Tensor,
-    batch: AttentionBatch,
-    scale: float,
-    tree_mask: Sequence[Tensor | None] | None,
-    layer: int,
-) -> tuple[Tensor, Tensor]:
-    n_blocks, block_tokens, n_kv_heads, d = key_blocks.shape
-    q = packed_heads(q)
-    assert value_blocks.shape == key_blocks.shape and value_blocks.dtype == key_blocks.dtype, "one store holds both"
-    assert key_blocks.is_contiguous() and value_blocks.is_contiguous(), "blocks are addressed as one flat run of slots"
-    host = batch.host
-    n_seqs, tables = len(host.kv_lengths), host.tables(layer)
-    assert len(tables) == n_seqs, "every sequence has a row of blocks"
-    assert host.longest <= tables.shape[1] * block_tokens, "the tables hold every key"
-    trees = _contiguous_trees(host, tree_mask) if tree_mask else []  # kept until the call returns
-    addresses = torch.tensor([0 if t is None else t.data_ptr() for t in trees], dtype=torch.int64) if trees else None
-    out, lse = torch.empty(q.shape), torch.empty(q.shape[:2])
-    bfloat16 = key_blocks.dtype == torch.bfloat16
-    built.paged_attention(
-        *(q.data_ptr(), q.stride(0), key_blocks.data_ptr(), value_blocks.data_ptr(), bfloat16),
-        *(host.cu_queries.data_ptr(), host.kv_lengths.data_ptr(), tables.data_ptr()),
-        *(tables.stride(0), 0 if addresses is None else addresses.data_ptr()),
-        *(out.data_ptr(), out.stride(0), lse.data_ptr()),
-        *(n_seqs, q.shape[1], n_kv_heads, d, block_tokens, scale),
-    )
-    return out, lse
-
-
-def packed_heads(x: Tensor) -> Tensor:
-    """[n, heads, d] whose tokens may lie apart but whose heads lie side by side: `x` itself, or else a copy."""
-    _, heads, d = x.shape
-    return x if x.stride(2) == 1 and (heads == 1 or x.stride(1) == d) else x.contiguous()
-
-
-def _contiguous_trees(host: HostBatch, tree_mask: Sequence[Tensor | None]) -> list[Tensor | None]:
-    news = host.cu_queries.diff().tolist()
-    for m, tree in zip(news, tree_mask, strict=True):
-        assert tree is None or (tree.shape == (m, m) and tree.dtype == torch.bool), _TREE
-    return [None if tree is None else tree.contiguous() for tree in tree_mask]
-
-
 def gather(blocks: Tensor, table: Tensor, length: int) -> Tensor:
     """The first `length` slots of a sequence, in order: [length, n_kv_heads, d]."""
     n_blocks = -(-length // blocks.shape[1])
@@ -192,7 +139,7 @@ def _visible(m: int, length: int, tree: Tensor | None, device: torch.device) -> 
     """bool [m, length]: which keys each query sees."""
     if tree is None:
         return torch.ones(m, length, dtype=torch.bool, device=device).tril_(length - m)
-    assert tree.shape == (m, m) and tree.dtype == torch.bool, _TREE
+    assert tree.shape == (m, m) and tree.dtype == torch.bool, TREE
     return torch.cat([torch.ones(m, length - m, dtype=torch.bool, device=device), tree.to(device)], dim=1)
 
 

@@ -1,7 +1,4 @@
-"""A run of consecutive decoder layers over a few rows: one call where the kernels are compiled, no Python between.
-
-    reference   the operations of kernels/ one by one, the definition
-    _compiled   the same kernels in the same order, hence the same bits; between them memory does not wait for Python
+"""A run of consecutive decoder layers over the rows of a step.
 
 A layer is RMSNorm, queries, keys and values in one product, rotation, the store into the paged cache, attention over
 it, the output product with its residual, RMSNorm, silu(gate) * up, and the product down with its residual.
@@ -10,19 +7,19 @@ it, the output product with its residual, RMSNorm, silu(gate) * up, and the prod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from foveate.kernels.attention import STORED, AttentionBatch, paged_attention
-from foveate.kernels.linear import compiled, linear
-from foveate.kernels.norms import rms_norm
+from foveate.kernels.attention import AttentionBatch, paged_attention
+from foveate.kernels.cpu.weights import FORMS, PackedWeight
+from foveate.kernels.hardware.dispatch import choose
+from foveate.kernels.linear import linear
+from foveate.kernels.rms_norm import rms_norm
 from foveate.kernels.rotary import rotate
 from foveate.kernels.store import store
-from foveate.kernels.weights import FORMS, PackedWeight
 
-MOST_ROWS = 64  # for which the compiled version keeps room
+MOST_ROWS = 64  # that the CPU version runs in one call
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +100,7 @@ def run_layers(rows: Tensor, cos: Tensor, sin: Tensor, layers: Layers, cache: Ca
     assert which.step == 1 and 0 <= which.start <= which.stop <= len(layers.layers), (
         "consecutive layers of those there are"
     )
-    native = compiled()
-    if native is None or len(rows) > MOST_ROWS or cache.keys.dtype not in STORED:
-        return reference(rows, cos, sin, layers, cache, which)
-    return _compiled(native, rows, cos, sin, layers, cache, which)
+    return choose(reference, rows.device, rows.dtype, cache.keys.dtype)(rows, cos, sin, layers, cache, which)
 
 
 def reference(rows: Tensor, cos: Tensor, sin: Tensor, layers: Layers, cache: Cache, which: range) -> Tensor:
@@ -124,32 +118,6 @@ def reference(rows: Tensor, cos: Tensor, sin: Tensor, layers: Layers, cache: Cac
         normed = rms_norm(rows, layer.mlp_norm, layers.eps)
         gated = linear(normed, layer.gate_up.weight, layer.gate_up.bias, activation="silu_gate")
         rows = linear(gated, layer.down.weight, layer.down.bias, residual=rows)
-    return rows
-
-
-def _compiled(
-    native: ModuleType, rows: Tensor, cos: Tensor, sin: Tensor, layers: Layers, cache: Cache, which: range
-) -> Tensor:
-    (n, hidden), host, slots = rows.shape, cache.batch.host, cache.slots
-    tables, n_seqs, block_tokens = host.block_tables, len(host.kv_lengths), cache.keys.shape[1]
-    assert rows.dtype == cos.dtype == sin.dtype == torch.float32, "activations are float32"
-    assert cos.shape == sin.shape == (n, layers.head_dim // 2), "an angle for each pair of a row's heads"
-    assert cache.keys.shape == cache.values.shape and cache.keys.dtype == cache.values.dtype, "one store holds both"
-    assert cache.keys.shape[2:] == (layers.n_kv_heads, layers.head_dim), "the store has the heads of the model"
-    assert cache.keys.is_contiguous() and cache.values.is_contiguous(), "pages are addressed as one flat run of slots"
-    assert slots.dtype == torch.int64 and slots.shape == (len(layers.layers), n), "a slot for every layer and row"
-    assert slots.stride(1) == 1, "the slots of a layer lie side by side"
-    assert tables.shape[:2] == (len(layers.layers), n_seqs), "tables for every layer and sequence"
-    assert int(host.cu_queries[-1]) == n and host.longest <= tables.shape[2] * block_tokens, "the tables hold every key"
-    rows, cos, sin = rows.clone(memory_format=torch.contiguous_format), cos.contiguous(), sin.contiguous()
-    words = [
-        *(rows.data_ptr(), n, hidden, cos.data_ptr(), sin.data_ptr()),
-        *(layers.words[which.start :].data_ptr(), len(which), layers.n_heads, layers.n_kv_heads, layers.head_dim),
-        *(cache.keys.data_ptr(), cache.values.data_ptr(), cache.keys.dtype == torch.bfloat16, block_tokens),
-        *(host.cu_queries.data_ptr(), host.kv_lengths.data_ptr(), tables[which.start :].data_ptr()),
-        *(n_seqs, tables.stride(1), tables.stride(0), slots[which.start :].data_ptr(), slots.stride(0)),
-    ]
-    native.run_decoder(words, layers.eps, cache.scale)
     return rows
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from foveate.kernels.native import kernels
+from foveate.kernels.hardware.dispatch import choose
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -13,12 +13,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x: [n, heads, d], heads side by side, rows at any stride.
         cos, sin: [n, d / 2] float32 of the angles.
     """
-    fast = kernels() if x.device.type == "cpu" and x.dtype == torch.float32 == cos.dtype else None
-    n, heads, d = x.shape
-    if fast is None or x.stride(2) != 1 or x.stride(1) != d or not (cos.is_contiguous() and sin.is_contiguous()):
-        return reference(x, cos, sin)
-    fast.rotate(x.data_ptr(), x.stride(0), cos.data_ptr(), sin.data_ptr(), n, heads, d // 2)
-    return x
+    return choose(reference, x.device, x.dtype, cos.dtype)(x, cos, sin)
 
 
 def reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

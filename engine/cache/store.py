@@ -15,9 +15,9 @@ from foveate.configs.config import CacheConfig
 from foveate.configs.errors import ConfigError
 from foveate.engine.models.base import ModelSpec
 from foveate.kernels.attention import gather
-from foveate.kernels.memory import Arena
+from foveate.kernels.hardware.device import empty_pages, free_bytes
 
-_CPU_POOL_MB = 256
+_POOL_MB = 256  # where a device does not say what is free
 
 
 class KVPages(NamedTuple):
@@ -46,7 +46,7 @@ class KVStore:
             )
         self.n_pages = self.n_blocks * spec.n_layers
         shape = (self.n_pages, config.block_tokens, spec.n_kv_heads, spec.head_dim)
-        self.pages = KVPages(_empty(shape, dtype, device), _empty(shape, dtype, device))
+        self.pages = KVPages(empty_pages(shape, dtype, device), empty_pages(shape, dtype, device))
 
     @property
     def n_tokens(self) -> int:
@@ -65,15 +65,8 @@ class KVStore:
             flat.index_copy_(0, rows_to, flat.index_select(0, rows_from))
 
 
-def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """On the CPU in huge pages: what a step reads lies scattered, and every small page costs a walk of the tables."""
-    return Arena().empty(shape, dtype) if device.type == "cpu" else torch.empty(shape, dtype=dtype, device=device)
-
-
 def _pool_bytes(config: CacheConfig, device: torch.device) -> int:
     if config.memory_mb:
         return config.memory_mb * 2**20
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free * config.memory_fraction)
-    return _CPU_POOL_MB * 2**20
+    free = free_bytes(device)
+    return _POOL_MB * 2**20 if free is None else int(free * config.memory_fraction)

@@ -174,7 +174,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     n_parameters: int
     dtype: str
     weights: str  # how the decoder's matrices are held: fp32, bf16, int16, int8, int4
-    kernels: str  # the level of the CPU's kernels (kernels/native.py); "torch" on CUDA
+    kernels: str  # the level in force (kernels/cpu/levels.py); "torch" on CUDA
     device: str
     block_tokens: int
     n_blocks: int

@@ -7,8 +7,8 @@ import torch
 from foveate.configs.config import ModelConfig
 from foveate.configs.errors import ConfigError
 from foveate.engine.models.parts.matrix import Embedding, Matrix, Storage
-from foveate.kernels.native import level
-from foveate.kernels.weights import INTEGERS, Form
+from foveate.kernels.cpu.weights import INTEGERS, Form
+from foveate.kernels.hardware.device import packed_forms, packs, rounded_form
 
 _FORMS: dict[str, Form] = {"fp32": "float32", "bf16": "bfloat16", "int16": "int16", "int8": "int8", "int4": "int4"}
 HEAD = "lm_head"
@@ -19,10 +19,10 @@ _NAMES = {form: name for name, form in _FORMS.items()}
 class WeightPlan:
     """What each role's matrices become.
 
-    Without compiled kernels, and on CUDA, matrices are plain tensors in the model's dtype. With them the activations
-    stay in float32, so a checkpoint in bfloat16 is held in bfloat16 without any loss, whatever the model's dtype. Where
-    that is bfloat16 and the processor multiplies none, int16 takes its place: as small, nearer to the truth than inputs
-    rounded to bfloat16 would be, and half as fast again as float32's arithmetic.
+    On CUDA, and where the CPU runs the reference, matrices are plain tensors in the model's dtype. Packed matrices
+    take activations in float32, so a checkpoint in bfloat16 is held in bfloat16 without loss, whatever the model's
+    dtype. Where the model's dtype is bfloat16 and the processor multiplies no bfloat16, int16 takes its place: as
+    small, nearer to the truth than inputs rounded to bfloat16, and half as fast again as float32's arithmetic.
     """
 
     dtype: torch.dtype
@@ -38,17 +38,16 @@ class WeightPlan:
         Raises:
             ConfigError: the form asked for does not exist here.
         """
-        packed = device.type == "cpu" and level() != "reference"
         asked = _FORMS.get(config.weights)
-        if asked in INTEGERS and device.type != "cpu":
-            raise ConfigError(f"model.weights: {config.weights} runs on the CPU only; use auto on {device.type}")
-        if not packed and asked not in INTEGERS:
+        if asked in INTEGERS and asked not in packed_forms(device):
+            raise ConfigError(f"model.weights: {config.weights} runs on the CPU only; use auto on {device}")
+        if not packs(device) and asked not in INTEGERS:
             return cls(dtype, device, None, None, ())
         wide: Form = "bfloat16" if torch.bfloat16 in (stored, dtype) else "float32"
         if asked in ("float32", "bfloat16", "int16"):
             wide = asked
-        elif dtype == torch.bfloat16 and level() in ("avx2", "avx512"):
-            wide = "int16"
+        elif dtype == torch.bfloat16:
+            wide = rounded_form()
         return cls(dtype, device, wide, asked or wide, config.quantize)
 
     @property

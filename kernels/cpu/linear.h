@@ -9,7 +9,7 @@ enum class Form : int { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2, kInt4 = 3, kInt1
 enum class Activation : int { kNone = 0, kSilu = 1, kQuickGelu = 2, kGeluTanh = 3, kGelu = 4, kSiluGate = 5 };
 
 // out = activation(x W^T + bias) + residual, in float32; strides are in values. The layouts of `data` and `scales` are
-// told in kernels/weights.py.
+// told in kernels/cpu/weights.py.
 struct Linear {
   const float* x;  // [m, k], rows packed inside
   std::int64_t x_stride;

@@ -1,6 +1,6 @@
-// The Python module `foveate.kernels._cpu`. Tensors come as addresses: the callers in kernels/*.py check their shapes,
-// strides and dtypes, and no header of torch is needed to build this. This file alone includes pybind11, and it asks
-// for no instruction set: inline code of a library, compiled for one, would run on machines without it.
+// The Python module `foveate.kernels._cpu`. Tensors come as addresses: the callers in kernels/cpu/*.py check their
+// shapes, strides and dtypes, and no header of torch is needed to build this. This file alone includes pybind11, and it
+// asks for no instruction set: inline code of a library, compiled for one, would run on machines without it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

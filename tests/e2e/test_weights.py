@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from foveate.bundled.scenes import HELD_OUT_SEED, make_scene, questions
-from foveate.kernels.native import level
+from foveate.kernels.cpu.levels import level
 from foveate.server.launch import launched
 
 NATIVE = "bf16" if level() in ("avx512_bf16", "amx") else "int16"  # what bfloat16 means here

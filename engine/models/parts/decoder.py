@@ -11,9 +11,9 @@ from foveate.engine.common.section import Section
 from foveate.engine.models.base import Attention, Rotary
 from foveate.engine.models.parts.layers import RMSNorm, require, rope_frequencies, rope_section
 from foveate.engine.models.parts.matrix import Embedding, FusedLinear, GatedLinear, Linear
+from foveate.kernels.cpu.weights import PackedWeight
 from foveate.kernels.decoder import Layers, LayerWeights, Product
 from foveate.kernels.rotary import rotate
-from foveate.kernels.weights import PackedWeight
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from foveate.engine.common.errors import ModelError
 from foveate.engine.common.section import Section
+from foveate.kernels.layer_norm import layer_norm
 from foveate.kernels.linear import Activation
-from foveate.kernels.norms import layer_norm, rms_norm
+from foveate.kernels.rms_norm import rms_norm
 
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",

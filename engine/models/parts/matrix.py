@@ -1,7 +1,7 @@
 """Matrices of a model: filled by the loader piece by piece, and held as the hardware multiplies them best.
 
-On the CPU a matrix is packed once, at load, in the form its role asks for (kernels/weights.py); on CUDA, and where
-there are no compiled kernels, it is a plain tensor in the model's dtype.
+On the CPU a matrix is packed once, at load, in the form its role asks for (kernels/cpu/weights.py); on CUDA, and where
+the CPU runs the reference, it is a plain tensor in the model's dtype.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from foveate.kernels.cpu.weights import Form, PackedWeight, rows
 from foveate.kernels.linear import Activation, epilogue, linear
-from foveate.kernels.weights import Form, PackedWeight, pack, rows
+from foveate.kernels.pack import pack
 
 
 @dataclass(frozen=True, slots=True)

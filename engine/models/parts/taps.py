@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from foveate.engine.vision.signals import Kind, Signal
-from foveate.kernels.vision_attention import attention_rows, received
+from foveate.kernels.attention_rows import attention_rows
+from foveate.kernels.received import received
 
 _OF_ATTENTION = frozenset({"cls_row", "cls_cat", "recv", "keys", "keys_cat", "values", "qk"})
 

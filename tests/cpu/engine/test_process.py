@@ -17,9 +17,9 @@ def test_threads() -> None:
     assert process.choose_threads(ModelConfig(threads=3), 3_000_000) == 3, "a stated number is final"
 
 
-@pytest.mark.parametrize("native", [False, True])
-def test_dtype(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_cpu_has_bfloat16", lambda: native)
+@pytest.mark.parametrize(("machine", "native"), [("reference", False), ("avx512", False), ("amx", True)])
+def test_dtype(machine: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foveate.kernels.hardware.device.machine", lambda: machine)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert process.choose_dtype(ModelConfig(), cpu) == (torch.bfloat16 if native else torch.float32)
     assert process.choose_dtype(ModelConfig(), cuda) == torch.bfloat16

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate.engine.common.messages import SamplingParams
 from foveate.engine.sampler import Draw, sample
-from foveate.kernels.sampling import gumbel, truncate
+from foveate.kernels.draw import gumbel, truncate
 
 V = 37
 

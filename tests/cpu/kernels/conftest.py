@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.kernels.weights import GROUP, INTEGERS, Form
+from foveate.kernels.cpu.weights import GROUP, INTEGERS, Form
 
 
 class Quantized:

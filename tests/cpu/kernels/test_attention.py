@@ -1,17 +1,17 @@
-"""Paged attention: the compiled version against the reference, and the reference against attention written out."""
+"""Paged attention: the CPU version against the reference, and the reference against attention written out."""
 
 import random
 
 import pytest
 import torch
 
-from foveate.kernels import attention, native
 from foveate.kernels.attention import AttentionBatch, paged_attention
+from foveate.kernels.cpu import levels
 from foveate.kernels.store import store
 
 torch.set_num_threads(1)
-LEVELS = native.LEVELS[: native.LEVELS.index(native.machine()) + 1]
-compiled = pytest.mark.skipif(native.machine() == "reference", reason="the kernels are not built here")
+LEVELS = levels.LEVELS[: levels.LEVELS.index(levels.machine()) + 1]
+has_cpu = pytest.mark.skipif(levels.machine() == "reference", reason="the C++ kernels are not here")
 
 
 class Case:
@@ -90,7 +90,7 @@ def test_definition(level, group, seed):
     lengths = [order.choice((1, 2, 15, 16, 17, order.randint(1, 90))) for _ in range(order.randint(1, 5))]
     news = [order.choice((1, n, order.randint(1, n))) for n in lengths]
     shape = dict(n_kv_heads=order.choice((1, 2, 3)), d=order.choice((8, 20, 64)), block_tokens=2 ** order.randint(0, 5))
-    with native.force(level):
+    with levels.force(level):
         check(Case(seed, lengths, news, group=group, trees=seed % 2 == 1, **shape))
 
 
@@ -115,27 +115,27 @@ def random_case(seed, longest):
 
 def check_against_reference(case):
     out, lse = case.run()
-    with native.force("reference"):
+    with levels.force("reference"):
         expected, expected_lse = case.run()
     if len(out):
         assert (out - expected).abs().max() < 1e-5 * max(1, expected.abs().max())
         assert (lse - expected_lse).abs().max() < 1e-5 * max(1, expected_lse.abs().max())
 
 
-@compiled
+@has_cpu
 @pytest.mark.parametrize("level", LEVELS[1:])
 @pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize("seed", range(25))
-def test_compiled_is_reference(level, n_threads, seed):
+def test_the_cpu_version_is_the_reference(level, n_threads, seed):
     torch.set_num_threads(n_threads)
     try:
-        with native.force(level):
+        with levels.force(level):
             check_against_reference(random_case(seed, 700))
     finally:
         torch.set_num_threads(1)
 
 
-@compiled
+@has_cpu
 @pytest.mark.parametrize(("length", "new"), [(5000, 1), (4999, 3), (3000, 16), (2100, 64), (2500, 130)])
 @pytest.mark.parametrize("trees", [False, True])
 def test_long_sequences(length, new, trees):
@@ -154,7 +154,7 @@ def test_long_sequences(length, new, trees):
     check_against_reference(case)
 
 
-@compiled
+@has_cpu
 @pytest.mark.parametrize("seed", range(8))
 def test_bits_depend_on_nothing_else(seed):
     """Neither on the other sequences of the batch, nor on the number of threads, nor on the place of the blocks."""
@@ -177,7 +177,7 @@ def test_bits_depend_on_nothing_else(seed):
             assert torch.equal(ours, theirs[start:end])
 
 
-@compiled
+@has_cpu
 def test_chunks_agree():
     """Many queries at once, a few, or one after the other: the same up to rounding."""
     case = Case(9, [300], [300], n_kv_heads=2, group=4, d=32, block_tokens=16)
@@ -190,12 +190,12 @@ def test_chunks_agree():
             assert (out - whole[start:end]).abs().max() < 2e-6
 
 
-@compiled
+@has_cpu
 def test_large_scores_do_not_overflow():
     case = Case(10, [200, 200], [1, 90], n_kv_heads=1, group=4, d=32, block_tokens=16)
     case.scale *= 300
     out, lse = case.run()
-    with native.force("reference"):
+    with levels.force("reference"):
         expected, expected_lse = case.run()
     assert (out - expected).abs().max() < 1e-2 and torch.isfinite(out).all()
     assert ((lse - expected_lse) / expected_lse).abs().max() < 1e-5
@@ -243,6 +243,6 @@ def test_parts_merge_by_log_sum_exp():
 
 def test_reference_flag_really_switches(monkeypatch):
     case = Case(6, [4], [1], n_kv_heads=1, group=1, d=8, block_tokens=4)
-    monkeypatch.setattr(attention, "_compiled", None)
-    with native.force("reference"):
+    monkeypatch.setattr("foveate.kernels.cpu.attention.extension", None)
+    with levels.force("reference"):
         check(case)

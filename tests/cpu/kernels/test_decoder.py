@@ -8,15 +8,17 @@ from torch import Tensor
 
 from foveate.engine.models.base import Attention, Rotary
 from foveate.engine.models.loader import load_model
-from foveate.kernels import decoder, native
+from foveate.kernels import decoder
 from foveate.kernels.attention import AttentionBatch
+from foveate.kernels.cpu import levels
+from foveate.kernels.cpu.weights import FORMS, Form
 from foveate.kernels.decoder import MOST_ROWS, Cache, Layers, LayerWeights, Product, reference, run_layers
-from foveate.kernels.weights import FORMS, Form, pack
+from foveate.kernels.pack import pack
 
-LEVELS = native.LEVELS[1 : native.LEVELS.index(native.machine()) + 1]
+LEVELS = levels.LEVELS[1 : levels.LEVELS.index(levels.machine()) + 1]
 N_LAYERS, HIDDEN, INNER, BLOCK = 3, 52, 70, 4
 
-pytestmark = pytest.mark.skipif(not LEVELS, reason="the compiled kernels are not here, or no AVX2")
+pytestmark = pytest.mark.skipif(not LEVELS, reason="the C++ kernels are not here, or no AVX2")
 
 
 def _layers(form: Form, heads: int, kv_heads: int, d: int, noise: torch.Generator, biased: bool) -> Layers:
@@ -95,10 +97,10 @@ def test_one_call_has_the_bits_of_its_operations(case, form: Form, n_threads: in
     cache = _cache(news, lengths, kv_heads, d, stored, seed=d)
     rows, cos, sin = _inputs(sum(news), d, noise)
     before, threads = rows.clone(), torch.get_num_threads()
-    with native.force(level):
+    with levels.force(level):
         alone = _copy(cache)
         wanted = reference(rows, cos, sin, layers, alone, range(N_LAYERS))
-        monkeypatch.setattr(decoder, "reference", None)  # it is the compiled version that runs
+        monkeypatch.setattr(decoder, "rms_norm", None)  # the reference cannot run
         torch.set_num_threads(n_threads)
         got = run_layers(rows, cos, sin, layers, cache, range(N_LAYERS))
         torch.set_num_threads(threads)
@@ -114,7 +116,7 @@ def test_it_agrees_with_plain_torch(form: Form) -> None:
     layers = _layers(form, 4, 2, 16, noise, biased=True)
     cache = _cache([1, 7], [20, 90], 2, 16, torch.float32, seed=3)
     rows, cos, sin = _inputs(8, 16, noise)
-    with native.force("reference"):
+    with levels.force("reference"):
         wanted = run_layers(rows, cos, sin, layers, _copy(cache), range(N_LAYERS))
     got = run_layers(rows, cos, sin, layers, cache, range(N_LAYERS))
     error = (got - wanted).abs().max() / wanted.abs().max()

@@ -8,18 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.kernels import native
+from foveate.kernels.cpu import levels
+from foveate.kernels.cpu.weights import FORMS, INTEGERS, Form, PackedWeight
 from foveate.kernels.linear import Activation, linear, reference
-from foveate.kernels.weights import FORMS, INTEGERS, Form, PackedWeight, pack
+from foveate.kernels.pack import pack
 
-LEVELS = native.LEVELS[1 : native.LEVELS.index(native.machine()) + 1]
+LEVELS = levels.LEVELS[1 : levels.LEVELS.index(levels.machine()) + 1]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 Products = Callable[..., tuple[Tensor, Tensor]]
 
 
 @pytest.fixture(params=LEVELS)
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    with native.force(request.param):
+    with levels.force(request.param):
         yield request.param
 
 

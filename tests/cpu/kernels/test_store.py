@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from foveate.kernels import native
+from foveate.kernels.cpu import levels
 from foveate.kernels.store import reference, store
 
-LEVELS = native.LEVELS[: native.LEVELS.index(native.machine()) + 1]
+LEVELS = levels.LEVELS[: levels.LEVELS.index(levels.machine()) + 1]
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -24,7 +24,7 @@ def test_rows_reach_their_slots_and_nothing_else(level, dtype, n_threads, n, hea
     reference(*expected, k, v, slots)
     torch.set_num_threads(n_threads)
     try:
-        with native.force(level):
+        with levels.force(level):
             store(*blocks, k, v, slots)
     finally:
         torch.set_num_threads(1)
@@ -39,5 +39,5 @@ def test_keys_of_another_dtype():
 
 def test_a_row_too_many_is_our_mistake():
     blocks = torch.zeros(2, 1, 4, 1, 8)
-    with native.force(native.machine()), pytest.raises((AssertionError, RuntimeError, IndexError)):
+    with levels.force(levels.machine()), pytest.raises((AssertionError, RuntimeError, IndexError)):
         store(*blocks, torch.ones(3, 1, 8), torch.ones(3, 1, 8), torch.tensor([0, 1]))

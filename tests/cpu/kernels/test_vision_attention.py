@@ -5,12 +5,14 @@ import random
 import pytest
 import torch
 
-from foveate.kernels import native
-from foveate.kernels.vision_attention import attention_rows, received, vision_attention
+from foveate.kernels.attention_rows import attention_rows
+from foveate.kernels.cpu import levels
+from foveate.kernels.received import received
+from foveate.kernels.vision_attention import vision_attention
 
 torch.set_num_threads(1)
-LEVELS = native.LEVELS[: native.LEVELS.index(native.machine()) + 1]
-compiled = pytest.mark.skipif(native.machine() == "reference", reason="the kernels are not built here")
+LEVELS = levels.LEVELS[: levels.LEVELS.index(levels.machine()) + 1]
+has_cpu = pytest.mark.skipif(levels.machine() == "reference", reason="the C++ kernels are not here")
 
 
 def _case(seed, equal=False):
@@ -29,14 +31,14 @@ def _weights(q, k, scale):
 @pytest.mark.parametrize("seed", range(5))
 def test_segments_attend_within_themselves(level, seed):
     cu, scale, q, k, v = _case(seed, equal=seed == 4)
-    with native.force(level):
+    with levels.force(level):
         out = vision_attention(q, k, v, cu, scale)
     for a, b in zip(cu[:-1], cu[1:], strict=True):
         expected = torch.einsum("hmn,nhd->mhd", _weights(q[a:b], k[a:b], scale), v[a:b].double())
         assert (out[a:b].double() - expected).abs().max() < 1e-5
 
 
-@compiled
+@has_cpu
 @pytest.mark.parametrize("level", LEVELS[1:])
 @pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize("d", [16, 24, 30, 64, 72, 80])
@@ -50,12 +52,12 @@ def test_fused_rows_and_many_windows(level, n_threads, d):
     q, k, v, _ = fused.unbind(1)
     torch.set_num_threads(n_threads)
     try:
-        with native.force(level):
+        with levels.force(level):
             out = vision_attention(q, k, v, cu, d**-0.5)
             alone = vision_attention(q[cu[-3] : cu[-2]], k[cu[-3] : cu[-2]], v[cu[-3] : cu[-2]], [0, 333], d**-0.5)
     finally:
         torch.set_num_threads(1)
-    with native.force("reference"):
+    with levels.force("reference"):
         expected = vision_attention(q, k, v, cu, d**-0.5)
     assert (out - expected).abs().max() < 1e-5
     assert torch.equal(alone, out[cu[-3] : cu[-2]])

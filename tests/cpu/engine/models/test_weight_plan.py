@@ -13,9 +13,9 @@ from foveate.engine.models.base import Attention, Model
 from foveate.engine.models.loader import load_model
 from foveate.engine.models.parts.matrix import Matrix
 from foveate.engine.models.weights import WeightPlan
+from foveate.kernels.cpu.levels import machine
+from foveate.kernels.cpu.weights import PackedWeight, unpack
 from foveate.kernels.linear import linear
-from foveate.kernels.native import machine
-from foveate.kernels.weights import PackedWeight, unpack
 
 pytestmark = pytest.mark.skipif(machine() == "reference", reason="the CPU kernels were not built")
 CPU = torch.device("cpu")
@@ -73,7 +73,7 @@ def test_a_float32_checkpoint_stays_so(tiny_models, tmp_path):
 def test_rounding_to_bfloat16_where_none_is_multiplied(tiny_models, monkeypatch, tmp_path, weights, at, form):
     """16-bit integers take its place, unless another form is asked for; what int8 leaves out is held alike."""
     tiny_models.save_qwen(tmp_path)
-    monkeypatch.setattr("foveate.engine.models.weights.level", lambda: at)
+    monkeypatch.setattr("foveate.kernels.hardware.device.level", lambda: at)
     wide = {"bf16": "bfloat16", "int16": "int16"}.get(weights, form)
     forms = held(load_model(tmp_path, torch.bfloat16, "cpu", ModelConfig(weights=weights)))
     decoder = {name for name in forms if name.startswith("language_model.layers.")}

@@ -1,4 +1,4 @@
-"""The compiled sampler against its definition: the same tokens, whatever the rows ask for."""
+"""`largest` and `draw` in C++ against their references: the same tokens, whatever the rows ask for."""
 
 import math
 
@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.kernels.native import LEVELS, force, machine
-from foveate.kernels.sampling import Law, draw, largest, reference_draw, reference_largest
+from foveate.kernels.cpu.levels import LEVELS, force, machine
+from foveate.kernels.draw import Law, draw
+from foveate.kernels.draw import reference as reference_draw
+from foveate.kernels.largest import largest
+from foveate.kernels.largest import reference as reference_largest
 
 SIZES = (1, 2, 7, 8, 63, 64, 65, 430, 1031, 5003)
-needs_kernels = pytest.mark.skipif(machine() == LEVELS[0], reason="the CPU kernels were not built or do not run here")
+has_cpu = pytest.mark.skipif(machine() == LEVELS[0], reason="the C++ kernels are not here")
 
 
 def scores(seed: int, n: int, shape: str) -> Tensor:
@@ -49,7 +52,7 @@ def laws(seed: int, n: int) -> list[Law]:
     return found
 
 
-@needs_kernels
+@has_cpu
 @pytest.mark.parametrize("shape", ["peaked", "flat", "ties", "equal", "masked"])
 @pytest.mark.parametrize("n", SIZES)
 def test_draws_are_those_of_the_definition(n: int, shape: str) -> None:
@@ -58,7 +61,7 @@ def test_draws_are_those_of_the_definition(n: int, shape: str) -> None:
         assert draw([row] * 8, rules) == reference_draw([row] * 8, rules), f"seed {seed}, {rules}"
 
 
-@needs_kernels
+@has_cpu
 def test_each_row_is_drawn_by_its_own_law() -> None:
     table = torch.stack([scores(seed, 700, "flat") for seed in range(8)])
     rules = laws(3, 700)
@@ -67,14 +70,14 @@ def test_each_row_is_drawn_by_its_own_law() -> None:
     assert together == reference_draw(list(table), rules)
 
 
-@needs_kernels
+@has_cpu
 def test_a_whole_vocabulary() -> None:
     for shape in ("peaked", "flat"):
         row, rules = scores(1, 152_064, shape), laws(1, 152_064)
         assert draw([row] * 8, rules) == reference_draw([row] * 8, rules)
 
 
-@needs_kernels
+@has_cpu
 @pytest.mark.parametrize("n", SIZES)
 def test_the_largest_of_equal_ones_is_the_first(n: int) -> None:
     rows = [scores(seed, n, shape) for seed in range(10) for shape in ("peaked", "ties", "equal")]
@@ -82,7 +85,7 @@ def test_the_largest_of_equal_ones_is_the_first(n: int) -> None:
     assert largest([torch.full((n,), -torch.inf)])[1] == [False]
 
 
-@needs_kernels
+@has_cpu
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_found_wherever_it_is(bad: float) -> None:
     for n in (1, 9, 70, 1000):
@@ -92,7 +95,7 @@ def test_what_is_not_finite_is_found_wherever_it_is(bad: float) -> None:
             assert largest(rows)[1] == [True, False, True]
 
 
-@needs_kernels
+@has_cpu
 def test_rows_outside_are_not_read() -> None:
     """Views into a table whose other values are NaN."""
     table = torch.full((5, 200), torch.nan)

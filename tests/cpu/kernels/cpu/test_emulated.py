@@ -20,24 +20,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.kernels import linear as linear_module
-from foveate.kernels import native
 from foveate.kernels.attention import AttentionBatch, paged_attention
 from foveate.kernels.attention import reference as attention_reference
+from foveate.kernels.cpu import levels
+from foveate.kernels.cpu import linear as cpu_linear
+from foveate.kernels.cpu.weights import INTEGERS, Form, unpack
 from foveate.kernels.linear import Activation, linear
 from foveate.kernels.linear import reference as linear_reference
+from foveate.kernels.pack import pack
 from foveate.kernels.vision_attention import reference as vision_reference
 from foveate.kernels.vision_attention import vision_attention
-from foveate.kernels.weights import INTEGERS, Form, pack, unpack
 
-SOURCES = Path(native.__file__).parent / "cpu"
+SOURCES = Path(levels.__file__).parent
 EMULATED = Path(__file__).parent / "emulated"
 COMPILER = os.environ.get("CXX") or "g++"
 FLAGS = "-O0 -std=c++17 -fno-math-errno -fno-trapping-math -fPIC -Wno-psabi -Wno-ignored-attributes".split()
-LEVELS = native.LEVELS[native.LEVELS.index("avx512") :]
+LEVELS = levels.LEVELS[levels.LEVELS.index("avx512") :]
 
 pytestmark = [
-    pytest.mark.skipif(native.machine() == "reference", reason="the compiled kernels are not here, or no AVX2"),
+    pytest.mark.skipif(levels.machine() == "reference", reason="the C++ kernels are not here, or no AVX2"),
     pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"no C++ compiler {COMPILER}"),
 ]
 
@@ -67,27 +68,27 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     assert spec is not None and spec.loader is not None, "a path makes a spec"
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if address := native._max_threads():
+    if address := levels._max_threads():
         module.use_openmp(address)
     module.__dict__["distrust_linear"] = _distrust  # else a wrong kernel would not be the one tested
     return module
 
 
 def _distrust(index: int) -> None:
-    raise AssertionError(f"linear layers at {native.LEVELS[index]} differ from those at avx2")
+    raise AssertionError(f"linear layers at {levels.LEVELS[index]} differ from those at avx2")
 
 
 @pytest.fixture(scope="module", params=LEVELS)
 def level(request: pytest.FixtureRequest, emulated: ModuleType) -> Iterator[str]:
-    """The compiled kernels at this level, wherever they are called from."""
-    linear_module._verify.cache_clear()
+    """The C++ kernels at this level, wherever they are called from."""
+    cpu_linear._verify.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "_module", lambda: emulated)
-        patch.setattr(native, "machine", lambda: LEVELS[-1])
-        with native.force(request.param):
+        patch.setattr(levels, "_module", lambda: emulated)
+        patch.setattr(levels, "machine", lambda: LEVELS[-1])
+        with levels.force(request.param):
             yield request.param
-    native._forget()
-    linear_module._verify.cache_clear()  # what was found here says nothing about the machine
+    levels._forget()
+    cpu_linear._verify.cache_clear()  # what was found here says nothing about the machine
 
 
 CASES: list[tuple[Form, bool, Activation, int, int, int]] = [  # form, round_inputs, activation, m, n, k

@@ -1,22 +1,13 @@
-"""From scores to tokens: the largest of each row, and draws by temperature, min-p, top-k, top-p and Gumbel noise.
+"""Draw a token of each row of scores: temperature, min-p, top-k, top-p and Gumbel noise."""
 
-Two versions of one definition:
-    reference   plain torch in float64 with a stable sort; also what runs on CUDA
-    C++         passes over the row find the few candidates, which alone are looked at in float64 (kernels/cpu)
-
-Both read the same noise. Where the last token of a nucleus is decided by a rounding of the total mass (a relative 1e-7
-of what lies outside of it) they may differ.
-"""
-
-from array import array
 from collections.abc import Sequence
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from foveate.kernels.native import kernels
+from foveate.kernels.hardware.dispatch import choose
+from foveate.kernels.largest import check_rows
 
 
 class Law(NamedTuple):
@@ -29,20 +20,6 @@ class Law(NamedTuple):
     key: tuple[int, int, int]  # 32 bits each
 
 
-def largest(rows: Sequence[Tensor]) -> tuple[list[int], list[bool]]:
-    """The largest value of each row, of equal ones the lowest index, and whether all values are finite.
-
-    Args:
-        rows: [n] float32 each, of one length. Where one is not finite its index means nothing.
-    """
-    built = _built(rows)
-    if built is None:
-        return reference_largest(rows)
-    addresses, ids, finite = _addresses(rows), array("q", bytes(8 * len(rows))), array("b", bytes(len(rows)))
-    built.largest(_at(addresses), len(rows), rows[0].shape[0], _at(ids), _at(finite))
-    return ids.tolist(), [bool(x) for x in finite]
-
-
 def draw(rows: Sequence[Tensor], laws: Sequence[Law]) -> list[int]:
     """Draw one token per row: the largest of score / temperature + noise among what min-p, top-k and top-p leave.
 
@@ -50,23 +27,12 @@ def draw(rows: Sequence[Tensor], laws: Sequence[Law]) -> list[int]:
         rows: [n] float32 each, of one length, no NaN and not all of it -inf.
     """
     assert len(rows) == len(laws), "one law per row"
-    built = _built(rows)
-    if built is None:
-        return reference_draw(rows, laws)
-    addresses, ids = _addresses(rows), array("q", bytes(8 * len(rows)))
-    numbers = array("d", [x for law in laws for x in law[:4]])
-    keys = array("q", [word for law in laws for word in law.key])
-    built.draw(_at(addresses), len(rows), rows[0].shape[0], _at(numbers), _at(keys), _at(ids))
-    return ids.tolist()
+    check_rows(rows)
+    return choose(reference, rows[0].device, rows[0].dtype)(rows, laws)
 
 
-def reference_largest(rows: Sequence[Tensor]) -> tuple[list[int], list[bool]]:
-    scores = torch.stack(list(rows))
-    return scores.argmax(-1).tolist(), torch.isfinite(scores).all(-1).tolist()
-
-
-def reference_draw(rows: Sequence[Tensor], laws: Sequence[Law]) -> list[int]:
-    """The definition."""
+def reference(rows: Sequence[Tensor], laws: Sequence[Law]) -> list[int]:
+    """The definition, in float64 with a stable sort."""
     scores = torch.stack(list(rows)).double()
     scores /= _column([law.temperature for law in laws], scores)
     narrow = [i for i, law in enumerate(laws) if law.top_p < 1 or law.top_k > 0 or law.min_p > 0]
@@ -118,18 +84,3 @@ def _mix(x: Tensor) -> Tensor:
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
-
-
-def _built(rows: Sequence[Tensor]) -> ModuleType | None:
-    """The compiled kernels if they can run on these rows."""
-    assert rows and all(row.dtype == torch.float32 and row.stride(0) == 1 for row in rows), "rows of packed float32"
-    assert all(row.shape == rows[0].shape for row in rows), "rows of one length"
-    return kernels() if rows[0].device.type == "cpu" else None
-
-
-def _addresses(rows: Sequence[Tensor]) -> "array[int]":
-    return array("q", [row.data_ptr() for row in rows])
-
-
-def _at(values: "array[int] | array[float]") -> int:
-    return values.buffer_info()[0]

@@ -1,6 +1,7 @@
-"""The compiled CPU kernels: which instruction sets they may use here, and on how many threads.
+"""The levels of the CPU: which instruction sets its C++ kernels may use here, and on how many threads they run.
 
-`FOVEATE_KERNELS` forces a level at or below the machine's: reference (plain torch), avx2, avx512, avx512_bf16, amx.
+`FOVEATE_KERNELS` forces a level at or below the machine's: reference (plain torch, for every operation), avx2, avx512,
+avx512_bf16, amx.
 """
 
 import ctypes
@@ -10,19 +11,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    import torch
 
 LEVELS = ("reference", "avx2", "avx512", "avx512_bf16", "amx")  # ascending; the index is the C++ enum
 
 
 @cache
 def machine() -> str:
-    """The highest level whose instructions have really run here; `reference` where the kernels were not built."""
-    built = _module()
-    return LEVELS[built.probe()] if built else "reference"
+    """The highest level whose instructions have really run here; `reference` where the C++ was not compiled."""
+    module = _module()
+    return LEVELS[module.probe()] if module else "reference"
+
+
+@cache
+def forced() -> str:
+    """The level that `FOVEATE_KERNELS` asks for; empty: none."""
+    return os.environ.get("FOVEATE_KERNELS", "")
 
 
 @cache
@@ -32,24 +35,16 @@ def level() -> str:
     Raises:
         ValueError: the variable holds no level, or one that this machine does not have.
     """
-    return _allowed(os.environ.get("FOVEATE_KERNELS", "") or machine())
+    return _allowed(forced() or machine())
 
 
 @cache
-def kernels() -> ModuleType | None:
-    """The compiled module, set to the level in force; None: run the reference. Tensors are passed as addresses."""
-    built, index = _module(), LEVELS.index(level())
-    if built is None or index == 0:
-        return None
-    built.set_level(index)
-    return built
-
-
-def version(device: "torch.device") -> Literal["reference", "cpu", "cuda"]:
-    """Which versions of the operations run on a device."""
-    if level() == "reference":
-        return "reference"
-    return "cuda" if device.type == "cuda" else "cpu"
+def extension() -> ModuleType:
+    """The extension module `foveate.kernels._cpu`, set to the level in force. Tensors are passed as addresses."""
+    module, index = _module(), LEVELS.index(level())
+    assert module is not None and index > 0, "the reference runs where there is no C++"
+    module.set_level(index)
+    return module
 
 
 @contextmanager
@@ -69,9 +64,10 @@ def force(name: str) -> Iterator[None]:
 
 
 def _forget() -> None:
-    level.cache_clear()
-    kernels.cache_clear()
-    kernels()  # the module holds the level too
+    for found in (forced, level, extension):
+        found.cache_clear()
+    if level() != "reference":
+        extension()  # the module holds the level too
 
 
 def _allowed(name: str) -> str:
@@ -84,14 +80,14 @@ def _allowed(name: str) -> str:
 
 @cache
 def _module() -> ModuleType | None:
-    """The compiled module, told where torch keeps its number of threads; None where it was not built."""
+    """The extension module, told where torch keeps its number of threads; None where it was not compiled."""
     try:
-        built = importlib.import_module("foveate.kernels._cpu")
+        module = importlib.import_module("foveate.kernels._cpu")
     except ImportError:
         return None
     if address := _max_threads():
-        built.use_openmp(address)
-    return built
+        module.use_openmp(address)
+    return module
 
 
 def _max_threads() -> int:
@@ -102,5 +98,5 @@ def _max_threads() -> int:
         return 0
     with open("/proc/self/maps") as maps:
         paths = {line.split()[-1] for line in maps if "libgomp" in line or "libiomp5" in line}
-    ours = [path for path in sorted(paths) if "torch" in path] or sorted(paths)
-    return (ctypes.cast(ctypes.CDLL(ours[0]).omp_get_max_threads, ctypes.c_void_p).value or 0) if ours else 0
+    known = [path for path in sorted(paths) if "torch" in path] or sorted(paths)
+    return (ctypes.cast(ctypes.CDLL(known[0]).omp_get_max_threads, ctypes.c_void_p).value or 0) if known else 0

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.kernels import native
-from foveate.kernels.weights import FORMS, GROUP, Form, pack, rows, unpack
+from foveate.kernels.cpu import levels
+from foveate.kernels.cpu.weights import FORMS, GROUP, Form, rows, unpack
+from foveate.kernels.pack import pack
 
 SHAPES = [(1, 1), (15, 7), (16, 64), (17, 129), (33, 200), (130, 513), (1040, 70)]
 
@@ -34,16 +35,16 @@ def test_floats_come_back_to_the_bit(shape: tuple[int, int], dtype: torch.dtype,
     assert torch.equal(unpack(pack(matrix, "bfloat16", gated=gated)), matrix.bfloat16().float())
 
 
-@pytest.mark.skipif(native.machine() == "reference", reason="the compiled kernels are not here, or no AVX2")
+@pytest.mark.skipif(levels.machine() == "reference", reason="the C++ kernels are not here, or no AVX2")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_compiled_packing_has_the_bits_of_the_definition(dtype: torch.dtype, form: Form) -> None:
+def test_packing_in_cpp_has_the_bits_of_the_definition(dtype: torch.dtype, form: Form) -> None:
     for n, k in [*SHAPES, (48, 256), (5, 1000)]:
         for gated in (False, True):
             wide = torch.full((n * (2 if gated else 1), k + 3), torch.nan, dtype=dtype)
             matrix = wide[:, :k]
             matrix.copy_(_matrix(*matrix.shape))
-            with native.force("reference"):
+            with levels.force("reference"):
                 wanted = pack(matrix, form, gated=gated)
             got = pack(matrix, form, gated=gated)
             assert torch.equal(got.data, wanted.data), (n, k, gated)

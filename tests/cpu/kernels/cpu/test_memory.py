@@ -5,7 +5,7 @@ import sys
 
 _PROGRAM = """
 import resource, torch
-from foveate.kernels.memory import keep_freed
+from foveate.kernels.cpu.memory import keep_freed
 keep_freed()
 
 def faults():
