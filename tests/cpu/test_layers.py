@@ -1,5 +1,5 @@
-"""The layers: tune -> server -> engine -> kernels, and all but kernels -> configs. Read from the source, nothing is
-imported."""
+"""The layers: tune -> server -> engine -> kernels, and all but kernels -> configs; and that callers of kernels do not
+branch on hardware. Read from the source, nothing is imported."""
 
 import ast
 from collections.abc import Iterator
@@ -23,6 +23,11 @@ LIGHT = [
 ]
 LIGHT += [f"engine/images/{name}.py" for name in ("preprocess", "anyres", "resize")]
 HEAVY = {"torch", "numpy", "transformers"}
+CALLERS = ("engine", "server", "tune")  # of kernels
+HARDWARE = {"cuda", "mps", "xpu", "is_cpu", "is_cuda", "is_mps", "is_xpu", "get_device"}  # attributes
+HARDWARE_NAMES = {"platform.machine", "platform.processor", "os.uname", "torch.backends", "torch.accelerator"}
+HARDWARE_MODULES = {"foveate.kernels.cpu.levels", "foveate.kernels.cuda", "foveate.kernels._cpu", "torch.cuda"}
+HARDWARE_WORDS = {"cpu", "cuda", "mps", "xpu"}
 RUNS_DATA = {"eval", "exec", "compile", "__import__"}
 
 
@@ -151,3 +156,79 @@ def test_transformers_is_for_tests_only() -> None:
         if name.split(".")[0] == "transformers"
     ]
     assert not found, "\n".join(found)
+
+
+def hardware(path: Path, tree: ast.AST) -> list[str]:
+    """Where a caller of kernels looks at the hardware itself instead of asking `kernels/hardware/`."""
+    found = [
+        f"{where(path, line)} imports {name}"
+        for name, line in imports(tree)
+        if any(f"{name}.".startswith(f"{module}.") for module in HARDWARE_MODULES) or name in HARDWARE_NAMES
+    ]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and asks_hardware(node):
+            found.append(f"{where(path, node.lineno)} reads {ast.unparse(node)}")
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "cpuinfo" in node.value:
+            found.append(f"{where(path, node.lineno)} reads cpuinfo")
+        if isinstance(node, ast.Compare | ast.MatchValue) and any(map(names_hardware, ast.walk(node))):
+            found.append(f"{where(path, node.lineno)} compares {ast.unparse(node)}")
+    return found
+
+
+def asks_hardware(node: ast.Attribute) -> bool:
+    owner = ast.unparse(node.value)
+    of_device = node.attr in ("type", "index") and (owner.endswith("device") or owner.startswith("torch.device("))
+    return of_device or node.attr in HARDWARE or f"{owner}.{node.attr}" in HARDWARE_NAMES
+
+
+def names_hardware(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and node.value in HARDWARE_WORDS
+
+
+def test_callers_never_branch_on_hardware() -> None:
+    paths = [path for path in sources() if path.relative_to(ROOT).parts[0] in CALLERS]
+    found = [line for path in paths for line in hardware(path, ast.parse(path.read_text()))]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "if x.device.type == device: pass",
+        "fast = self._device.type in known",
+        "kind = torch.device(name).type",
+        "if x.is_cuda: pass",
+        "if not torch.cuda.is_available(): pass",
+        "from torch.cuda import mem_get_info",
+        "from torch import cuda",
+        "moved = x.cuda()",
+        "if platform.machine() == 'x86_64': pass",
+        "from platform import machine",
+        "flags = Path('/proc/cpuinfo').read_text()",
+        "from foveate.kernels.cpu.levels import level",
+        "from foveate.kernels.cpu import levels",
+        "import foveate.kernels.cuda.vision_attention",
+        "if config.device == 'cuda': pass",
+        "if device != torch.device('cpu'): pass",
+        "if str(device).startswith(some) and name in ('cpu', 'auto'): pass",
+        "match name:\n    case 'cuda':\n        pass",
+    ],
+)
+def test_a_branch_on_hardware_is_found(line: str) -> None:
+    found = hardware(ROOT / "engine/invented.py", ast.parse(line))
+    assert found and all(place.startswith("engine/invented.py:") for place in found)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "rows = torch.zeros(n, device=x.device)",
+        "host = x.to('cpu')",
+        "from foveate.kernels.hardware.device import free_bytes",
+        "from foveate.kernels.cpu.weights import PackedWeight",
+        "if message.type == 'text': pass",
+        "device = torch.device('cpu')",
+    ],
+)
+def test_naming_a_device_is_no_branch(line: str) -> None:
+    assert not hardware(ROOT / "engine/invented.py", ast.parse(line))

@@ -11,6 +11,10 @@ from foveate.engine.common.messages import Delta, Failed, Generate, Image, Sampl
 from foveate.engine.engine import Engine
 from foveate.engine.models.loader import load_model
 from foveate.kernels.attention import AttentionBatch, paged_attention
+from foveate.kernels.cuda import vision_attention as on_cuda
+from foveate.kernels.hardware import device as hardware
+from foveate.kernels.hardware.dispatch import choose
+from foveate.kernels.vision_attention import reference, vision_attention
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -26,6 +30,20 @@ def test_paged_attention() -> None:
     found = paged_attention(q.cuda(), *(b.cuda() for b in blocks), on_gpu, scale=0.25)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_vision_attention() -> None:
+    noise, segments = torch.Generator().manual_seed(0), [0, 25, 50, 51, 150]
+    q, k, v = torch.randn(3, 150, 3, 20, generator=noise).unbind(0)
+    found = vision_attention(q.cuda(), k.cuda(), v.cuda(), segments, 0.2)
+    torch.testing.assert_close(found.cpu(), reference(q, k, v, segments, 0.2), rtol=1e-4, atol=1e-5)
+    assert choose(reference, found.device, q.dtype, k.dtype, v.dtype) is on_cuda.run
+
+
+def test_a_device_answers() -> None:
+    device = hardware.find("auto")
+    assert device == torch.device("cuda") and hardware.free_bytes(device)
+    assert hardware.empty_pages((2, 3), torch.bfloat16, device).is_cuda
 
 
 @pytest.mark.parametrize("name", ["tiny-llava", "tiny-qwen2-vl"])
