@@ -72,7 +72,7 @@ class Layers:
 
     @cached_property
     def words(self) -> Tensor:
-        """int64 [n_layers, 30]: what kernels/cpu/decoder.h calls a LayerWeights."""
+        """int64 [n_layers, 30]: each row a Layer of kernels/cpu/decoder.h."""
         return torch.tensor([_layer_words(layer) for layer in self.layers], dtype=torch.int64)
 
 
