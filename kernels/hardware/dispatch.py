@@ -14,6 +14,7 @@ operation on every device.
 import importlib
 import pkgutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import Any, TypeVar
@@ -25,6 +26,15 @@ from foveate.kernels.cpu.levels import forced, level
 
 VERSIONS = ("cpu", "cuda")  # beside the reference; also the names of their folders and of torch's devices
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """The functions that compute one operation, all with the same parameters. None: there is no such version."""
+
+    reference: Callable[..., Any]
+    cpu: Callable[..., Any] | None
+    cuda: Callable[..., Any] | None
 
 
 def choose(reference: _Function, device: torch.device, *dtypes: torch.dtype) -> _Function:
@@ -53,16 +63,9 @@ def operations() -> list[str]:
     return sorted(m.name for m in modules if not m.ispkg and not m.name.startswith("_"))  # `_cpu` is the C++
 
 
-def table() -> dict[str, dict[str, Callable[..., Any]]]:
-    """operation -> version -> function, of all operations and versions there are, whether or not they run here."""
-    found = {}
-    for operation in operations():
-        versions = {"reference": importlib.import_module(f"{folder.__name__}.{operation}").reference}
-        for name in VERSIONS:
-            if module := version_of(operation, name):
-                versions[name] = module.run
-        found[operation] = versions
-    return found
+def table() -> dict[str, Versions]:
+    """operation -> its versions, of all operations there are, whether or not a version runs here."""
+    return {operation: _versions(operation) for operation in operations()}
 
 
 def version_of(operation: str, version: str) -> ModuleType | None:
@@ -71,6 +74,12 @@ def version_of(operation: str, version: str) -> ModuleType | None:
     if operation not in {module.name for module in pkgutil.iter_modules(package.__path__)}:
         return None
     return importlib.import_module(f"{package.__name__}.{operation}")
+
+
+def _versions(operation: str) -> Versions:
+    cpu, cuda = (version_of(operation, version) for version in VERSIONS)
+    reference = importlib.import_module(f"{folder.__name__}.{operation}").reference
+    return Versions(reference, cpu.run if cpu else None, cuda.run if cuda else None)
 
 
 @cache

@@ -14,7 +14,7 @@ import foveate.kernels
 import foveate.kernels.cpu
 from foveate.kernels.cpu.levels import LEVELS, force, machine
 from foveate.kernels.hardware import dispatch
-from foveate.kernels.hardware.dispatch import VERSIONS, choose, operations, table, version_of
+from foveate.kernels.hardware.dispatch import VERSIONS, Versions, choose, operations, table, version_of
 
 ROOT = Path(__file__).resolve().parents[4]
 CPU = torch.device("cpu")
@@ -32,18 +32,18 @@ def test_every_file_is_an_operation() -> None:
 
 @pytest.mark.parametrize("operation", operations())
 def test_every_operation_has_its_reference(operation: str) -> None:
-    reference = table()[operation]["reference"]
+    reference = table()[operation].reference
     assert reference.__name__ == "reference" and reference.__module__ == f"foveate.kernels.{operation}"
     assert reference.__doc__, "a definition says what it defines"
 
 
 @pytest.mark.parametrize(
-    ("operation", "version"), [(o, v) for o, found in table().items() for v in VERSIONS if v in found]
+    ("operation", "version"), [(o, v) for o, found in table().items() for v in VERSIONS if getattr(found, v)]
 )
 def test_a_version_takes_what_its_reference_takes(operation: str, version: str) -> None:
     module = version_of(operation, version)
     assert module is not None, "the table names it"
-    assert inspect.signature(module.run) == inspect.signature(table()[operation]["reference"])
+    assert inspect.signature(module.run) == inspect.signature(table()[operation].reference)
     assert module.TAKES and all(isinstance(dtype, torch.dtype) for taken in module.TAKES for dtype in taken)
 
 
@@ -60,10 +60,10 @@ def test_a_file_of_a_version_belongs_to_an_operation() -> None:
 def test_the_choice_follows_device_dtype_and_level(operation: str) -> None:
     versions, module = table()[operation], version_of(operation, "cpu")
     taken = [dtypes[0] for dtypes in module.TAKES] if module else [torch.float32]
-    reference = versions["reference"]
+    reference = versions.reference
     for level in LEVELS[1 : LEVELS.index(machine()) + 1]:
         with force(level):
-            assert choose(reference, CPU, *taken) is versions.get("cpu", reference)
+            assert choose(reference, CPU, *taken) is (versions.cpu or reference)
             assert choose(reference, CPU, *(torch.float64 for _ in taken)) is reference
             assert choose(reference, torch.device("meta"), *taken) is reference
     with force("reference"):
@@ -78,7 +78,7 @@ def test_cuda_runs_its_version_or_the_reference(operation: str, monkeypatch: pyt
     monkeypatch.setattr(dispatch, "level", lambda: "reference")
     versions, module = table()[operation], version_of(operation, "cuda")
     taken = [dtypes[0] for dtypes in module.TAKES] if module else [torch.float32]
-    assert choose(versions["reference"], torch.device("cuda"), *taken) is versions.get("cuda", versions["reference"])
+    assert choose(versions.reference, torch.device("cuda"), *taken) is (versions.cuda or versions.reference)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_one_file_is_a_new_operation() -> None:
     from foveate.kernels.double import double, reference  # type: ignore[import-not-found]
 
     x = torch.randn(3, 5)
-    assert "double" in operations() and table()["double"] == {"reference": reference}
+    assert "double" in operations() and table()["double"] == Versions(reference, None, None)
     assert torch.equal(double(x), 2 * x)
 
 
@@ -113,7 +113,7 @@ def test_a_second_file_is_its_version(tmp_path: Path, monkeypatch: pytest.Monkey
     from foveate.kernels.cpu.double import run  # type: ignore[import-not-found]
     from foveate.kernels.double import double, reference
 
-    assert table()["double"] == {"reference": reference, "cpu": run}
+    assert table()["double"] == Versions(reference, run, None)
     x = torch.randn(3, 5)
     with force("avx2"):
         assert choose(reference, CPU, torch.float32) is run and choose(reference, CPU, torch.bfloat16) is reference
