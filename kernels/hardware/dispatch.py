@@ -45,12 +45,12 @@ def choose(reference: _Function, device: torch.device, *dtypes: torch.dtype) -> 
     Raises:
         ValueError: `FOVEATE_KERNELS` holds no level, or one that this machine does not have.
     """
-    version: _Function = _chosen(reference, device, forced(), dtypes)
-    return version
+    chosen: _Function = _chosen(reference, device, forced(), dtypes)
+    return chosen
 
 
 def version(device: torch.device) -> str:
-    """Which versions of the operations run on a device, where they take the dtypes: `reference`, `cpu` or `cuda`."""
+    """Which versions of operations run on a device if they take the dtypes: `reference`, `cpu` or `cuda`."""
     kind = device.type
     if forced() == "reference" or kind not in VERSIONS or (kind == "cpu" and level() == "reference"):
         return "reference"

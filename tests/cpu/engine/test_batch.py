@@ -21,6 +21,7 @@ from foveate.engine.request import Request
 from foveate.engine.runner import Runner
 from foveate.engine.scheduler import Chunk
 from foveate.engine.sequence import Sequence as Choice
+from foveate.kernels.cpu import levels
 
 
 class Bench:
@@ -193,10 +194,8 @@ def test_all_backends_give_the_same(bench: Bench) -> None:
     assert kept() is expected
 
 
-def test_the_backend_follows_the_kernels_there_are(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    from foveate.kernels import native
-
-    with native.force("reference"):
-        assert type(attention_backend(bench.kv.pages, 1.0)) is ReferenceBackend
-    if native.machine() != "reference":
-        assert type(attention_backend(bench.kv.pages, 1.0)) is CpuBackend
+def test_the_backend_follows_the_kernels_there_are(bench: Bench) -> None:
+    for level in ("reference", levels.machine()):
+        with levels.force(level):
+            backend = ReferenceBackend if level == "reference" else CpuBackend
+            assert type(attention_backend(bench.kv.pages, 1.0)) is backend
