@@ -6,22 +6,22 @@ import math
 import sys
 import typing
 from collections.abc import Mapping
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
 import foveate.engine.prune.methods as prune_family
 import foveate.engine.reduce.methods as family
 from foveate.configs.errors import ConfigError
+from foveate.engine.common.composition import Value, is_share, misplaced, setting, states_share
 from foveate.engine.common.find import find, label, names
 from foveate.engine.common.messages import FieldInfo, MethodInfo, Stage, VisualBudget
 from foveate.engine.prune.base import Pruner
 from foveate.engine.reduce import split as split_family
-from foveate.engine.reduce.base import STAGES, Reducer
+from foveate.engine.reduce.base import Reducer
 from foveate.engine.reduce.chain import Chain
 from foveate.engine.reduce.sharing import Split
 from foveate.engine.vision.signals import Tower
-
-Value = bool | int | float | str
 
 
 def _type_name(hint: object) -> str:
@@ -40,15 +40,13 @@ def fields_of(method: type[Any]) -> list[FieldInfo]:
 
 
 def _checked(key: str, field: FieldInfo, value: Value) -> Value:
-    """Return `value` as the field holds it; an int is a fine float, a bool is no number."""
-    if field.type == "float" and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if isinstance(value, float) and not math.isfinite(value):
+    """The value as the field holds it. Raises ConfigError: the field cannot hold it."""
+    held = setting(field, value)
+    if held is None and isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{key}: {value} is not a finite number")
-    legal = f'"{value}"' in field.type.split(" | ") if '"' in field.type else type(value).__name__ == field.type
-    if not legal:
+    if held is None:
         raise ConfigError(f"{key}: {value!r} is not {field.type}; the default is {field.default!r}")
-    return value
+    return held
 
 
 def build_method(family: ModuleType, name: str, params: Mapping[str, Value]) -> Any:
@@ -97,16 +95,17 @@ def build(visual: VisualBudget) -> Reducer:
     if not visual.stages:
         return build_reducer(visual.method, visual.params)
     stages = tuple(build_reducer(stage.method, stage.params) for stage in visual.stages)
-    for before, after, said in zip(stages, stages[1:], visual.stages[1:], strict=False):
-        if STAGES.index(after.stage) < STAGES.index(before.stage) or (after.whole_grid and not before.restores):
+    infos = [_reducer_info(said.method, type(stage)) for said, stage in zip(visual.stages, stages, strict=True)]
+    for before, after in pairwise(infos):
+        if misplaced(before, after):
             raise ConfigError(
-                f"reduce.{visual.method}: {said.method} needs what the stage before it no longer leaves; put it first"
+                f"reduce.{visual.method}: {after.name} needs what the stage before it no longer leaves; put it first"
             )
-    for said in visual.stages:
-        if said.keep is not None and not 0.0 < said.keep <= 1.0:
+    for i, said in enumerate(visual.stages):
+        if said.keep is not None and not is_share(said.keep):
             raise ConfigError(f"reduce.{said.method}.keep: {said.keep} is not in (0, 1]")
-    if visual.stages[-1].keep is not None:
-        raise ConfigError(f"reduce.{visual.stages[-1].method}.keep: the last stage keeps what the budget allows")
+        if said.keep is not None and not states_share(i, len(stages)):
+            raise ConfigError(f"reduce.{said.method}.keep: the last stage keeps what the budget allows")
     return Chain(stages=stages, keeps=tuple(stage.keep for stage in visual.stages))
 
 
@@ -156,6 +155,7 @@ def _reducer_info(name: str, method: type[Reducer]) -> MethodInfo:
         fits=method.fits,
         stage=method.stage,
         first_only=method.whole_grid,
+        restores=method.restores,
     )
 
 

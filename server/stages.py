@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+from foveate.engine.common.composition import is_share, misplaced, setting, states_share
 from foveate.engine.common.messages import FieldInfo, MethodInfo, Stage
 from foveate.server.checks import printable
 from foveate.server.errors import invalid_vlm
 from foveate.server.header_fields import Bare, parse
 
 _STAGE = re.compile(r'(?:[^+"]|"(?:[^"\\]|\\.)*")+')
-_ORDER = ("pixels", "encoder", "tokens", "decoder")
 MAX_STAGES = 4
 
 
@@ -38,7 +38,7 @@ def read_method(where: str, text: str, methods: Sequence[MethodInfo]) -> Method:
         raise invalid_vlm(where, "expected name;key=value, or several joined by +")
     if len(texts) > MAX_STAGES:
         raise invalid_vlm(where, f"{len(texts)} stages; there may be {MAX_STAGES}")
-    read = [_stage(where, part, methods, i == len(texts) - 1) for i, part in enumerate(texts)]
+    read = [_stage(where, part, methods, states_share(i, len(texts))) for i, part in enumerate(texts)]
     for (before, _), (after, _) in pairwise(read):
         _check_order(where, before, after)
     prune, enter = None, None
@@ -63,7 +63,7 @@ def _reducers(read: Sequence[tuple[MethodInfo, Stage]]) -> Method:
     return Method("+".join(stage.method for stage in stages), {}, stages, aware)
 
 
-def _stage(where: str, text: str, methods: Sequence[MethodInfo], is_last: bool) -> tuple[MethodInfo, Stage]:
+def _stage(where: str, text: str, methods: Sequence[MethodInfo], may_keep: bool) -> tuple[MethodInfo, Stage]:
     try:
         item = parse(text)
     except ValueError as error:
@@ -73,25 +73,27 @@ def _stage(where: str, text: str, methods: Sequence[MethodInfo], is_last: bool) 
         known = ", ".join(method.name for method in methods)
         raise invalid_vlm(where, f"no method {printable(str(item.value))!r}; there are {known}")
     params = dict(item.params)
-    keep = None if is_last or "keep" not in params else _keep(where, info.name, params.pop("keep"))
+    keep = _keep(where, info.name, params.pop("keep")) if may_keep and "keep" in params else None
     fields = {field.name: field for field in info.fields}
     checked = {key: _setting(where, info, fields.get(key), key, value) for key, value in params.items()}
     return info, Stage(method=info.name, params=checked, keep=keep)
 
 
 def _keep(where: str, method: str, value: Bare) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+    if not is_share(value):
         raise invalid_vlm(where, f"{method};keep: expected a number above 0 and up to 1")
     return float(value)
 
 
 def _check_order(where: str, before: MethodInfo, after: MethodInfo) -> None:
-    if _ORDER.index(after.stage) < _ORDER.index(before.stage):
-        raise invalid_vlm(where, f"{after.name} acts on {after.stage}, so it comes before {before.name}")
-    if before.stage == "decoder":
-        raise invalid_vlm(where, f"{before.name} and {after.name} both act inside the decoder; one can")
-    if after.first_only and after.stage == before.stage:
-        raise invalid_vlm(where, f"{after.name} needs the whole picture, so it cannot come after {before.name}")
+    """What is misplaced in another way ("left") the engine refuses, with the settings that it alone can judge."""
+    match misplaced(before, after):
+        case "order":
+            raise invalid_vlm(where, f"{after.name} acts on {after.stage}, so it comes before {before.name}")
+        case "decoder":
+            raise invalid_vlm(where, f"{before.name} and {after.name} both act inside the decoder; one can")
+        case "grid":
+            raise invalid_vlm(where, f"{after.name} needs the whole picture, so it cannot come after {before.name}")
 
 
 def _setting(where: str, method: MethodInfo, field: FieldInfo | None, key: str, value: Bare) -> Bare:
@@ -103,11 +105,7 @@ def _setting(where: str, method: MethodInfo, field: FieldInfo | None, key: str, 
             + (f"its settings are {legal}" if legal else "it has none")
             + "; GET /v1/vlm/methods lists them",
         )
-    match field.type, value:
-        case ("bool", bool()) | ("str", str()):
-            return value
-        case ("int", int()) | ("float", int() | float()) if not isinstance(value, bool):
-            return float(value) if field.type == "float" else value
-    if isinstance(value, str) and f'"{value}"' in field.type.split(" | "):
-        return value
-    raise invalid_vlm(where, f"{method.name};{printable(key)}: expected {field.type}")
+    held = setting(field, value)
+    if held is None:
+        raise invalid_vlm(where, f"{method.name};{printable(key)}: expected {field.type}")
+    return held

@@ -202,13 +202,14 @@ class MethodInfo(Struct, frozen=True, kw_only=True):
     fits: str = "any"  # encoders it is for: "any", "cls", "no_cls" or "tiles"
     stage: str = "tokens"  # where: "pixels" (before the tower), "encoder" (inside), "tokens" (after), "decoder" (in it)
     first_only: bool = False  # needs the whole grid, so in a composition it comes before every other of its stage
+    restores: bool = False  # with a stage after it, it leaves all rows of the picture in the end
 
 
 class Ready(Struct, frozen=True, kw_only=True, tag=True):
     """The model is loaded and one real step has run."""
 
     model: ModelInfo
-    methods: list[MethodInfo] = []  # filled by engine.reduce.build.describe
+    methods: list[MethodInfo] = []  # filled by engine.methods.describe
 
 
 class Heartbeat(Struct, frozen=True, kw_only=True, tag=True):

@@ -19,7 +19,6 @@ from foveate.engine.vision.signals import Signal, Tower
 from foveate.engine.vision.transform import TokenTransform, concatenate
 
 StageName = Literal["pixels", "encoder", "tokens"]  # before the tower, inside it, after it
-STAGES: tuple[StageName, ...] = ("pixels", "encoder", "tokens")
 Fits = Literal["any", "cls", "no_cls", "tiles"]  # tiles: also of use without, but made for tiled pictures
 Group = Literal[  # the headings of docs/methods.md, in this order
     "baselines",

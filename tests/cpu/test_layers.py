@@ -19,7 +19,7 @@ STARTS = {"server/main.py": {"tune"}}  # the command line starts what lies above
 # Read by the server as well, which starts in a second because it imports none of these.
 LIGHT = [
     "engine/__init__.py",
-    *(f"engine/common/{name}.py" for name in ("messages", "grid", "errors", "find", "section")),
+    *(f"engine/common/{name}.py" for name in ("messages", "grid", "errors", "find", "section", "composition")),
 ]
 LIGHT += [f"engine/images/{name}.py" for name in ("preprocess", "anyres", "resize")]
 HEAVY = {"torch", "numpy", "transformers"}
@@ -131,6 +131,18 @@ def modules(name: str) -> list[Path]:
     tried = [ROOT.joinpath(*parts[1:end]) for end in range(2, len(parts) + 1)]
     files = [file for path in tried for file in (path / "__init__.py", path.with_suffix(".py"))]
     return [file for file in files if file.is_file()]
+
+
+def test_models_know_no_method() -> None:
+    families = ("foveate.engine.reduce", "foveate.engine.prune")
+    found = [
+        f"{where(path, line)} imports {name}"
+        for folder in ("models", "geometry", "vision")
+        for path in sorted((ROOT / "engine" / folder).rglob("*.py"))
+        for name, line in imports(ast.parse(path.read_text()))
+        if name.startswith(families)
+    ]
+    assert not found, "\n".join(found)
 
 
 def test_nothing_runs_data() -> None:
