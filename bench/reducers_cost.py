@@ -36,8 +36,7 @@ from foveate.engine.reduce.base import Reducer
 from foveate.engine.reduce.cut import EncoderCut, PixelCut, plan
 from foveate.engine.runner import Runner
 from foveate.engine.scheduler import Chunk
-from foveate.engine.vision.cut import RowCut
-from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.inputs import RowCut, VisualInputs
 from foveate.engine.vision.signals import OF_REQUEST, Signal
 from foveate.engine.vision.transform import TokenTransform
 
@@ -163,7 +162,7 @@ def measure(model: Model, chosen: Sequence[str], ratios: Sequence[float], side: 
     """
     reducers = methods(model, chosen)
     costs = Costs(model, reducers, side)
-    n = model.grid(side, side).n_tokens
+    n = model.geometry.grid(side, side).n_tokens
     takes = prefill_s(model, [n, *(round(n * ratio) for ratio in ratios)])
     found = []
     for name, reducer in reducers.items():

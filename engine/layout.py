@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from foveate.engine.common.grid import Grid
-from foveate.engine.models.base import Model
+from foveate.engine.geometry.base import Geometry, Positions
 
 
 def expand(ids: list[int], placeholder: int, kept: list[int]) -> tuple[list[int], list[int]]:
@@ -21,7 +21,9 @@ def expand(ids: list[int], placeholder: int, kept: list[int]) -> tuple[list[int]
     return expanded, starts
 
 
-def positions_of(ids: list[int], model: Model, grids: list[Grid], kept: list[int]) -> tuple[Tensor, list[Tensor], int]:
+def positions_of(
+    ids: list[int], geometry: Geometry, grids: list[Grid], kept: list[int]
+) -> tuple[Tensor, list[Tensor], int]:
     """Lay the unpruned prompt out; text keeps its positions, visual tokens (-1 here) get theirs when reduced.
 
     Returns:
@@ -31,7 +33,7 @@ def positions_of(ids: list[int], model: Model, grids: list[Grid], kept: list[int
     images = iter(grids)
     n_text = 0
     for token in [*ids, None]:
-        if token is not None and token != model.spec.image_token_id:
+        if token is not None and token != geometry.spec.image_token_id:
             n_text += 1
             continue
         if n_text:
@@ -39,11 +41,17 @@ def positions_of(ids: list[int], model: Model, grids: list[Grid], kept: list[int
             n_text = 0
         if token is not None:
             segments.append(next(images))
-    laid_out, next_pos = model.lay_out(segments)
+    laid_out, next_pos = geometry.lay_out(segments)
     counts = iter(kept)
     parts = [
-        torch.full((model.spec.n_pos_axes, next(counts)), -1) if isinstance(segment, Grid) else positions
+        torch.full((geometry.spec.n_pos_axes, next(counts)), -1) if isinstance(segment, Grid) else tensor_of(positions)
         for segment, positions in zip(segments, laid_out, strict=True)
     ]
-    image_positions = [p for segment, p in zip(segments, laid_out, strict=True) if isinstance(segment, Grid)]
-    return torch.cat(parts, dim=1), image_positions, next_pos
+    of_images = [tensor_of(p) for segment, p in zip(segments, laid_out, strict=True) if isinstance(segment, Grid)]
+    return torch.cat(parts, dim=1), of_images, next_pos
+
+
+def tensor_of(positions: Positions) -> Tensor:
+    """[n_pos_axes, n] int64: the one place where positions become a tensor."""
+    axes = [torch.arange(p.start, p.stop) if isinstance(p, range) else torch.tensor(p) for p in positions]
+    return torch.stack(axes)

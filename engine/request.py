@@ -18,7 +18,7 @@ from foveate.engine.common.messages import Image, SamplingParams, VisualUsage
 from foveate.engine.prune.depth import Depth
 from foveate.engine.reduce.base import Reducer
 from foveate.engine.reduce.sharing import AREA, Split
-from foveate.engine.vision.cut import TowerCut
+from foveate.engine.vision.inputs import TowerCut
 from foveate.engine.vision.signals import Signal
 
 if TYPE_CHECKING:

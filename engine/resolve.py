@@ -16,10 +16,11 @@ from foveate.engine.common.errors import BudgetError, ImageError, RequestError, 
 from foveate.engine.common.grid import Grid
 from foveate.engine.common.messages import Generate, Image, ImageUsage, SamplingParams, VisualUsage
 from foveate.engine.encoder import pixels_of
+from foveate.engine.geometry.base import ModelSpec
 from foveate.engine.layer_groups import depth_of, entering
 from foveate.engine.layout import expand, positions_of
 from foveate.engine.methods import build, build_split
-from foveate.engine.models.base import Model, ModelSpec
+from foveate.engine.models.base import Model
 from foveate.engine.prune.depth import Depth
 from foveate.engine.reduce.base import Reducer
 from foveate.engine.reduce.budget import split
@@ -54,7 +55,7 @@ def resolve(generate: Generate, model: Model, room: Room) -> Request:
     _check(generate, spec)
     for image in generate.images:
         _check_image(image)
-    grids = [model.grid(image.height, image.width, image.original) for image in generate.images]
+    grids = [model.geometry.grid(image.height, image.width, image.original) for image in generate.images]
     n_text = len(generate.prompt_ids) - len(grids)
     left = room.n_tokens - n_text - 1  # one token to answer with
     caps = [_cap(image, grid) for image, grid in zip(generate.images, grids, strict=True)]
@@ -70,7 +71,7 @@ def resolve(generate: Generate, model: Model, room: Room) -> Request:
     _check_length(n_text, sum(kept), sum(grid.n_tokens for grid in grids), room)
 
     prompt_ids, starts = expand(generate.prompt_ids, spec.image_token_id, kept)
-    positions, image_positions, next_pos = positions_of(generate.prompt_ids, model, grids, kept)
+    positions, image_positions, next_pos = positions_of(generate.prompt_ids, model.geometry, grids, kept)
     keys = [
         image_key(image.digest, "none" if k == grid.n_tokens else _method_key(generate, reducer, image, grid, b), k)
         for image, grid, b, k in zip(generate.images, grids, budgets, kept, strict=True)
@@ -89,7 +90,7 @@ def resolve(generate: Generate, model: Model, room: Room) -> Request:
             Picture(
                 image=i,
                 grid=g,
-                n_patches=model.n_patches(i.height, i.width),
+                n_patches=model.geometry.n_patches(i.height, i.width),
                 positions=p,
                 budget=w.budget,
                 cut=w.cut,
@@ -189,7 +190,7 @@ def _ways(
     """How each image is reduced before, inside and after the tower."""
     offers = []
     for image, grid, budget in zip(generate.images, grids, budgets, strict=True):
-        can_cut = model.can_cut and grid == Grid(grid.rows, grid.cols)  # neither tiles nor newlines
+        can_cut = model.geometry.can_cut and grid == Grid(grid.rows, grid.cols)  # neither tiles nor newlines
         offers.append(Offer(grid, budget, partial(pixels_of, image, torch.device("cpu")) if can_cut else None))
     try:
         return plan_all(reducer, model.spec.tower, offers, generate.visual.floor if generate.visual.fit else None)

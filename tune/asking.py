@@ -24,7 +24,7 @@ from foveate.engine.common.messages import (
 )
 from foveate.engine.engine import Engine
 from foveate.engine.methods import describe
-from foveate.engine.models.parts.family import Family
+from foveate.engine.models.family import Family
 from foveate.engine.models.parts.matrix import Matrix
 from foveate.engine.process import load
 from foveate.server.budget import ImageCap, resolve

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foveate.configs.config import CacheConfig
 from foveate.configs.errors import ConfigError
-from foveate.engine.models.base import ModelSpec
+from foveate.engine.geometry.base import ModelSpec
 from foveate.kernels.attention import gather
 from foveate.kernels.hardware.device import empty_pages, free_bytes
 

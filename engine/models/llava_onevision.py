@@ -4,16 +4,12 @@ Several pictures in one request are read whole, each padded to a square, with on
 trained (`ImageProcessor.tiles_several`). Not here: videos. Source: Li et al., 2024, arXiv:2408.03326.
 """
 
-import re
 from dataclasses import replace
-from itertools import product
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from foveate.engine.common.errors import ModelError
-from foveate.engine.common.section import Section
 from foveate.engine.images.anyres import Tiling
 from foveate.engine.models.llava_next import LlavaNext
 from foveate.engine.vision.inputs import VisualInputs
@@ -21,22 +17,6 @@ from foveate.engine.vision.inputs import VisualInputs
 
 class LlavaOnevision(LlavaNext):
     """Where cells are scaled down there are no rows before the projector, and signals are scaled like the rows."""
-
-    family = "llava_onevision"
-    decoder = "qwen2"
-    select_layer = -1
-    strategy = "full"
-    image_token = 151646
-    sizes = tuple((384 * rows, 384 * cols) for rows, cols in product(range(1, 7), repeat=2))
-
-    def _most_tiles(self, config: Section) -> int | None:
-        rule = config.text("vision_aspect_ratio", "anyres_max_9")
-        found = re.fullmatch(r"anyres_max_([1-9]\d*)", rule)
-        if found is None:
-            raise ModelError(
-                f"{config.where}: vision_aspect_ratio {rule!r} is not supported, only 'anyres_max_<tiles>'"
-            )
-        return int(found[1])
 
     def _scaled(self, inputs: VisualInputs, tiling: Tiling) -> VisualInputs:
         taps = {s: values if s.kind == "qk" else _scale(values, tiling) for s, values in inputs.taps.items()}

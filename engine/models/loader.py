@@ -21,29 +21,22 @@ from torch import Tensor
 import foveate.engine.models as folder
 from foveate.configs.config import ModelConfig
 from foveate.engine.common.errors import ModelError
-from foveate.engine.common.find import names
 from foveate.engine.common.section import Section
-from foveate.engine.images.preprocess import ImageProcessor
-from foveate.engine.models.base import Model
-from foveate.engine.models.parts.family import EMBEDDING, HEAD, Family, Source
+from foveate.engine.geometry.base import CheckpointGeometry
+from foveate.engine.geometry.load import load_geometry
+from foveate.engine.models.family import EMBEDDING, HEAD, Family
 from foveate.engine.models.parts.matrix import Linear, Matrix
 from foveate.engine.models.weights import WeightPlan
 
-_NOT_FAMILIES = {"base", "loader", "parts", "weights"}
 _MAPPED_BYTES = 32 * 2**20  # of a file, read before it is opened again
 _AS_IT_COMES = ModelConfig()
 # Tables that old versions saved and everyone computes: harmless in a file, and never read.
 _COMPUTED = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq)$")
 
 
-def families() -> list[str]:
-    """The model types there are: the file names beside this one."""
-    return [name for name in names(folder) if name not in _NOT_FAMILIES]
-
-
 def load_model(
     path: Path, dtype: torch.dtype, device: torch.device | str, settings: ModelConfig = _AS_IT_COMES
-) -> Model:
+) -> Family:
     """Build the family that `config.json` names and fill it from the directory's safetensors.
 
     Args:
@@ -54,16 +47,12 @@ def load_model(
             unexpected, doubled or of the wrong shape; each is named.
         ConfigError: the image processor's settings are not supported, or weights cannot be held as asked here.
     """
-    config = Section.read(path / "config.json", ModelError)
-    kind = config.text("model_type", "")
-    if kind not in families():
-        raise ModelError(f"{config.where}: model_type {kind!r} is not supported; there are {', '.join(families())}")
-    family: Callable[[Source], Family] = importlib.import_module(f"{folder.__name__}.{kind}").FAMILY
-    device = torch.device(device)
-    source = Source(config, ImageProcessor.load(path), _eos_ids(path), device)
+    geometry, device = load_geometry(path), torch.device(device)
+    kind = f"{folder.__name__}.{geometry.spec.family}"
+    family: Callable[[CheckpointGeometry, torch.device], Family] = importlib.import_module(kind).FAMILY
     plan = WeightPlan.make(settings, dtype, device, _stored_dtype(path))
     with device, _default_dtype(plan.rows_dtype):
-        model = family(source)
+        model = family(geometry, device)
     model.requires_grad_(False).eval()
     model.dtype, model.weights = dtype, plan.name
     for name, module in model.named_modules():
@@ -93,11 +82,6 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-def _eos_ids(path: Path) -> tuple[int, ...]:
-    file = path / "generation_config.json"
-    return Section.read(file, ModelError).integers("eos_token_id", ()) if file.is_file() else ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,7 @@ from foveate.engine.primitives.ranking import top
 from foveate.engine.reduce.base import Group, Reducer, StageName
 from foveate.engine.reduce.chain import Chain
 from foveate.engine.vision import signals
-from foveate.engine.vision.cut import LayerCut, TowerCut
-from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.inputs import LayerCut, TowerCut, VisualInputs
 from foveate.engine.vision.signals import PIXELS, LayerRef, Signal, Tower
 from foveate.engine.vision.transform import TokenTransform
 

@@ -22,6 +22,8 @@ LIGHT = [
     *(f"engine/common/{name}.py" for name in ("messages", "grid", "errors", "find", "section", "composition")),
 ]
 LIGHT += [f"engine/images/{name}.py" for name in ("preprocess", "anyres", "resize")]
+# A back end that has its own tensors reads no more than this of a model.
+LIGHT += sorted(f"engine/geometry/{path.name}" for path in (ROOT / "engine" / "geometry").glob("*.py"))
 HEAVY = {"torch", "numpy", "transformers"}
 CALLERS = ("engine", "server", "tune")  # of kernels
 HARDWARE = {"cuda", "mps", "xpu", "is_cpu", "is_cuda", "is_mps", "is_xpu", "get_device"}  # attributes

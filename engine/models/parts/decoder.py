@@ -1,134 +1,31 @@
 """The Llama / Mistral / Qwen2 decoder: pre-norm, grouped-query attention, RoPE or M-RoPE, SwiGLU."""
 
-from dataclasses import dataclass, replace
+import math
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from foveate.engine.common.errors import ModelError
-from foveate.engine.common.section import Section
-from foveate.engine.models.base import Attention, Rotary
-from foveate.engine.models.parts.layers import RMSNorm, require, rope_frequencies, rope_section
+from foveate.engine.geometry.config import DecoderConfig, RopeConfig
+from foveate.engine.models.parts.attention import Attention, Rotary
+from foveate.engine.models.parts.layers import RMSNorm, frequencies
 from foveate.engine.models.parts.matrix import Embedding, FusedLinear, GatedLinear, Linear
 from foveate.kernels.cpu.weights import PackedWeight
 from foveate.kernels.decoder import Layers, LayerWeights, Product
 from foveate.kernels.rotary import rotate
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DecoderConfig:
-    """A text config with every default filled in: published files leave most of them out."""
-
-    vocab_size: int = 32000
-    hidden_size: int = 4096
-    intermediate_size: int = 11008
-    n_layers: int = 32
-    n_heads: int = 32
-    n_kv_heads: int = 0  # 0: as many as heads
-    head_dim: int = 0  # 0: hidden_size / heads
-    max_context: int = 2048
-    norm_eps: float = 1e-6
-    theta: float = 10000.0
-    eos_ids: tuple[int, ...] = ()
-    qkv_bias: bool = False
-    out_bias: bool = False
-    mlp_bias: bool = False
-    mrope: tuple[int, ...] = ()  # frequencies per axis, summing to head_dim / 2; empty: plain RoPE
-
-    @classmethod
-    def read(cls, config: Section, defaults: "DecoderConfig") -> "DecoderConfig":
-        """Read a text config over its type's defaults.
-
-        Raises:
-            ModelError: an activation, a window or head counts that the decoder does not do.
-        """
-        if config.text("hidden_act", "silu") != "silu":
-            raise ModelError(
-                f"{config.where}: hidden_act {config.text('hidden_act', '')!r} is not supported, only silu"
-            )
-        require(config, "use_sliding_window", config.flag("use_sliding_window", False), False)
-        n_heads = config.positive("num_attention_heads", defaults.n_heads)
-        hidden = config.positive("hidden_size", defaults.hidden_size)
-        # An explicit null means "as many as heads"; an absent key means the type's own default.
-        n_kv_heads = 0 if config.is_null("num_key_value_heads") else defaults.n_kv_heads
-        n_kv_heads = config.positive("num_key_value_heads", n_kv_heads or n_heads)
-        if n_heads % n_kv_heads:
-            raise ModelError(f"{config.where}: num_key_value_heads {n_kv_heads} does not divide {n_heads} heads")
-        return replace(
-            defaults,
-            vocab_size=config.positive("vocab_size", defaults.vocab_size),
-            hidden_size=hidden,
-            intermediate_size=config.positive("intermediate_size", defaults.intermediate_size),
-            n_layers=config.positive("num_hidden_layers", defaults.n_layers),
-            n_heads=n_heads,
-            n_kv_heads=n_kv_heads,
-            head_dim=config.positive("head_dim", hidden // n_heads),
-            max_context=config.positive("max_position_embeddings", defaults.max_context),
-            norm_eps=config.number("rms_norm_eps", defaults.norm_eps),
-            eos_ids=config.integers("eos_token_id", defaults.eos_ids),
-        )
-
-
-LLAMA = DecoderConfig(eos_ids=(2,))
-MISTRAL = DecoderConfig(intermediate_size=14336, n_kv_heads=8, max_context=131072, eos_ids=(2,))
-QWEN2 = DecoderConfig(vocab_size=151936, intermediate_size=22016, n_kv_heads=32, max_context=32768, qkv_bias=True)
-QWEN2_VL = DecoderConfig(
-    vocab_size=152064,
-    hidden_size=8192,
-    intermediate_size=29568,
-    n_layers=80,
-    n_heads=64,
-    n_kv_heads=8,
-    max_context=32768,
-    norm_eps=1e-5,
-    theta=1000000.0,
-    eos_ids=(151645,),
-    qkv_bias=True,
-)
-
-
-def read_llama(config: Section) -> DecoderConfig:
-    """A `llama` text config."""
-    attention_bias = config.flag("attention_bias", False)
-    read = DecoderConfig.read(config, LLAMA)
-    return replace(read, qkv_bias=attention_bias, out_bias=attention_bias, mlp_bias=config.flag("mlp_bias", False))
-
-
-def read_mistral(config: Section) -> DecoderConfig:
-    """A `mistral` text config whose window, if it has one, is no narrower than its context."""
-    read = DecoderConfig.read(config, MISTRAL)
-    window = read.max_context if config.is_null("sliding_window") else config.positive("sliding_window", 4096)
-    if window < read.max_context:
-        raise ModelError(f"{config.where}: sliding_window {window} is not supported; attention reaches everything")
-    return read
-
-
-def read_qwen2(config: Section) -> DecoderConfig:
-    """A `qwen2` text config."""
-    return DecoderConfig.read(config, QWEN2)
-
-
-def read_qwen2_vl(config: Section) -> DecoderConfig:
-    """The text config of Qwen2-VL or Qwen2.5-VL."""
-    read = DecoderConfig.read(config, QWEN2_VL)
-    sections = rope_section(config).integers("mrope_section", (16, 24, 24))
-    if len(sections) != 3 or sum(sections) != read.head_dim // 2:
-        raise ModelError(f"{config.where}: mrope_section {sections} does not sum to half of head_dim {read.head_dim}")
-    return replace(read, mrope=sections)
-
-
 class Decoder(nn.Module):
     """Token embedding, layers and final norm. Parameter names are `transformers`' own."""
 
-    def __init__(self, config: DecoderConfig, rope: Section, device: torch.device) -> None:
+    def __init__(self, config: DecoderConfig, device: torch.device) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = Embedding(config.hidden_size, config.vocab_size)
         self.layers = nn.ModuleList(_Layer(config, i) for i in range(config.n_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         # Plain tensors, not buffers: they are exact in float32 whatever the dtype of the model.
-        self.frequencies = rope_frequencies(rope, config.head_dim, config.theta, device)
+        self.frequencies = _frequencies(config.rope, config.head_dim, device)
         axes = [axis for axis, n in enumerate(config.mrope) for _ in range(n)] or [0] * (config.head_dim // 2)
         self.axes = torch.tensor(axes, device=device)  # [head_dim / 2], the position axis each frequency turns by
 
@@ -231,3 +128,15 @@ class _Mlp(nn.Module):
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         out: Tensor = self.down_proj(self.gate_up_proj(x), residual=residual)
         return out
+
+
+def _frequencies(rope: RopeConfig, dim: int, device: torch.device) -> Tensor:
+    """[dim / 2] float32."""
+    table = frequencies(rope.theta, dim, device)
+    if rope.llama3 is None:
+        return table / rope.factor
+    low, high, trained = rope.llama3
+    # Long wavelengths are slowed by `factor`, short ones kept, those between interpolated (Llama 3.1's rule).
+    wavelength = 2 * math.pi / table
+    blend = ((trained / wavelength - low) / (high - low)).clamp(0, 1)
+    return (1 - blend) * table / rope.factor + blend * table

@@ -12,61 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.engine.common.errors import ModelError
 from foveate.engine.common.grid import Grid
-from foveate.engine.common.section import Section
-from foveate.engine.models.parts.cutting import Cutting, Laid, attend
-from foveate.engine.models.parts.layers import frequencies, require
+from foveate.engine.geometry.config import QwenTowerConfig
+from foveate.engine.models.parts.layers import frequencies
 from foveate.engine.models.parts.matrix import Linear
-from foveate.engine.models.parts.pixels import patches
-from foveate.engine.models.parts.taps import LayerTaps, Taps
-from foveate.engine.vision.cut import TowerCut
-from foveate.engine.vision.signals import CELLS, Signal, Tower
+from foveate.engine.models.parts.tower import Cutting, Laid, LayerTaps, Taps, attend, patches
+from foveate.engine.vision.inputs import TowerCut
+from foveate.engine.vision.signals import CELLS, Signal
 from foveate.kernels.rotary import rotate
 
 AxialRotary = tuple[Tensor, Tensor]  # cos and sin, [n, head_dim / 2] float32 each, of the axial angles
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QwenTowerConfig:
-    """What both towers read from `vision_config`, defaults filled in."""
-
-    width: int  # of the residual stream
-    out_size: int  # of a visual token: the decoder's hidden size
-    depth: int
-    n_heads: int
-    patch_size: int
-    merge: int
-    n_frames: int  # temporal patch size: a picture stands for so many equal frames
-    theta: float
-
-    @classmethod
-    def read(cls, config: Section, width: int, out_size: int) -> "QwenTowerConfig":
-        """Read the common part; the two sizes have other names in each family."""
-        require(config, "in_channels", config.integer("in_channels", 3), 3)
-        rope = config.section("rope_parameters")
-        if rope.text("rope_type", "axial") not in ("axial", "default"):
-            raise ModelError(f"{rope.where}: rope_type {rope.text('rope_type', '')!r} is not supported, only axial")
-        return cls(
-            width=width,
-            out_size=out_size,
-            depth=config.positive("depth", 32),
-            n_heads=config.positive("num_heads", 16),
-            patch_size=config.positive("patch_size", 14),
-            merge=config.positive("spatial_merge_size", 2),
-            n_frames=config.positive("temporal_patch_size", 2),
-            theta=rope.number("rope_theta", 10000.0),
-        )
-
-    @property
-    def cell(self) -> int:
-        """Patches per visual token."""
-        return self.merge * self.merge
-
-    def grid(self, height: int, width: int) -> Grid:
-        """Cells of a picture of that many pixels."""
-        side = self.patch_size * self.merge
-        return Grid(height // side, width // side)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +54,6 @@ class QwenTower(nn.Module):
         self.frequencies = frequencies(config.theta, config.width // config.n_heads // 2, device)
         self.blocks = nn.ModuleList(_Block(config, norm, mlp) for _ in range(config.depth))
         self.merger = _Merger(config, norm())
-
-    @property
-    def full_blocks(self) -> tuple[int, ...] | None:
-        """The blocks in which a picture attends to all of itself, ascending; None: all."""
-        return None
-
-    @property
-    def tower(self) -> Tower:
-        """What reducers may ask of it."""
-        return Tower(has_cls=False, depth=self.config.depth, merges=True, full_layers=self.full_blocks)
 
     def plan(self, grids: Sequence[Grid]) -> TowerLayout:
         """Rows in raster order of cells, every picture attending within itself."""
@@ -157,7 +102,7 @@ class QwenTower(nn.Module):
         rows = self._embed([image]).unflatten(0, (-1, cell))[order].flatten(0, 1)  # type: ignore[no-untyped-call]
         angles = self._angles(grid).unflatten(0, (-1, cell))[order]  # type: ignore[no-untyped-call]
         laid = Laid(order, (angles.cos(), angles.sin(), window), patches=cell)
-        cutting = Cutting(cut, wanted, self.tower, grid, laid)
+        cutting = Cutting(cut, wanted, self.config.tower, grid, laid)
         for i, block in enumerate(self.blocks):
             cos, sin, window = cutting.attached
             inner = torch.unique_consecutive(window, return_counts=True)[1] * cell

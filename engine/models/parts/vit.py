@@ -5,89 +5,19 @@ pooling head) never reaches the language model.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.engine.common.errors import ModelError
 from foveate.engine.common.grid import Grid
-from foveate.engine.common.section import Section
-from foveate.engine.models.parts.cutting import Cutting, Laid, attend
-from foveate.engine.models.parts.layers import Conv2d, LayerNorm, Table, activation, require
+from foveate.engine.geometry.config import VitConfig
+from foveate.engine.models.parts.layers import Conv2d, LayerNorm, Table
 from foveate.engine.models.parts.matrix import FusedLinear, Linear
-from foveate.engine.models.parts.pixels import patches
-from foveate.engine.models.parts.taps import LayerTaps, Taps
-from foveate.engine.vision.cut import TowerCut
-from foveate.engine.vision.signals import Signal, Tower
-from foveate.kernels.linear import Activation
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VitConfig:
-    """A vision config with every default filled in."""
-
-    hidden_size: int
-    intermediate_size: int
-    n_layers: int  # in the checkpoint
-    n_run: int  # layers that are run: the index of the selected hidden state
-    n_heads: int
-    image_size: int
-    patch_size: int
-    act: Activation
-    norm_eps: float
-    has_cls: bool  # CLIP: a class row, a norm before the layers, no patch bias; SigLIP: the opposite
-
-    @classmethod
-    def read(cls, config: Section, select: int) -> "VitConfig":
-        """Read a `clip_vision_model` or `siglip_vision_model` config.
-
-        Args:
-            config: `vision_config`; wholly absent, it means LLaVA-1.5's tower.
-            select: which hidden state is taken: 0 is the embedding, i the output of layer i - 1, negative from the end.
-
-        Raises:
-            ModelError: another tower, or a hidden state that no layer gives.
-        """
-        kind = config.text("model_type", "clip_vision_model")
-        if kind not in ("clip_vision_model", "siglip_vision_model"):
-            raise ModelError(f"{config.where}: model_type {kind!r} is not supported; there are CLIP and SigLIP towers")
-        clip = kind == "clip_vision_model"
-        absent = not config.keys()
-        require(config, "num_channels", config.integer("num_channels", 3), 3)
-        n_layers = config.positive("num_hidden_layers", 24 if absent else 12)
-        n_run = select if select >= 0 else n_layers + 1 + select
-        if not 1 <= n_run <= n_layers:
-            raise ModelError(f"{config.where}: vision_feature_layer {select} is no output of {n_layers} layers")
-        return cls(
-            hidden_size=config.positive("hidden_size", 1024 if absent else 768),
-            intermediate_size=config.positive("intermediate_size", 4096 if absent else 3072),
-            n_layers=n_layers,
-            n_run=n_run,
-            n_heads=config.positive("num_attention_heads", 16 if absent else 12),
-            image_size=config.positive("image_size", 336 if absent else 224),
-            patch_size=config.positive("patch_size", 14 if absent else 32 if clip else 16),
-            act=activation(config, "hidden_act", "quick_gelu" if clip else "gelu_pytorch_tanh"),
-            norm_eps=config.number("layer_norm_eps", 1e-5 if clip else 1e-6),
-            has_cls=clip,
-        )
-
-    @property
-    def side(self) -> int:
-        """Patches along one edge."""
-        return self.image_size // self.patch_size
-
-    @property
-    def n_rows(self) -> int:
-        """Rows per picture, the CLS row included."""
-        return self.side * self.side + self.has_cls
-
-    @property
-    def tower(self) -> Tower:
-        """What reducers may ask of it."""
-        return Tower(has_cls=self.has_cls, depth=self.n_run)
+from foveate.engine.models.parts.tower import Cutting, Laid, LayerTaps, Taps, attend, patches
+from foveate.engine.vision.inputs import TowerCut
+from foveate.engine.vision.signals import Signal
 
 
 class Vit(nn.Module):

@@ -12,7 +12,8 @@ from foveate.configs.config import CacheConfig, Config, SchedulerConfig, VisionC
 from foveate.engine.common.grid import Grid
 from foveate.engine.common.messages import Image
 from foveate.engine.engine import Engine, Event
-from foveate.engine.models.base import Attention, Model, ModelSpec, Rotary
+from foveate.engine.geometry.base import Geometry, ModelSpec, Positions
+from foveate.engine.models.base import Attention, Model, Rotary
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.signals import Signal, Tower
 
@@ -23,16 +24,41 @@ NAN_PIXEL = 251  # a picture that starts with it has features that are not finit
 RAISING_PIXEL = 252  # and one that starts with this makes the tower raise
 
 
+class MockGeometry(Geometry):
+    """Cells of 4 x 4 pixels; M-RoPE positions."""
+
+    spec = ModelSpec(
+        family="mock", n_layers=2, n_heads=8, n_kv_heads=4, head_dim=128, hidden_size=32, vocab_size=260,
+        max_context=400, image_token_id=IMAGE_ID, eos_ids=(EOS_ID,), n_pos_axes=3,
+        tower=TOWER,
+    )  # fmt: skip
+
+    def grid(self, height: int, width: int, original: tuple[int, int] | None = None) -> Grid:
+        return Grid(height // CELL, width // CELL)
+
+    def n_patches(self, height: int, width: int) -> int:
+        return self.grid(height, width).n_tokens
+
+    def lay_out(self, segments: Sequence[int | Grid]) -> tuple[list[Positions], int]:
+        positions: list[Positions] = []
+        at = 0
+        for segment in segments:
+            if isinstance(segment, Grid):
+                places = [divmod(i, segment.cols) for i in range(segment.n_tokens)]
+                positions.append(([at for _ in places], [at + y for y, _ in places], [at + x for _, x in places]))
+                at += max(segment.rows, segment.cols)
+            else:
+                positions.append((range(at, at + segment),) * 3)
+                at += segment
+        return positions, at
+
+
 class MockModel(Model):
     """Two attention layers over random embeddings plus a sine of the position; cells of 4 x 4 pixels."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.spec = ModelSpec(
-            family="mock", n_layers=2, n_heads=8, n_kv_heads=4, head_dim=128, hidden_size=32, vocab_size=260,
-            max_context=400, image_token_id=IMAGE_ID, eos_ids=(EOS_ID,), n_pos_axes=3,
-            tower=TOWER,
-        )  # fmt: skip
+        self.geometry = MockGeometry()
         self.dtype, self.weights, self.n_parameters = torch.float32, "fp32", 0
         random = torch.Generator().manual_seed(7)
 
@@ -46,12 +72,6 @@ class MockModel(Model):
         self.n_forwards, self.n_rows, self.raise_on_token = 0, 0, -1
         self.encoded: list[int] = []  # pictures per call of the tower
 
-    def grid(self, height: int, width: int, original: tuple[int, int] | None = None) -> Grid:
-        return Grid(height // CELL, width // CELL)
-
-    def n_patches(self, height: int, width: int) -> int:
-        return self.grid(height, width).n_tokens
-
     def encode(
         self,
         images: Sequence[Tensor],
@@ -64,27 +84,13 @@ class MockModel(Model):
         return [self._encode(image) for image in images]
 
     def _encode(self, image: Tensor) -> VisualInputs:
-        grid = self.grid(image.shape[0], image.shape[1])
+        grid = self.geometry.grid(image.shape[0], image.shape[1])
         cells = image.float().div(128).sub(1).view(grid.rows, CELL, grid.cols, CELL, 3).transpose(1, 2)
         rows = cells.reshape(grid.n_tokens, -1) @ self.pixels
         if int(image[0, 0, 0]) == NAN_PIXEL:
             rows = rows * torch.nan
         taps = {signal: rows.norm(dim=-1) if signal.kind == "recv" else rows for signal in EVERYTHING}
         return VisualInputs(grid=grid, proj=rows, tower=TOWER, taps=taps)
-
-    def lay_out(self, segments: Sequence[int | Grid]) -> tuple[list[Tensor], int]:
-        positions: list[Tensor] = []
-        at = 0
-        for segment in segments:
-            if isinstance(segment, Grid):
-                index = torch.arange(segment.n_tokens)
-                axes = [torch.zeros_like(index), index // segment.cols, index % segment.cols]
-                positions.append(torch.stack(axes) + at)
-                at += max(segment.rows, segment.cols)
-            else:
-                positions.append((torch.arange(segment) + at).expand(3, -1))
-                at += segment
-        return positions, at
 
     def embed(self, token_ids: Tensor) -> Tensor:
         if self.raise_on_token in token_ids.tolist():

@@ -14,12 +14,11 @@ from foveate.engine.common.messages import Accepted, Delta, Failed, Generate, Im
 from foveate.engine.engine import Engine
 from foveate.engine.models.base import Model
 from foveate.engine.models.loader import load_model
-from foveate.engine.models.parts import cutting
+from foveate.engine.models.parts import tower as parts
 from foveate.engine.reduce.methods.evit import EViT
 from foveate.engine.reduce.methods.expedite import Expedite
 from foveate.engine.reduce.methods.tome import ToMe
-from foveate.engine.vision.cut import LayerCut, TowerCut
-from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision.inputs import LayerCut, TowerCut, VisualInputs
 from foveate.engine.vision.signals import CELLS, ENC, Signal
 
 TOWERS = ["clip", "siglip", "qwen2_vl", "qwen2_5_vl"]
@@ -57,7 +56,7 @@ def everything(model: Model) -> frozenset[Signal]:
 
 
 def cells_of(model: Model, pixels: Tensor, seed: int = 0) -> Tensor:
-    n = model.grid(*pixels.shape[:2]).n_tokens
+    n = model.geometry.grid(*pixels.shape[:2]).n_tokens
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[: n // 2].sort().values
 
 
@@ -66,8 +65,8 @@ def rows_of(model: Model, cells: Tensor, pixels: Tensor) -> Tensor:
     tower = getattr(model, "visual", None)
     if tower is None:
         return cells + int(model.spec.tower.has_cls)
-    order = tower.plan([model.grid(*pixels.shape[:2])]).order
-    order = torch.arange(int(model.grid(*pixels.shape[:2]).n_tokens)) if order is None else order
+    order = tower.plan([model.geometry.grid(*pixels.shape[:2])]).order
+    order = torch.arange(int(model.geometry.grid(*pixels.shape[:2]).n_tokens)) if order is None else order
     return torch.isin(order, cells).repeat_interleave(tower.config.cell).nonzero()[:, 0]
 
 
@@ -87,7 +86,7 @@ def mask(monkeypatch: pytest.MonkeyPatch, dropped: Tensor, first_layer: int) -> 
                 out[a:b] = torch.einsum("hml,lhd->mhd", weights, v[a:b])
         return out
 
-    monkeypatch.setattr(cutting, "vision_attention", masked)
+    monkeypatch.setattr(parts, "vision_attention", masked)
 
 
 def check_equal(ours: VisualInputs, dense: VisualInputs, cells: Tensor, signals: frozenset[Signal]) -> None:
@@ -121,7 +120,7 @@ def test_cells_not_read_are_keys_masked_from_the_first_layer_on(load, tiny_model
     pixels, signals = picture(model, tiny_models), everything(model)
     cells = cells_of(model, pixels)
     ours = model.encode_cut(pixels, signals, TowerCut(cells, (), frozenset()))
-    n = model.grid(*pixels.shape[:2]).n_tokens
+    n = model.geometry.grid(*pixels.shape[:2]).n_tokens
     dropped = rows_of(model, torch.tensor([i for i in range(n) if i not in cells.tolist()]), pixels)
     mask(monkeypatch, dropped, 0)
     (dense,) = model.encode([pixels], signals)
@@ -144,7 +143,7 @@ def test_rows_dropped_after_a_layer_are_keys_masked_from_the_next_on(
 ) -> None:
     model = load(tower)
     pixels, signals = picture(model, tiny_models), everything(model)
-    n, method = model.grid(*pixels.shape[:2]).n_tokens, EViT(layer=0.0, cuts=1, fuse=False)
+    n, method = model.geometry.grid(*pixels.shape[:2]).n_tokens, EViT(layer=0.0, cuts=1, fuse=False)
     (layer,) = method.layers(model.spec.tower)
     read = cells_of(model, pixels) if with_cells else torch.arange(n)
     step = LayerCut(layer, method, len(read) // 2, False, False)
@@ -167,9 +166,9 @@ def test_rows_dropped_after_a_layer_are_keys_masked_from_the_next_on(
 def test_rows_are_merged_on_the_way(load, tiny_models, tower: str, method: Any) -> None:
     model = load(tower)
     pixels, signals = picture(model, tiny_models), everything(model)
-    spec, n = model.spec.tower, model.grid(*pixels.shape[:2]).n_tokens
+    spec, n = model.spec.tower, model.geometry.grid(*pixels.shape[:2]).n_tokens
     layers = method.layers(spec)
-    k = method.count(model.grid(*pixels.shape[:2]), n // 3)
+    k = method.count(model.geometry.grid(*pixels.shape[:2]), n // 3)
     steps = tuple(
         LayerCut(layer, method, count, False, False)
         for layer, count in zip(layers, method.counts(n, k, len(layers)), strict=True)
@@ -263,7 +262,7 @@ def test_pixelprune_alone_drops_what_repeats_and_no_more(load, tiny_models, monk
     model = load(tower)
     engine = Engine(model, Config(cache=CacheConfig(memory_mb=1, block_tokens=4)))
     image = half_blank(model, tiny_models)
-    n = model.grid(image.height, image.width).n_tokens
+    n = model.geometry.grid(image.height, image.width).n_tokens
     read: list[int] = []
     encode_cut = model.encode_cut
 

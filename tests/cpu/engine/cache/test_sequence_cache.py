@@ -15,7 +15,7 @@ from foveate.engine.cache.groups import LayerGroup, Waiting
 from foveate.engine.cache.pool import Block, BlockPool
 from foveate.engine.cache.sequence_cache import CacheSpace, SequenceCache
 from foveate.engine.cache.store import KVStore
-from foveate.engine.models.base import ModelSpec
+from foveate.engine.geometry.base import ModelSpec
 from foveate.engine.prune.base import Kept
 from foveate.engine.prune.depth import Decision, Depth
 from foveate.engine.vision.signals import Tower

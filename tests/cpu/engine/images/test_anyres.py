@@ -149,7 +149,7 @@ def test_a_smaller_budget_keeps_cells_where_they_were(tiny_models, tmp_path, fam
     model = load_model(tmp_path, torch.float32, "cpu")
     images = load(model, [tiny_models.picture(h, w, i) for i, (h, w) in enumerate(sizes)])
     prompt = tiny_models.prompt(12, len(sizes), 5)
-    grids = [model.grid(image.height, image.width, image.original) for image in images]
+    grids = [model.geometry.grid(image.height, image.width, image.original) for image in images]
     encoder = Encoder(model, 1 << 24)
     whole = None
     for budget in (None, sum(grid.n_tokens for grid in grids) - 1, 2 * len(sizes) + 1):
@@ -180,19 +180,19 @@ def test_a_picture_is_the_same_picture_only_if_cut_from_the_same(tiny_models, tm
     assert len({image.pixels for image in images}) == 1
     assert len({image.digest for image in images}) == 3
     assert [image.original for image in images] == [(60, 60), (59, 60), (44, 60)]
-    assert len({model.grid(i.height, i.width, i.original).n_tokens for i in images}) == 2
+    assert len({model.geometry.grid(i.height, i.width, i.original).n_tokens for i in images}) == 2
 
 
 def test_what_does_not_fit_the_tiles_is_refused(tiny_models, tmp_path):
     tiny_models.save_tiled(tmp_path)
     model = load_model(tmp_path, torch.float32, "cpu")
-    assert model.grid(30, 30) == Grid(4, 4, newlines="last")
-    assert model.grid(90, 30, (30, 55)).n_tokens == 16 + 4 * (8 + 1)
+    assert model.geometry.grid(30, 30) == Grid(4, 4, newlines="last")
+    assert model.geometry.grid(90, 30, (30, 55)).n_tokens == 16 + 4 * (8 + 1)
     for height, width, original in [(60, 30, (30, 55)), (90, 30, None), (30, 90, (30, 55)), (90, 60, (30, 55))]:
         with pytest.raises(ImageError, match="tiles of 30 x 30"):
-            model.grid(height, width, original)
+            model.geometry.grid(height, width, original)
     with pytest.raises(ImageError, match="3000 x 10 pixels is too long and thin"):
-        model.grid(120, 30, (10, 3000))
+        model.geometry.grid(120, 30, (10, 3000))
 
 
 def test_the_server_cuts_several_pictures_only_where_the_model_does(tiny_models, tmp_path):

@@ -17,7 +17,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from foveate.configs.errors import ConfigError
 from foveate.engine.common.errors import ImageError
 from foveate.engine.images.preprocess import ImageProcessor
-from foveate.engine.models.parts.pixels import normalise, patches
+from foveate.engine.models.parts.tower import normalise, patches
 
 torch.set_num_threads(1)
 SIZES = [(1, 1), (30, 30), (31, 30), (17, 200), (225, 91), (224, 224), (335, 337), (640, 427), (3, 5)]

@@ -14,8 +14,9 @@ from transformers.vision_utils import get_vision_window_index
 from foveate.engine.common.errors import ModelError
 from foveate.engine.common.grid import Grid
 from foveate.engine.common.section import Section
-from foveate.engine.models.loader import families, load_model
-from foveate.engine.models.parts import decoder as d
+from foveate.engine.geometry import config as d
+from foveate.engine.geometry.load import families, load_geometry
+from foveate.engine.models.loader import load_model
 from foveate.engine.vision.signals import CELLS, ENC, Signal
 
 torch.set_num_threads(1)
@@ -134,7 +135,7 @@ def test_defaults_are_those_of_transformers(read, kind):
     assert (ours.intermediate_size, ours.n_layers) == (theirs.intermediate_size, theirs.num_hidden_layers)
     assert (ours.n_heads, ours.n_kv_heads) == (theirs.num_attention_heads, theirs.num_key_value_heads)
     assert (ours.max_context, ours.norm_eps) == (theirs.max_position_embeddings, theirs.rms_norm_eps)
-    assert ours.theta == theirs.rope_parameters["rope_theta"]
+    assert ours.rope.theta == theirs.rope_parameters["rope_theta"]
     assert ours.eos_ids == (() if theirs.eos_token_id is None else (theirs.eos_token_id,))
     assert ours.head_dim == (getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads)
 
@@ -234,10 +235,10 @@ def test_batch_of_pictures_is_each_alone(tiny_models, tmp_path, family):
     tiny_models.save_qwen(tmp_path, family=family)
     model = load_model(tmp_path, torch.float32, "cpu")
     _, raw = _pixels(tiny_models, [(32, 56), (16, 16), (40, 40)])
-    assert [model.n_patches(*x.shape[:2]) for x in raw] == [112, 16, 100]
+    assert [model.geometry.n_patches(*x.shape[:2]) for x in raw] == [112, 16, 100]
     for pixels, one in zip(raw, model.encode(raw, _all(model)), strict=True):
         (alone,) = model.encode([pixels], _all(model))
-        assert alone.grid == one.grid == model.grid(*pixels.shape[:2])
+        assert alone.grid == one.grid == model.geometry.grid(*pixels.shape[:2])
         assert torch.allclose(one.proj, alone.proj, atol=1e-5) and torch.allclose(one.cells, alone.cells, atol=1e-5)
         for signal, values in one.taps.items():
             assert torch.allclose(values, alone.taps[signal], atol=1e-5)
@@ -248,21 +249,22 @@ def test_mrope_layout_is_get_rope_index(tiny_models, tmp_path):
     model, oracle = load_model(tmp_path, torch.float32, "cpu"), tiny_models.load_reference(tmp_path)
     grids = [Grid(3, 7), Grid(5, 2), Grid(1, 1)]
     segments = [4, grids[0], 2, grids[1], 1, grids[2], 5]
-    ours, following = model.lay_out(segments)
+    ours, following = model.geometry.lay_out(segments)
     kinds = torch.cat([torch.full((s.n_tokens if isinstance(s, Grid) else s,), isinstance(s, Grid)) for s in segments])
     thw = torch.tensor([[1, 2 * g.rows, 2 * g.cols] for g in grids])
     theirs, delta = oracle.model.get_rope_index(
         torch.zeros(1, len(kinds), dtype=torch.int64), kinds[None].int(), image_grid_thw=thw
     )
-    assert torch.equal(torch.cat(ours, 1), theirs[:, 0])
+    laid_out = torch.cat([torch.stack([torch.tensor(axis) for axis in segment]) for segment in ours], 1)
+    assert torch.equal(laid_out, theirs[:, 0])
     assert following == len(kinds) + delta.item()
 
 
 def test_llava_layout_counts(tiny_models, tmp_path):
     tiny_models.save_llava(tmp_path)
-    positions, following = load_model(tmp_path, torch.float32, "cpu").lay_out([2, Grid(4, 4), 3])
-    assert [p.shape for p in positions] == [(1, 2), (1, 16), (1, 3)]
-    assert torch.cat(positions, 1)[0].tolist() == list(range(21)) and following == 21
+    positions, following = load_geometry(tmp_path).lay_out([2, Grid(4, 4), 3])
+    assert [[len(axis) for axis in axes] for axes in positions] == [[2], [16], [3]]
+    assert [at for (axis,) in positions for at in axis] == list(range(21)) and following == 21
 
 
 def test_eos_from_generation_config(tiny_models, tmp_path):

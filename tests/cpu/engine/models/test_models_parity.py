@@ -41,7 +41,7 @@ def prepared(model: Model, pictures: list[Image.Image]) -> tuple[list[Tensor], l
 def run(model: Model, prompt: list[int], pictures: list[Image.Image]) -> Tensor:
     """[n, vocab] logits of a prompt with one placeholder per picture."""
     pixels, originals = prepared(model, pictures)
-    grids = iter([model.grid(*p.shape[:2], original) for p, original in zip(pixels, originals, strict=True)])
+    grids = iter([model.geometry.grid(*p.shape[:2], original) for p, original in zip(pixels, originals, strict=True)])
     seen = iter(model.encode(pixels, frozenset(), originals)) if pixels else iter(())
     segments: list[int | Grid] = []
     rows = []
@@ -54,8 +54,9 @@ def run(model: Model, prompt: list[int], pictures: list[Image.Image]) -> Tensor:
         else:
             segments.append(1)
             rows.append(model.embed(torch.tensor([token])))
-    positions, _ = model.lay_out(segments)
-    hidden = model(torch.cat(rows), torch.cat(positions, 1), DenseAttention(model.spec.head_dim**-0.5))
+    positions, _ = model.geometry.lay_out(segments)
+    laid_out = torch.cat([torch.tensor([list(axis) for axis in axes]) for axes in positions], 1)
+    hidden = model(torch.cat(rows), laid_out, DenseAttention(model.spec.head_dim**-0.5))
     return model.logits(hidden)
 
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from foveate.engine.common.errors import ImageError, ModelError
 from foveate.engine.common.section import Section
 from foveate.engine.encoder import Features
+from foveate.engine.geometry.config import read_mistral
 from foveate.engine.models.loader import load_model
-from foveate.engine.models.parts.decoder import read_mistral
 from foveate.engine.vision.signals import CELLS, ENC, Signal
 
 torch.set_num_threads(1)
@@ -91,7 +91,7 @@ def test_signals_of_tiles(tiny_models, tmp_path, family):
         with torch.no_grad():
             values = tiny_models.reference_inputs(tmp_path, [90], [image])["pixel_values"][0]
             seen = tower(values, output_attentions=True, output_hidden_states=True)
-        tile, cell = torch.tensor(model._tiling(size).cells()).T
+        tile, cell = torch.tensor(model.geometry.tiling(size).cells()).T
         row = cell + clip
         weights = seen.attentions[layer].mean(1)
         assert torch.allclose(one.recv(), weights.mean(1)[tile, row], atol=1e-6)
@@ -106,7 +106,7 @@ def test_signals_of_tiles(tiny_models, tmp_path, family):
             assert torch.allclose(one.cls, seen.hidden_states[layer + 1][0, 0], atol=1e-5)
         else:
             assert one.cls is None
-        grid = model._tiling(size).grid
+        grid = model.geometry.tiling(size).grid
         whole, newlines = one.unreduced(grid), torch.ones(grid.n_tokens, dtype=torch.bool)
         newlines[grid.tokens()] = False
         assert torch.equal(whole[~newlines], one.proj)
@@ -120,7 +120,7 @@ def test_signals_of_cells_scaled_down(tiny_models, tmp_path):
     size = (97, 80)
     raw = _bytes(model.processor.prepare_tiles(tiny_models.picture(*size)))
     (one,) = model.encode([raw], _all(model), [size])
-    model.most_tiles = None
+    model.geometry.most_tiles = None
     (whole,) = model.encode([raw], _all(model), [size])
     grid, before = one.grid, whole.grid
     assert grid.rows < before.rows and grid.cols < before.cols
@@ -139,10 +139,10 @@ def test_batch_of_tiled_pictures_is_each_alone(tiny_models, tmp_path):
     sizes = [(45, 61), (30, 90), None, (7, 7)]
     pictures = [tiny_models.picture(*(size or (30, 30)), i) for i, size in enumerate(sizes)]
     raw = [_bytes(model.processor.prepare_tiles(p) if s else p) for p, s in zip(pictures, sizes, strict=True)]
-    assert [model.n_patches(*x.shape[:2]) for x in raw] == [5 * 17, 4 * 17, 17, 3 * 17]
+    assert [model.geometry.n_patches(*x.shape[:2]) for x in raw] == [5 * 17, 4 * 17, 17, 3 * 17]
     for pixels, size, one in zip(raw, sizes, model.encode(raw, _all(model), sizes), strict=True):
         (alone,) = model.encode([pixels], _all(model), [size])
-        assert alone.grid == one.grid == model.grid(*pixels.shape[:2], size).bare
+        assert alone.grid == one.grid == model.geometry.grid(*pixels.shape[:2], size).bare
         for name in ("proj", "newline", "enc", "cls"):
             assert torch.allclose(getattr(one, name), getattr(alone, name), atol=1e-5)
         assert one.taps.keys() == alone.taps.keys()

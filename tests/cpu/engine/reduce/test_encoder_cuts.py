@@ -11,7 +11,7 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.common.grid import Grid
 from foveate.engine.common.messages import Stage, VisualBudget
 from foveate.engine.methods import build
-from foveate.engine.models.parts.cutting import attend
+from foveate.engine.models.parts.tower import attend
 from foveate.engine.reduce.cut import Offer, plan_all
 from foveate.engine.reduce.methods.evit import EViT
 from foveate.engine.reduce.methods.expedite import Expedite

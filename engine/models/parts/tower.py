@@ -1,25 +1,105 @@
-"""A tower's rows while they are cut on the way: which cell each place is, what it stands for, and the way back.
+"""What vision towers share: pixels to patches, what is recorded for the reducers, and cuts on the way.
 
-Rows come in places, one per cell that is left, of one or more patches each; a CLS row goes before them and is never
-cut. The tower's order of places need not be reading order (windows), but the methods see reading order.
+Taps record only what was asked for, at the layers it was asked of.
+
+A cut picture's rows come in places, one per cell that is left, of one or more patches each; a CLS row goes before them
+and is never cut. The tower's order of places need not be reading order (windows), but the methods see reading order.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from foveate.engine.common.grid import Grid
-from foveate.engine.models.parts.taps import Taps
-from foveate.engine.vision.cut import LayerCut, TowerCut
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import Signal, Tower
+from foveate.engine.images.preprocess import ImageProcessor
+from foveate.engine.vision.inputs import LayerCut, TowerCut, VisualInputs
+from foveate.engine.vision.signals import Kind, Signal, Tower
 from foveate.engine.vision.transform import TokenTransform
+from foveate.kernels.attention_rows import attention_rows
+from foveate.kernels.received import received
 from foveate.kernels.vision_attention import vision_attention
 
+_OF_ATTENTION = frozenset({"cls_row", "cls_cat", "recv", "keys", "keys_cat", "values", "qk"})
 _PAD = 8  # columns added for a bias: heads stay a multiple of what kernels like
+
+
+def normalise(image: Tensor, processor: ImageProcessor) -> Tensor:
+    """uint8 [height, width, 3] -> float32, rescaled and normalised as the processor says."""
+    mean = torch.tensor(processor.mean, device=image.device)
+    std = torch.tensor(processor.std, device=image.device)
+    return (image.float() * processor.rescale - mean) / std
+
+
+def patches(pixels: Tensor, size: int, merge: int = 1) -> Tensor:
+    """Cut [height, width, 3] into squares of `size` pixels: [n, 3 * size * size], channel first within a row.
+
+    Rows come cell by cell, the `merge` x `merge` patches of a cell next to each other, both in raster order; with
+    merge 1 that is plain raster order. Pixels beyond the last whole cell are left out, as a strided convolution does.
+    """
+    side = size * merge
+    rows, cols = pixels.shape[0] // side, pixels.shape[1] // side
+    cut = pixels[: rows * side, : cols * side].reshape(rows, merge, size, cols, merge, size, 3)
+    return cut.permute(0, 3, 1, 4, 6, 2, 5).reshape(rows * cols * merge * merge, 3 * size * size)
+
+
+@dataclass(slots=True)
+class Taps:
+    """Filled layer by layer; rows are the tower's, packed over all pictures of the batch."""
+
+    wanted: frozenset[Signal]  # resolved
+    bounds: Sequence[int]  # [n_images + 1] rows of each picture
+    has_cls: bool  # whether row bounds[i] is a CLS row
+    found: dict[Signal, Tensor] = field(default_factory=dict)  # [n, ...] each; qk [n, 2, heads, d]
+
+    def at(self, layer: int) -> "LayerTaps | None":
+        """What the attention of that layer has to record; None: nothing."""
+        kinds = frozenset(s.kind for s in self.wanted if s.layer == layer and s.kind in _OF_ATTENTION)
+        return LayerTaps(self, layer, kinds) if kinds else None
+
+    def record_rows(self, layer: int, rows: Tensor) -> None:
+        """Called with the rows [n, C] that the layer leaves."""
+        signal = Signal("hidden", layer)
+        if signal in self.wanted:
+            self.found[signal] = rows.float().clone()
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTaps:
+    """One layer's recorder. Each method is called once."""
+
+    taps: Taps
+    layer: int
+    kinds: frozenset[Kind]
+
+    def record_projections(self, raw_keys: Tensor, values: Tensor) -> None:
+        """Called with the key and value projections [n, heads, d], keys not rotated."""
+        self._keep("keys", lambda: raw_keys.float().mean(1))
+        self._keep("keys_cat", lambda: raw_keys.float().flatten(1))
+        self._keep("values", lambda: values.float().clone())
+
+    def record_attention(self, q: Tensor, k: Tensor, segments: Sequence[int], scale: float) -> None:
+        """Called with [n, heads, d] queries and keys as attention sees them.
+
+        Args:
+            segments: [n_segments + 1] what attends to what at this layer.
+        """
+        self._keep("recv", lambda: received(q, k, segments, scale))
+        self._keep("qk", lambda: torch.stack([q, k], 1))
+        if self.taps.has_cls:
+            self._keep("cls_row", lambda: self._cls(q, k, scale))
+            wide = q.shape[1] * q.shape[2]
+            self._keep("cls_cat", lambda: self._cls(q.flatten(1)[:, None], k.flatten(1)[:, None], wide**-0.5))
+
+    def _cls(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
+        spans = zip(self.taps.bounds[:-1], self.taps.bounds[1:], strict=True)
+        return torch.cat([attention_rows(q[a : a + 1], k[a:b], scale)[0] for a, b in spans])
+
+    def _keep(self, kind: Kind, make: Callable[[], Tensor]) -> None:
+        if kind in self.kinds:
+            self.taps.found[Signal(kind, self.layer)] = make()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,113 @@
+"""What the engine must know to plan for a model: its counts, its grids and its positions. Plain arithmetic, no tensor.
+
+A family is one file beside this one that subclasses `Geometry` and binds the subclass to the name `FAMILY`; the module
+with the weights (engine/models) is built from it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from foveate.engine.common.grid import Grid
+from foveate.engine.common.section import Section
+from foveate.engine.geometry.config import DecoderConfig
+from foveate.engine.images.anyres import Size
+from foveate.engine.images.preprocess import ImageProcessor
+from foveate.engine.vision.signals import Tower
+
+Positions = tuple[Sequence[int], ...]  # of the tokens of one segment, by axis
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """The counts of a model."""
+
+    family: str  # the file's name: "llava", "qwen2_vl"
+    n_layers: int  # of the decoder
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    max_context: int
+    image_token_id: int
+    eos_ids: tuple[int, ...]  # from generation_config.json, else config.json
+    n_pos_axes: int  # 1: RoPE, 3: M-RoPE
+    tower: Tower  # what reducers may ask of the vision tower
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The settings of a Hugging Face directory."""
+
+    config: Section  # config.json
+    processor: ImageProcessor
+    eos_ids: tuple[int, ...]  # of generation_config.json; empty: the config says
+
+    @property
+    def text(self) -> Section:
+        """The decoder's settings: `text_config`, or the whole config where it is flat, as Qwen publishes it."""
+        return self.config.section("text_config") if "text_config" in self.config else self.config
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding; old files say so in the text config."""
+        return any(part.flag("tie_word_embeddings", False) for part in (self.config, self.text))
+
+
+class Geometry(ABC):
+    """One model without its weights."""
+
+    spec: ModelSpec
+    can_cut: bool = False  # whether the tower can leave out rows of pictures of one tile without newlines
+
+    @abstractmethod
+    def grid(self, height: int, width: int, original: Size | None = None) -> Grid:
+        """Visual tokens of an image, newlines included.
+
+        Args:
+            height, width: its *prepared* size in pixels; of tiles, one above the other, together.
+            original: (height, width) before it was cut into tiles; None if it was not.
+
+        Raises:
+            ImageError: no such picture comes from the image processor, or none of it would be seen.
+        """
+
+    @abstractmethod
+    def n_patches(self, height: int, width: int) -> int:
+        """Rows the tower reads for that image: the unit of the encode budget."""
+
+    @abstractmethod
+    def lay_out(self, segments: Sequence[int | Grid]) -> tuple[list[Positions], int]:
+        """Positions of a prompt given as runs of text (a count) and images (a grid), unpruned.
+
+        Returns:
+            the positions of each segment, `spec.n_pos_axes` axes of as many as it has tokens; and the position of the
+            next (generated) token, which text continues from on every axis.
+        """
+
+
+class CheckpointGeometry(Geometry):
+    """The geometry of a checkpoint. Built from its settings; ModelError where they ask for what we do not do."""
+
+    family: ClassVar[str]  # the file's name, which is the config's model_type
+
+    def __init__(self, checkpoint: Checkpoint, decoder: DecoderConfig, image_token_id: int, tower: Tower) -> None:
+        self.processor = checkpoint.processor
+        self.decoder = decoder
+        self.tied = checkpoint.tied
+        self.spec = ModelSpec(
+            family=self.family,
+            n_layers=decoder.n_layers,
+            n_heads=decoder.n_heads,
+            n_kv_heads=decoder.n_kv_heads,
+            head_dim=decoder.head_dim,
+            hidden_size=decoder.hidden_size,
+            vocab_size=decoder.vocab_size,
+            max_context=decoder.max_context,
+            image_token_id=image_token_id,
+            eos_ids=checkpoint.eos_ids or checkpoint.config.integers("eos_token_id", decoder.eos_ids),
+            n_pos_axes=3 if decoder.mrope else 1,
+            tower=tower,
+        )
