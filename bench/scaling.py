@@ -85,7 +85,6 @@ def decoding(spec: ModelSpec, kv: KVStore, n_sequences: int, context: int) -> li
             n_choices=1,
             prompt_ids=[300 + i] * context,
             pictures=[],
-            runs=[],
             positions=torch.arange(context).expand(spec.n_pos_axes, -1),
             next_pos=context,
             root_key=b"",

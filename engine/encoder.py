@@ -99,7 +99,7 @@ class Encoder:
 
     @torch.inference_mode()
     def run(self, wanted: Sequence[Wanted]) -> list[Failure]:
-        """Encode and reduce pictures into `request.rows`, each distinct one encoded at most once.
+        """Encode and reduce pictures into their `rows`, each distinct one encoded at most once.
 
         Returns:
             the requests whose picture or reducer failed, and why; the others are done.
@@ -129,8 +129,7 @@ class Encoder:
 
     def _needed(self, request: Request, i: int) -> frozenset[Signal]:
         """What picture `i` must come with: nothing if it is kept whole."""
-        is_whole = request.runs[i].stop - request.runs[i].start == request.pictures[i].grid.n_tokens
-        return frozenset() if is_whole else self._signals(request)
+        return frozenset() if request.pictures[i].is_whole else self._signals(request)
 
     def _encode(self, wanted: Iterable[Wanted]) -> tuple[dict[bytes, Features], dict[bytes, Exception]]:
         """Features of all pictures, by key, and the errors of those that have none."""
@@ -217,9 +216,8 @@ class Encoder:
 
     def _reduce(self, request: Request, i: int, inputs: VisualInputs) -> None:
         picture = request.pictures[i]
-        run, n = request.runs[i], picture.grid.n_tokens
-        if run.stop - run.start == n:
-            request.place(i, inputs.unreduced(picture.grid), torch.arange(n))
+        if picture.is_whole:
+            request.place(i, inputs.unreduced(picture.grid), torch.arange(picture.n_kept))
             return
         inputs = self._with_request(inputs, request, i)
         transform = TokenTransform.identity(inputs.n)

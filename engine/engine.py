@@ -212,7 +212,8 @@ class Engine:
         self._scheduler.remove(sequence, forget=reason == "error")
         request = sequence.request
         if all(s.is_finished for s in request.sequences):
-            request.rows = [None] * len(request.pictures)
+            for picture in request.pictures:
+                picture.rows = None
             del self._requests[request.id]
 
     def warm_up(self) -> None:

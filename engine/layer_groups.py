@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 from foveate.configs.errors import ConfigError
 from foveate.engine.cache.groups import LayerGroup
-from foveate.engine.cache.prefix import ImageRun, decision_key
+from foveate.engine.cache.prefix import decision_key
 from foveate.engine.common.errors import BudgetError
 from foveate.engine.common.grid import Grid
 from foveate.engine.common.messages import Generate, VisualBudget
 from foveate.engine.methods import build_pruner
 from foveate.engine.prune.depth import Depth, plan
+from foveate.engine.request import Picture
 
 
 def entering(visual: VisualBudget, grids: Sequence[Grid], budgets: Sequence[int]) -> list[int]:
@@ -23,18 +24,12 @@ def entering(visual: VisualBudget, grids: Sequence[Grid], budgets: Sequence[int]
 
 
 def depth_of(
-    generate: Generate,
-    grids: Sequence[Grid],
-    runs: Sequence[ImageRun],
-    prompt_ids: Sequence[int],
-    allowed: int,
-    root: bytes,
-    n_layers: int,
+    generate: Generate, pictures: Sequence[Picture], prompt_ids: Sequence[int], allowed: int, root: bytes, n_layers: int
 ) -> Depth:
     """Which visual tokens go how deep: their counts and layers. Which ones they are is decided when they are there."""
-    whole = [run.stop - run.start == grid.n_tokens for run, grid in zip(runs, grids, strict=True)]
-    newlines = [w * (grid.n_tokens - grid.bare.n_tokens) for w, grid in zip(whole, grids, strict=True)]
-    entered = [run.stop - run.start - n for run, n in zip(runs, newlines, strict=True)]
+    newlines = [picture.is_whole * (picture.grid.n_tokens - picture.grid.bare.n_tokens) for picture in pictures]
+    entered = [picture.n_kept - n for picture, n in zip(pictures, newlines, strict=True)]
+    runs = [run for picture in pictures for run in picture.runs]
     flat = Depth(groups=(LayerGroup(range(n_layers), tuple(entered)),), n_newlines=sum(newlines))
     if generate.visual.prune is None or not runs:
         return flat

@@ -1,57 +1,62 @@
 """From a prompt with a placeholder per picture to the tokens the decoder reads and their positions."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+
 import torch
 from torch import Tensor
 
+from foveate.engine.cache.prefix import ImageRun
 from foveate.engine.common.grid import Grid
 from foveate.engine.geometry.base import Geometry, Positions
+from foveate.engine.request import Picture
 
 
-def expand(ids: list[int], placeholder: int, kept: list[int]) -> tuple[list[int], list[int]]:
-    """Repeat each placeholder as often as its image keeps tokens; also where each image then starts."""
-    expanded: list[int] = []
-    starts: list[int] = []
-    counts = iter(kept)
-    for token in ids:
-        if token == placeholder:
-            starts.append(len(expanded))
-            expanded += [token] * next(counts)
-        else:
-            expanded.append(token)
-    return expanded, starts
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A pruned prompt."""
+
+    token_ids: list[int]  # each image's placeholder repeated as often as it keeps tokens
+    positions: Tensor  # [n_pos_axes, n_prompt] int64: text keeps its own, visual tokens (-1 here) get theirs later
+    next_pos: int  # of the token that follows
 
 
-def positions_of(
-    ids: list[int], geometry: Geometry, grids: list[Grid], kept: list[int]
-) -> tuple[Tensor, list[Tensor], int]:
-    """Lay the unpruned prompt out; text keeps its positions, visual tokens (-1 here) get theirs when reduced.
+def lay_out(ids: list[int], geometry: Geometry, pictures: Sequence[Picture], keys: Sequence[bytes]) -> Layout:
+    """Lay a prompt out, and tell each picture where its tokens are: its `runs` and unpruned `positions`.
 
-    Returns:
-        [n_pos_axes, n_prompt] of the pruned prompt, [n_pos_axes, grid.n_tokens] per image, and the next position.
+    Args:
+        ids: with one placeholder per picture.
+        keys: of each picture, what its kept rows depend on.
     """
+    placeholder = geometry.spec.image_token_id
     segments: list[int | Grid] = []
-    images = iter(grids)
-    n_text = 0
-    for token in [*ids, None]:
-        if token is not None and token != geometry.spec.image_token_id:
-            n_text += 1
+    token_ids: list[int] = []
+    of_pictures = zip(pictures, keys, strict=True)
+    for is_visual, group in groupby(ids, placeholder.__eq__):
+        tokens = list(group)
+        if not is_visual:
+            segments.append(len(tokens))
+            token_ids += tokens
             continue
-        if n_text:
-            segments.append(n_text)
-            n_text = 0
-        if token is not None:
-            segments.append(next(images))
+        for picture, key in islice(of_pictures, len(tokens)):
+            start = len(token_ids)
+            picture.runs = (ImageRun(start, start + picture.n_kept, key),)
+            segments.append(picture.grid)
+            token_ids += [placeholder] * picture.n_kept
     laid_out, next_pos = geometry.lay_out(segments)
-    counts = iter(kept)
-    parts = [
-        torch.full((geometry.spec.n_pos_axes, next(counts)), -1) if isinstance(segment, Grid) else tensor_of(positions)
-        for segment, positions in zip(segments, laid_out, strict=True)
-    ]
-    of_images = [tensor_of(p) for segment, p in zip(segments, laid_out, strict=True) if isinstance(segment, Grid)]
-    return torch.cat(parts, dim=1), of_images, next_pos
+    parts: list[Tensor] = []
+    following = iter(pictures)
+    for segment, positions in zip(segments, laid_out, strict=True):
+        at = _tensor(positions)
+        if isinstance(segment, Grid):
+            picture = next(following)
+            picture.positions, at = at, torch.full((len(positions), picture.n_kept), -1)
+        parts.append(at)
+    return Layout(token_ids, torch.cat(parts, dim=1), next_pos)
 
 
-def tensor_of(positions: Positions) -> Tensor:
+def _tensor(positions: Positions) -> Tensor:
     """[n_pos_axes, n] int64: the one place where positions become a tensor."""
     axes = [torch.arange(p.start, p.stop) if isinstance(p, range) else torch.tensor(p) for p in positions]
     return torch.stack(axes)

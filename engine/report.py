@@ -27,7 +27,7 @@ def usage(sequence: Sequence) -> Usage:
         prefill_s=answered - admitted,
         decode_s=now - answered,
         peak_kv_tokens=sequence.peak_kv_tokens,
-        kept=request.kept if request.explains else [],
+        kept=[picture.anchors.tolist() for picture in request.pictures] if request.explains else [],
     )
 
 

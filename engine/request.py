@@ -4,9 +4,11 @@ A *token* is a unit of the sequence the language model reads, a *position* is wh
 derived from the other: after reduction they differ.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,17 +27,37 @@ if TYPE_CHECKING:
     from foveate.engine.sequence import Sequence
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, kw_only=True)
 class Picture:
-    """One image of a request and what geometry and budget say of it before it is encoded."""
+    """One image of a request, from its grid to its rows.
 
+    `resolve` fills the first three groups of fields, in this order, and nothing changes them afterwards. The encode
+    stage fills the last group through `Request.place`. Rows come and go: each time a choice needs them anew, the stage
+    gives the same ones.
+
+    Kept tokens stand in one or more runs of the prompt, as the frames of a video do, with text between them. Kept token
+    k of the picture is row k of `rows` and `anchors`: those of the first run, then those of the second, and so on.
+    """
+
+    # By geometry.
     image: Image
     grid: Grid
     n_patches: int  # rows the tower has for it
-    budget: int  # visual tokens allowed
-    positions: Tensor  # [n_pos_axes, grid.n_tokens] int64, unpruned
+
+    # By the budget and the method.
+    budget: int = 0  # visual tokens allowed
+    n_kept: int = 0  # visual tokens it will have
     cut: TowerCut | None = None  # what the tower leaves out
     after: Reducer | None = None  # what reduces the rows it gives; None: nothing
+
+    # By the layout of the prompt.
+    runs: tuple[ImageRun, ...] = ()  # ascending, n_kept tokens in all
+    positions: Tensor = field(default_factory=lambda: torch.zeros(1, 0).long())  # [n_pos_axes, grid.n_tokens], unpruned
+
+    # By the encode stage.
+    rows: Tensor | None = None  # [n_kept, hidden_size], while some choice needs them
+    # [n_kept] int64: the offered token whose place each kept one has; empty until it is reduced for the first time.
+    anchors: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     @cached_property
     def key(self) -> bytes:
@@ -50,21 +72,38 @@ class Picture:
             return self.n_patches
         return self.n_patches * len(self.cut.cells) // self.grid.n_tokens
 
+    @property
+    def is_whole(self) -> bool:
+        return self.n_kept == self.grid.n_tokens
+
+    @property
+    def stop(self) -> int:
+        """The first token of the prompt after all of its own."""
+        return self.runs[-1].stop
+
+    def tokens(self) -> Iterator[int]:
+        """Its tokens of the prompt, in order."""
+        return chain.from_iterable(range(run.start, run.stop) for run in self.runs)
+
+    def within(self, start: int, stop: int) -> Iterator[tuple[int, slice]]:
+        """Those of its tokens that lie in [start, stop) of the prompt, by run: the first of them, and their rows."""
+        for run in self.runs:
+            first, end = max(run.start, start), min(run.stop, stop)
+            if first < end:
+                row = run.first_row + first - run.start
+                yield first, slice(row, row + end - first)
+
 
 @dataclass(eq=False, kw_only=True)
 class Request:
-    """What the choices of one request share. Made by `resolve`; `rows` and visual positions by the encode stage.
-
-    Half-open runs of tokens: picture i is tokens [runs[i].start, runs[i].stop), as many as it keeps.
-    """
+    """What the choices of one request share. Made by `resolve`; visual positions by the encode stage."""
 
     id: str
     sampling: SamplingParams  # max_tokens resolved
     stop_ids: frozenset[int]  # tokens that end a choice
     n_choices: int
     prompt_ids: list[int]  # expanded: each image's placeholder repeated as often as tokens are kept
-    pictures: list[Picture]
-    runs: list[ImageRun]
+    pictures: list[Picture]  # in the order of their runs, which do not interleave
     positions: Tensor  # [n_pos_axes, n_prompt] int64; of visual tokens -1 until their image is reduced
     next_pos: int  # of the first generated token, on every axis
     root_key: bytes  # parent of the first block's key
@@ -75,9 +114,6 @@ class Request:
     question_ids: list[int] = field(default_factory=list)  # what the user asks, for a reducer that reads it
     explains: bool = False  # whether the answer says which tokens survived
 
-    kept: list[list[int]] = field(init=False)  # tokens of each picture that survived, if it explains
-    anchors: list[Tensor] = field(init=False)  # per picture: the offered token whose place each kept one has
-    rows: list[Tensor | None] = field(init=False)  # [kept, hidden_size] per picture, while some choice needs them
     sequences: list["Sequence"] = field(default_factory=list)
     arrived: float = 0.0  # monotonic seconds, when added
     encode_s: float = 0.0  # of the tower's batches that its pictures were in
@@ -85,40 +121,46 @@ class Request:
     encoder_hits: int = 0  # pictures whose features were in the cache when first asked for
 
     def __post_init__(self) -> None:
-        self.rows = [None] * len(self.pictures)
-        self.kept = [[] for _ in self.pictures]
-        self.anchors = [torch.zeros(0, dtype=torch.int64) for _ in self.pictures]
         assert len(self.prompt_ids) == self.positions.shape[1], "every prompt token has a position"
+        assert all(a.stop <= b.start for a, b in pairwise(self.runs)), "runs ascend, picture after picture"
+
+    @cached_property
+    def runs(self) -> tuple[ImageRun, ...]:
+        """Those of all pictures, ascending."""
+        return tuple(run for picture in self.pictures for run in picture.runs)
 
     @cached_property
     def cells(self) -> dict[int, tuple[int, int]]:
-        """Visual tokens, in order, and of each its picture and its place among those offered; newlines are text."""
+        """Visual tokens, in order, and of each its picture and its place among those offered; newlines are text.
+
+        Asked for once all pictures are reduced.
+        """
         found: dict[int, tuple[int, int]] = {}
-        for i, (run, picture) in enumerate(zip(self.runs, self.pictures, strict=True)):
+        for i, picture in enumerate(self.pictures):
             of_pixels = set(picture.grid.tokens())
-            for token, offered in enumerate(self.anchors[i].tolist(), run.start):
+            for token, offered in zip(picture.tokens(), picture.anchors.tolist(), strict=True):
                 if offered in of_pixels:
                     found[token] = (i, offered)
         return found
 
     def is_reduced(self, i: int) -> bool:
         """Whether picture `i` was reduced once; its positions stay, its rows may have gone since."""
-        return int(self.positions[0, self.runs[i].start]) >= 0
+        return int(self.positions[0, self.pictures[i].runs[0].start]) >= 0
 
     def place(self, i: int, rows: Tensor, anchor: Tensor) -> None:
         """Take the reduced rows of picture `i`; each visual token gets the unpruned position of its anchor."""
-        run = self.runs[i]
-        assert rows.shape[0] == anchor.shape[0] == run.stop - run.start, "a reducer keeps what it announced"
-        self.rows[i], self.anchors[i] = rows, anchor.cpu()
-        if self.explains:
-            self.kept[i] = anchor.tolist()
-        self.positions[:, run.start : run.stop] = self.pictures[i].positions[:, self.anchors[i]]
+        picture = self.pictures[i]
+        assert rows.shape[0] == anchor.shape[0] == picture.n_kept, "a reducer keeps what it announced"
+        picture.rows, picture.anchors = rows, anchor.cpu()
+        for first, own in picture.within(0, len(self.prompt_ids)):
+            at = picture.positions[:, picture.anchors[own]]
+            self.positions[:, first : first + at.shape[1]] = at
 
     def drop_rows(self) -> None:
         """Let go of the rows that every choice has computed past; a preempted one asks for them again."""
         depth = self.depth
         if depth.pruner is not None and depth.pruner.reads_inputs and depth.decision is None:
             return  # they are looked at again when it is decided
-        for i, run in enumerate(self.runs):
-            if self.rows[i] is not None and all(s.n_computed >= run.stop or s.is_finished for s in self.sequences):
-                self.rows[i] = None
+        for picture in self.pictures:
+            if picture.rows is not None and all(s.n_computed >= picture.stop or s.is_finished for s in self.sequences):
+                picture.rows = None

@@ -11,20 +11,20 @@ import msgspec
 import torch
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.cache.prefix import ImageRun, image_key, root_key
+from foveate.engine.cache.prefix import image_key, root_key
 from foveate.engine.common.errors import BudgetError, ImageError, RequestError, TooLongError
 from foveate.engine.common.grid import Grid
 from foveate.engine.common.messages import Generate, Image, ImageUsage, SamplingParams, VisualUsage
 from foveate.engine.encoder import pixels_of
-from foveate.engine.geometry.base import ModelSpec
+from foveate.engine.geometry.base import Geometry, ModelSpec
 from foveate.engine.layer_groups import depth_of, entering
-from foveate.engine.layout import expand, positions_of
+from foveate.engine.layout import lay_out
 from foveate.engine.methods import build, build_split
 from foveate.engine.models.base import Model
 from foveate.engine.prune.depth import Depth
 from foveate.engine.reduce.base import Reducer
 from foveate.engine.reduce.budget import split
-from foveate.engine.reduce.cut import Offer, Way, plan_all
+from foveate.engine.reduce.cut import Offer, plan_all
 from foveate.engine.reduce.sharing import Part, Split
 from foveate.engine.request import Picture, Request
 from foveate.engine.vision.signals import PIXELS, Signal, Tower, saliency
@@ -53,57 +53,32 @@ def resolve(generate: Generate, model: Model, room: Room) -> Request:
     """
     spec = model.spec
     _check(generate, spec)
-    for image in generate.images:
-        _check_image(image)
-    grids = [model.geometry.grid(image.height, image.width, image.original) for image in generate.images]
-    n_text = len(generate.prompt_ids) - len(grids)
-    left = room.n_tokens - n_text - 1  # one token to answer with
-    caps = [_cap(image, grid) for image, grid in zip(generate.images, grids, strict=True)]
+    pictures = _pictures(generate, model.geometry)
+    n_text = len(generate.prompt_ids) - len(pictures)
     way = _split(generate.visual.split)
-    weights = _weights(way, generate.images, grids)
-    budgets = split(generate.visual, grids, caps, None, weights)
-    if sum(budgets) > left:
-        budgets = split(generate.visual, grids, caps, _visual_room(generate, left), weights)
-    allowed = sum(budgets)
-    reducer = _reducer(generate) if grids else None
-    ways = _ways(generate, reducer, model, grids, entering(generate.visual, grids, budgets)) if reducer else []
-    budgets, kept = [way.budget for way in ways], [way.n_kept for way in ways]
-    _check_length(n_text, sum(kept), sum(grid.n_tokens for grid in grids), room)
+    budgets = _budgets(generate, pictures, way, room.n_tokens - n_text - 1)  # one token to answer with
+    reducer = _reducer(generate) if pictures else None
+    if reducer is not None:
+        _plan(generate, reducer, model.geometry, pictures, budgets)
+    _check_length(n_text, pictures, room)
 
-    prompt_ids, starts = expand(generate.prompt_ids, spec.image_token_id, kept)
-    positions, image_positions, next_pos = positions_of(generate.prompt_ids, model.geometry, grids, kept)
-    keys = [
-        image_key(image.digest, "none" if k == grid.n_tokens else _method_key(generate, reducer, image, grid, b), k)
-        for image, grid, b, k in zip(generate.images, grids, budgets, kept, strict=True)
-    ]
-    runs = [ImageRun(start, start + k, key) for start, k, key in zip(starts, kept, keys, strict=True)]
+    keys = [_rows_key(generate, reducer, picture) for picture in pictures]
+    layout = lay_out(generate.prompt_ids, model.geometry, pictures, keys)
     root = _root_key(generate, str(model.dtype))
-    depth = depth_of(generate, grids, runs, prompt_ids, allowed, root, spec.n_layers)
+    depth = depth_of(generate, pictures, layout.token_ids, sum(budgets), root, spec.n_layers)
     return Request(
         id=generate.id,
-        sampling=_sampling(generate.sampling, room.n_tokens - len(prompt_ids)),
+        sampling=_sampling(generate.sampling, room.n_tokens - len(layout.token_ids)),
         stop_ids=frozenset(generate.sampling.stop_token_ids)
         | frozenset(() if generate.sampling.ignore_eos else spec.eos_ids),
         n_choices=generate.n,
-        prompt_ids=prompt_ids,
-        pictures=[
-            Picture(
-                image=i,
-                grid=g,
-                n_patches=model.geometry.n_patches(i.height, i.width),
-                positions=p,
-                budget=w.budget,
-                cut=w.cut,
-                after=w.after,
-            )
-            for i, g, w, p in zip(generate.images, grids, ways, image_positions, strict=True)
-        ],
-        runs=runs,
-        positions=positions,
-        next_pos=next_pos,
+        prompt_ids=layout.token_ids,
+        pictures=pictures,
+        positions=layout.positions,
+        next_pos=layout.next_pos,
         root_key=root,
-        visual=_usage(generate, grids, kept, depth),
-        signals=_signals(reducer, ways, way, grids, spec.tower) if reducer else frozenset(),
+        visual=_usage(generate, pictures, depth),
+        signals=_signals(reducer, pictures, way, spec.tower) if reducer else frozenset(),
         depth=depth,
         split=way,
         question_ids=generate.question_ids,
@@ -146,6 +121,31 @@ def _check_image(image: Image) -> None:
         )
 
 
+def _pictures(generate: Generate, geometry: Geometry) -> list[Picture]:
+    """The images of a request, checked, with their grids."""
+    for image in generate.images:
+        _check_image(image)
+    return [
+        Picture(
+            image=image,
+            grid=geometry.grid(image.height, image.width, image.original),
+            n_patches=geometry.n_patches(image.height, image.width),
+        )
+        for image in generate.images
+    ]
+
+
+def _budgets(generate: Generate, pictures: Sequence[Picture], way: Split, left: int) -> list[int]:
+    """Visual tokens each picture may have. What does not fit the `left` tokens is compressed until it does."""
+    grids = [picture.grid for picture in pictures]
+    caps = [_cap(picture.image, picture.grid) for picture in pictures]
+    weights = _weights(way, pictures)
+    budgets = split(generate.visual, grids, caps, None, weights)
+    if sum(budgets) > left:
+        budgets = split(generate.visual, grids, caps, _visual_room(generate, left), weights)
+    return budgets
+
+
 def _cap(image: Image, grid: Grid) -> int | None:
     """The most visual tokens this image alone may keep: its own count or share, whichever is less."""
     share = None if image.ratio is None else max(1, int(image.ratio * grid.n_tokens + 0.5))
@@ -173,54 +173,59 @@ def _split(name: str) -> Split:
         raise BudgetError(f"vlm.visual.split: {error}", "vlm.visual.split") from error
 
 
-def _weights(way: Split, images: Sequence[Image], grids: Sequence[Grid]) -> list[int]:
+def _weights(way: Split, pictures: Sequence[Picture]) -> list[int]:
     """What each image weighs when they share one budget."""
     cpu = torch.device("cpu")
-    wants = way.needs_pixels and len(images) > 1
+    wants = way.needs_pixels and len(pictures) > 1
     parts = [
-        Part(n_tokens=grid.n_tokens, pixels=pixels_of(image, cpu) if wants else None)
-        for image, grid in zip(images, grids, strict=True)
+        Part(n_tokens=picture.grid.n_tokens, pixels=pixels_of(picture.image, cpu) if wants else None)
+        for picture in pictures
     ]
     return way.weights(parts) if len(parts) > 1 else [part.n_tokens for part in parts]
 
 
-def _ways(
-    generate: Generate, reducer: Reducer, model: Model, grids: Sequence[Grid], budgets: Sequence[int]
-) -> list[Way]:
-    """How each image is reduced before, inside and after the tower."""
+def _plan(
+    generate: Generate, reducer: Reducer, geometry: Geometry, pictures: Sequence[Picture], budgets: Sequence[int]
+) -> None:
+    """Say of each picture how it is reduced before, inside and after the tower."""
     offers = []
-    for image, grid, budget in zip(generate.images, grids, budgets, strict=True):
-        can_cut = model.geometry.can_cut and grid == Grid(grid.rows, grid.cols)  # neither tiles nor newlines
-        offers.append(Offer(grid, budget, partial(pixels_of, image, torch.device("cpu")) if can_cut else None))
+    grids = [picture.grid for picture in pictures]
+    for picture, budget in zip(pictures, entering(generate.visual, grids, budgets), strict=True):
+        grid = picture.grid
+        can_cut = geometry.can_cut and grid == Grid(grid.rows, grid.cols)  # neither tiles nor newlines
+        pixels = partial(pixels_of, picture.image, torch.device("cpu")) if can_cut else None
+        offers.append(Offer(grid, budget, pixels))
     try:
-        return plan_all(reducer, model.spec.tower, offers, generate.visual.floor if generate.visual.fit else None)
+        ways = plan_all(reducer, geometry.spec.tower, offers, generate.visual.floor if generate.visual.fit else None)
     except ConfigError as error:
         raise BudgetError(f"vlm.visual.method: {error}", "vlm.visual.method") from error
+    for picture, way in zip(pictures, ways, strict=True):
+        picture.budget, picture.n_kept, picture.cut, picture.after = way.budget, way.n_kept, way.cut, way.after
 
 
-def _signals(
-    reducer: Reducer, ways: Sequence[Way], way: Split, grids: Sequence[Grid], tower: Tower
-) -> frozenset[Signal]:
+def _signals(reducer: Reducer, pictures: Sequence[Picture], way: Split, tower: Tower) -> frozenset[Signal]:
     """What must be recorded for a request, beside what cuts inside the tower read there."""
     wanted: frozenset[Signal] = frozenset()
-    if any(len(grid.tiles) > 1 for grid in grids):
+    if any(len(picture.grid.tiles) > 1 for picture in pictures):
         wanted |= {PIXELS} if way.needs_pixels else frozenset()
         wanted |= {tower.resolve(saliency())} if way.needs_attention else frozenset()
     try:
         reducer.wanted(tower)  # refuses what the tower cannot give
-        return wanted.union(*(w.after.wanted(tower) for w in ways if w.after is not None))
+        return wanted.union(*(p.after.wanted(tower) for p in pictures if p.after is not None))
     except ConfigError as error:
         raise BudgetError(f"vlm.visual.method: {error}", "vlm.visual.method") from error
 
 
-def _method_key(generate: Generate, reducer: Reducer | None, image: Image, grid: Grid, budget: int) -> str:
-    """What the kept rows of an image depend on beside its pixels and their count."""
-    key = f"{generate.visual.method} {reducer!r}"
-    if len(grid.tiles) > 1 or generate.visual.stages:  # then equal counts may come of unequal shares or steps
-        key += f" {generate.visual.split} {budget}"
+def _rows_key(generate: Generate, reducer: Reducer | None, picture: Picture) -> bytes:
+    """What the kept rows of an image depend on."""
+    if picture.is_whole:
+        return image_key(picture.image.digest, "none", picture.n_kept)
+    method = f"{generate.visual.method} {reducer!r}"
+    if len(picture.grid.tiles) > 1 or generate.visual.stages:  # equal counts may come of unequal shares or steps
+        method += f" {generate.visual.split} {picture.budget}"
     if reducer and reducer.reads_question():  # then only a request with the same question may share them
-        key += f" {generate.question_ids} {image.caption_ids}"
-    return key
+        method += f" {generate.question_ids} {picture.image.caption_ids}"
+    return image_key(picture.image.digest, method, picture.n_kept)
 
 
 def _root_key(generate: Generate, dtype: str) -> bytes:
@@ -229,7 +234,8 @@ def _root_key(generate: Generate, dtype: str) -> bytes:
     return root_key(generate.salt + own, POSITION_SCHEME, dtype)
 
 
-def _check_length(n_text: int, n_visual: int, n_offered: int, room: Room) -> None:
+def _check_length(n_text: int, pictures: Sequence[Picture], room: Room) -> None:
+    n_visual, n_offered = sum(picture.n_kept for picture in pictures), sum(p.grid.n_tokens for p in pictures)
     total = n_text + n_visual + 1
     if total > room.n_tokens:
         prompt = f"{n_text} text tokens"
@@ -250,18 +256,17 @@ def _sampling(sampling: SamplingParams, left: int) -> SamplingParams:
     return msgspec.structs.replace(sampling, max_tokens=max_tokens)
 
 
-def _usage(generate: Generate, grids: list[Grid], kept: list[int], depth: Depth) -> VisualUsage:
-    offered = sum(grid.n_tokens for grid in grids)
+def _usage(generate: Generate, pictures: Sequence[Picture], depth: Depth) -> VisualUsage:
+    offered, kept = sum(p.grid.n_tokens for p in pictures), sum(p.n_kept for p in pictures)
     return VisualUsage(
         offered=offered,
-        kept=sum(kept),
+        kept=kept,
         mean=depth.mean(),
         layers=[]
         if depth.is_flat
         else [(g.layers.start, n) for g, n in zip(depth.groups, depth.visual(), strict=True)],
-        method="none" if depth.is_flat and sum(kept) == offered else generate.visual.label,
+        method="none" if depth.is_flat and kept == offered else generate.visual.label,
         per_image=[
-            ImageUsage(offered=grid.n_tokens, kept=k, rows=grid.rows, cols=grid.cols)
-            for grid, k in zip(grids, kept, strict=True)
+            ImageUsage(offered=p.grid.n_tokens, kept=p.n_kept, rows=p.grid.rows, cols=p.grid.cols) for p in pictures
         ],
     )

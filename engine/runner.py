@@ -89,14 +89,12 @@ class Runner:
         rows = self._model.embed(self._buffers.token_ids(token_ids))
         offset = 0
         for chunk in chunks:
-            request = chunk.sequence.request
-            pictures = zip(request.runs, request.rows, strict=True) if chunk.start < chunk.sequence.n_prompt else ()
-            for run, visual in pictures:
-                start, stop = max(run.start, chunk.start), min(run.stop, chunk.stop)
-                if start < stop:
-                    assert visual is not None, "a chunk runs only over images that were reduced"
-                    at = offset + start - chunk.start
-                    rows[at : at + stop - start] = visual[start - run.start : stop - run.start]
+            pictures = chunk.sequence.request.pictures if chunk.start < chunk.sequence.n_prompt else ()
+            for picture in pictures:
+                for first, own in picture.within(chunk.start, chunk.stop):
+                    assert picture.rows is not None, "a chunk runs only over images that were reduced"
+                    at, visual = offset + first - chunk.start, picture.rows[own]
+                    rows[at : at + len(visual)] = visual
             offset += chunk.stop - chunk.start
         return rows
 

@@ -149,22 +149,24 @@ class Scheduler:
         """Ask for the images of the next in line, in order of need."""
         for sequence in islice((s for s in self.waiting if not s.must_wait), _PREFETCH_SEQUENCES):
             found = sequence.cache.n_found()
-            for i, run in enumerate(sequence.request.runs):
-                if run.stop > found and not self._claim(plan, sequence.request, i):
+            for i, picture in enumerate(sequence.request.pictures):
+                if picture.stop > found and not self._claim(plan, sequence.request, i):
                     return
 
     def _reach(self, plan: StepPlan, sequence: Sequence, start: int) -> int:
         """Where a chunk from `start` can end in this step. Asks for the images it runs over."""
         left = self._config.step_tokens - plan.n_tokens
         stop = min(sequence.n_wanted, start + min(self._config.chunk_tokens, left))
-        for i, run in enumerate(sequence.request.runs):
-            if start < run.stop and run.start < stop and not self._claim(plan, sequence.request, i):
-                return max(start, run.start)
+        pictures = sequence.request.pictures if start < sequence.n_prompt else ()
+        for i, picture in enumerate(pictures):
+            first = next((token for token, _ in picture.within(start, stop)), None)
+            if first is not None and not self._claim(plan, sequence.request, i):
+                return first
         return stop
 
     def _claim(self, plan: StepPlan, request: Request, i: int) -> bool:
         """Whether picture `i` is there or will be encoded in this step; the first one always fits."""
-        if request.rows[i] is not None or (request, i) in plan.images:
+        if request.pictures[i].rows is not None or (request, i) in plan.images:
             return True
         key = request.pictures[i].key
         same = ((other, j) for other, j in plan.images if other.pictures[j].key == key)

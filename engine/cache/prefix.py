@@ -13,11 +13,12 @@ from hashlib import sha256
 
 @dataclass(frozen=True, slots=True)
 class ImageRun:
-    """Visual tokens of one image: tokens [start, stop) of a sequence."""
+    """Visual tokens of one image that follow each other: tokens [start, stop) of a sequence."""
 
     start: int
     stop: int
     key: bytes  # 32 bytes, of `image_key`
+    first_row: int = 0  # of the image's rows, which its runs share out in order
 
 
 def _digest(*parts: bytes) -> bytes:
@@ -50,6 +51,7 @@ def decision_key(root: bytes, token_ids: Sequence[int], runs: Sequence[ImageRun]
     parts = [root, array("q", token_ids).tobytes(), method.encode()]
     for run in runs:
         parts += [run.key, struct.pack("<q", run.start)]
+        parts += [struct.pack("<q", run.first_row)] if run.first_row else []
     return _digest(*parts)
 
 
@@ -66,12 +68,12 @@ def block_key(
     Args:
         parent: key of the block before, or the group's.
         token_ids: of this block; image placeholders count by the images they stand for.
-        runs: the images of the sequence; those that overlap the block enter with the offset between the two.
+        runs: the images of the sequence; those that overlap the block enter with the row at the block's first token.
         decided: what the choice of its tokens depends on, if some of a prompt left before this layer.
     """
     stop = start + len(token_ids)
     parts = [parent, array("q", token_ids).tobytes(), decided]
     for run in runs:
         if run.start < stop and start < run.stop:
-            parts += [run.key, struct.pack("<q", start - run.start)]
+            parts += [run.key, struct.pack("<q", start - run.start + run.first_row)]
     return _digest(*parts)

@@ -58,9 +58,9 @@ def run(model: Model, request: Request, rows: Sequence[Tensor | None], ids: Sequ
     """
     depth, n, scale = request.depth, len(ids), model.spec.head_dim**-0.5
     x = model.embed(torch.tensor(ids)).clone()
-    for own, visual in zip(request.runs, rows, strict=True):
+    for picture, visual in zip(request.pictures, rows, strict=True):
         assert visual is not None
-        x[own.start : own.stop] = visual
+        x[torch.tensor(list(picture.tokens()))] = visual
     is_visual = request.cells
     present = list(range(n))
     layers, everyone = [], []

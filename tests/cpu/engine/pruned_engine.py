@@ -130,7 +130,8 @@ class Watched:
             like: a request with the same pictures, if those of this one were found in the prefix cache.
         """
         request, first = self.requests[name], self.requests[like or name]
-        request.anchors = first.anchors
+        for picture, known in zip(request.pictures, first.pictures, strict=True):
+            picture.anchors = known.anchors
         request.positions[:, : request.depth.visual_stop] = first.positions[:, : request.depth.visual_stop]
         ids = [*request.prompt_ids, *(t.token_id for t in tokens)]
         output = torch.arange(len(tokens)) + request.next_pos

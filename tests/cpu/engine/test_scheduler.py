@@ -41,14 +41,14 @@ class Simulation:
         pictures = [
             Picture(
                 image=Image(pixels=b"", height=1, width=1, digest=bytes([seed]) * 32),
-                grid=Grid(1, kept), n_patches=patches, budget=kept, positions=torch.zeros(1, kept),
+                grid=Grid(1, kept), n_patches=patches, budget=kept, n_kept=kept, positions=torch.zeros(1, kept),
+                runs=(ImageRun(start, start + kept, image_key(bytes([seed]) * 32, "none", kept)),),
             )
-            for _, kept, patches, seed in images
+            for start, kept, patches, seed in images
         ]  # fmt: skip
         request = Request(
             id=str(len(self.sequences)), sampling=SamplingParams(max_tokens=n_output), stop_ids=frozenset(),
             n_choices=n, prompt_ids=ids, pictures=pictures,
-            runs=[ImageRun(start, start + k, image_key(bytes([s]) * 32, "none", k)) for start, k, _, s in images],
             positions=torch.zeros(1, len(ids)), next_pos=len(ids), root_key=b"", visual=VisualUsage(),
         )  # fmt: skip
         for choice in range(n):
@@ -74,11 +74,11 @@ class Simulation:
             stuck = self.space.n_blocks(sequence.n_tokens) > len(sequence.cache.blocks())
             assert sequence in planned or gone or stuck, "a decode with room for its token is never left out"
         for request, i in plan.images:
-            assert request.rows[i] is None, "no picture is asked for twice"
-            request.rows[i] = ROW
+            assert request.pictures[i].rows is None, "no picture is asked for twice"
+            request.pictures[i].rows = ROW
         for chunk in plan.chunks:
-            for run, rows in zip(chunk.sequence.request.runs, chunk.sequence.request.rows, strict=True):
-                assert rows is not None or run.stop <= chunk.start or chunk.stop <= run.start, "rows are there"
+            for picture in chunk.sequence.request.pictures:
+                assert picture.rows is not None or not list(picture.within(chunk.start, chunk.stop)), "rows are there"
         self.n_encoded += len(plan.images)
         for chunk in plan.chunks:
             sequence, samples = chunk.sequence, chunk.samples
@@ -136,7 +136,9 @@ def test_random_loads_end_and_leave_nothing(seed: int) -> None:
             sim.space.check(s.cache for s in sim.scheduler.running)
     assert sim.space.pool.n_used == 0
     whole = [s.request for s in sim.sequences if all(other.finish == "length" for other in s.request.sequences)]
-    assert whole and all(rows is None for request in whole for rows in request.rows), "rows go when all are past them"
+    assert whole and all(picture.rows is None for request in whole for picture in request.pictures), (
+        "rows go when all are past them"
+    )
 
 
 def test_decodes_go_on_at_every_step_beside_long_prompts() -> None:

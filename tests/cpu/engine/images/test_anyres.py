@@ -158,13 +158,13 @@ def test_a_smaller_budget_keeps_cells_where_they_were(tiny_models, tmp_path, fam
         assert encoder.run([(request, i) for i in range(len(images))]) == []
         whole = whole or request
         assert request.next_pos == whole.next_pos == len(whole.prompt_ids)
-        for i, (grid, run, all_of_it) in enumerate(zip(grids, request.runs, whole.runs, strict=True)):
-            rows, kept = request.rows[i], run.stop - run.start
+        for grid, picture, all_of_it in zip(grids, request.pictures, whole.pictures, strict=True):
+            rows, kept, (run,) = picture.rows, picture.n_kept, picture.runs
             assert rows is not None and rows.shape == (kept, model.spec.hidden_size)
             positions = request.positions[0, run.start : run.stop]
             assert bool((positions.diff() > 0).all())
-            place = positions - whole.positions[0, all_of_it.start]
-            assert torch.equal(rows, whole.rows[i][place])
+            place = positions - whole.positions[0, all_of_it.runs[0].start]
+            assert torch.equal(rows, all_of_it.rows[place])
             if kept < grid.n_tokens:
                 assert set(place.tolist()) <= set(grid.tokens()), "a newline was kept"
         assert budget is None or budget >= request.visual.kept > 0
