@@ -35,7 +35,8 @@ class Features:
     @property
     def n_bytes(self) -> int:
         fields = (getattr(self.inputs, field.name) for field in dataclasses.fields(self.inputs))
-        tensors = [t for t in fields if isinstance(t, Tensor)] + list(self.inputs.taps.values())
+        tensors = [t for t in fields if isinstance(t, Tensor)]
+        tensors += [*self.inputs.taps.values(), *self.inputs.added.values()]
         return sum({t.data_ptr(): t.nbytes for t in tensors}.values())  # `enc` and `cells` may be one
 
 
@@ -197,7 +198,7 @@ class Encoder:
         self.n_encoded += len(pictures)
         results: dict[bytes, Features | Exception] = {}
         for picture, output in zip(pictures, outputs, strict=True):
-            if torch.isfinite(output.proj).all():
+            if all(torch.isfinite(rows).all() for rows in (output.proj, *output.added.values())):
                 seed = int.from_bytes(picture.image.digest[:8]) & (2**63 - 1)  # torch generators take 63 bits
                 results[picture.key] = Features(dataclasses.replace(output, seed=seed), signals)
             else:
@@ -217,14 +218,16 @@ class Encoder:
     def _reduce(self, request: Request, i: int, inputs: VisualInputs) -> None:
         picture = request.pictures[i]
         if picture.is_whole:
-            request.place(i, inputs.unreduced(picture.grid), torch.arange(picture.n_kept))
+            rows = {0: inputs.unreduced(picture.grid)} | inputs.unreduced_added(picture.grid)
+            request.place(i, rows, torch.arange(picture.n_kept))
             return
         inputs = self._with_request(inputs, request, i)
         transform = TokenTransform.identity(inputs.n)
         if picture.after is not None:
             transform = picture.after.reduce(inputs, picture.budget, request.split)
-        rows = transform.apply_to(inputs.proj, inputs.enc, inputs.project)
-        if not torch.isfinite(rows).all():
+        rows = {0: transform.apply_to(inputs.proj, inputs.enc, inputs.project)}
+        rows |= {layer: transform.carry(added) for layer, added in inputs.added.items()}
+        if not all(torch.isfinite(own).all() for own in rows.values()):
             raise ImageError("the picture's reduced features are not finite; choose another vlm.visual.method")
         cells = transform.anchor if inputs.places is None else inputs.places[transform.anchor]
         request.place(i, rows, torch.tensor(picture.grid.tokens())[cells])

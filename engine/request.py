@@ -4,7 +4,8 @@ A *token* is a unit of the sequence the language model reads, a *position* is wh
 derived from the other: after reduction they differ.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -25,6 +26,10 @@ from foveate.engine.vision.signals import Signal
 
 if TYPE_CHECKING:
     from foveate.engine.sequence import Sequence
+
+# [n_kept, hidden_size] of a picture, by the decoder layer they enter: 0 reads them in place of embeddings, a deeper one
+# adds them to its input.
+LayerRows = Mapping[int, Tensor]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -55,7 +60,7 @@ class Picture:
     positions: Tensor = field(default_factory=lambda: torch.zeros(1, 0).long())  # [n_pos_axes, grid.n_tokens], unpruned
 
     # By the encode stage.
-    rows: Tensor | None = None  # [n_kept, hidden_size], while some choice needs them
+    rows: LayerRows | None = None  # while some choice needs them
     # [n_kept] int64: the offered token whose place each kept one has; empty until it is reduced for the first time.
     anchors: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
@@ -147,10 +152,11 @@ class Request:
         """Whether picture `i` was reduced once; its positions stay, its rows may have gone since."""
         return int(self.positions[0, self.pictures[i].runs[0].start]) >= 0
 
-    def place(self, i: int, rows: Tensor, anchor: Tensor) -> None:
+    def place(self, i: int, rows: LayerRows, anchor: Tensor) -> None:
         """Take the reduced rows of picture `i`; each visual token gets the unpruned position of its anchor."""
         picture = self.pictures[i]
-        assert rows.shape[0] == anchor.shape[0] == picture.n_kept, "a reducer keeps what it announced"
+        n_rows = {anchor.shape[0], *(own.shape[0] for own in rows.values())}
+        assert n_rows == {picture.n_kept}, "a reducer keeps what it announced"
         picture.rows, picture.anchors = rows, anchor.cpu()
         for first, own in picture.within(0, len(self.prompt_ids)):
             at = picture.positions[:, picture.anchors[own]]
@@ -162,5 +168,27 @@ class Request:
         if depth.pruner is not None and depth.pruner.reads_inputs and depth.decision is None:
             return  # they are looked at again when it is decided
         for picture in self.pictures:
-            if picture.rows is not None and all(s.n_computed >= picture.stop or s.is_finished for s in self.sequences):
+            if picture.rows is None:
+                continue
+            # What waits before a pruning point has yet to pass the deeper layers that rows enter.
+            stop = max(picture.stop, depth.stop) if len(picture.rows) > 1 else picture.stop
+            if all(s.n_computed >= stop or s.is_finished for s in self.sequences):
                 picture.rows = None
+
+    def added(self, layer: int, tokens: Many[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """What visual rows add to the input of a deeper layer, picture by picture.
+
+        Args:
+            tokens: of the sequence, those that are present.
+
+        Yields:
+            [m] int64, places among the tokens, and [m, hidden_size] to be added there.
+        """
+        place = {token: i for i, token in enumerate(tokens)}
+        for picture in self.pictures:
+            found = [(place[token], row) for row, token in enumerate(picture.tokens()) if token in place]
+            if found:
+                assert picture.rows is not None, "rows stay until every layer they enter has run"
+                own = picture.rows[layer]
+                at, row = torch.tensor(found, device=own.device).T
+                yield at, own[row]

@@ -39,7 +39,8 @@ class Runner:
         pages = self._buffers.tables([lane.cache for lane in lanes])
         rotary = self._model.rotary(self._buffers.positions(self._positions(chunks)))
         rows = self._rows(chunks)
-        starts = {group.layers.start for lane in lanes for group in lane.depth.groups}
+        entered = self._entered(chunks)
+        starts = {group.layers.start for lane in lanes for group in lane.depth.groups} | entered
         for first, end in pairwise([*sorted(starts), self._n_layers]):
             if not len(rows):
                 break  # all wait
@@ -50,6 +51,8 @@ class Runner:
                 return self._model.logits(self._last(batch, rows, rotary, range(first, end)))
             rows = self._model.run(rows, rotary, self._attention, range(first, end))
             rows, rotary = self._pruning.cross(lanes, end, rows, rotary, pages, self._attention.seen)
+            if end in entered:
+                self._add(lanes, end, rows)
         return self._model.logits(rows)
 
     def _batch(self, lanes: Sequence[Lane]) -> Batch:
@@ -73,6 +76,19 @@ class Runner:
         self._attention.prepare(asking)
         return self._model.run(rows, rotary, self._attention, layers[-1:], wanted)
 
+    def _entered(self, chunks: Sequence[Chunk]) -> set[int]:
+        """The deeper layers that visual rows enter in this step."""
+        has_visual = any(c.start < c.sequence.n_prompt and c.sequence.request.pictures for c in chunks)
+        return set(self._model.spec.row_layers[1:]) if has_visual else set()
+
+    def _add(self, lanes: Sequence[Lane], layer: int, rows: Tensor) -> None:
+        """Add the visual rows that enter `layer` to the packed rows of all lanes, in place."""
+        offset = 0
+        for lane in lanes:
+            for at, added in lane.sequence.request.added(layer, lane.tokens):
+                rows.index_add_(0, offset + at, added.to(rows.dtype))
+            offset += lane.n_rows
+
     def _positions(self, chunks: Sequence[Chunk]) -> Tensor | list[int]:
         """[n_pos_axes, n] int64, or n positions that are equal on every axis."""
         if all(chunk.start >= chunk.sequence.n_prompt for chunk in chunks):  # text
@@ -93,7 +109,7 @@ class Runner:
             for picture in pictures:
                 for first, own in picture.within(chunk.start, chunk.stop):
                     assert picture.rows is not None, "a chunk runs only over images that were reduced"
-                    at, visual = offset + first - chunk.start, picture.rows[own]
+                    at, visual = offset + first - chunk.start, picture.rows[0][own]
                     rows[at : at + len(visual)] = visual
             offset += chunk.stop - chunk.start
         return rows

@@ -35,6 +35,7 @@ class ModelSpec:
     eos_ids: tuple[int, ...]  # from generation_config.json, else config.json
     n_pos_axes: int  # 1: RoPE, 3: M-RoPE
     tower: Tower  # what reducers may ask of the vision tower
+    row_layers: tuple[int, ...] = (0,)  # decoder layers that visual rows enter, ascending; 0: in place of embeddings
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ class VisualInputs:
 
     grid: Grid
     proj: Tensor  # [n, D] rows as the language model would read them
+    added: Mapping[int, Tensor] = field(default_factory=dict)  # by decoder layer: [n, D] added to the rows entering it
     newline: Tensor | None = None  # [D] stands for each newline of the unreduced picture; None: it has none
     tower: Tower = Tower(has_cls=False, depth=1)  # resolves the layers of the accessors below
     taps: Mapping[Signal, Tensor] = field(default_factory=dict)  # by resolved signal; read through the accessors
@@ -74,6 +75,16 @@ class VisualInputs:
         rows = self.newline.to(self.proj.dtype).repeat(grid.n_tokens, 1)
         rows[torch.tensor(grid.tokens(), device=rows.device)] = self.proj
         return rows
+
+    def unreduced_added(self, grid: Grid) -> dict[int, Tensor]:
+        """`added` of all rows; nothing is added to newlines."""
+        if self.newline is None:
+            return dict(self.added)
+        places = torch.tensor(grid.tokens(), device=self.proj.device)
+        return {
+            layer: rows.new_zeros(grid.n_tokens, rows.shape[1]).index_copy_(0, places, rows)
+            for layer, rows in self.added.items()
+        }
 
     def saliency(self, layer: LayerRef = -1) -> Tensor:
         return self._tap(named.saliency(layer))
@@ -143,6 +154,7 @@ class VisualInputs:
         return replace(
             self,
             proj=transform.apply_to(self.proj, self.enc, self.project),
+            added={layer: transform.carry(rows) for layer, rows in self.added.items()},
             enc=mixed(self.enc),
             cells=mixed(self.cells),
             taps={s: t if s.kind == "qk" else t[anchor] for s, t in self.taps.items()},

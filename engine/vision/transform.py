@@ -151,6 +151,10 @@ class TokenTransform:
         assert enc is not None and project is not None, "an enc-space transform needs encoder rows"
         return project(self.mix(enc))
 
+    def carry(self, rows: Tensor) -> Tensor:
+        """[n_in, D] -> [n_out, D]: the same sums of other rows of the picture, in whatever space it mixes."""
+        return self.mix(rows if self.before is None else self.before.carry(rows))
+
     def then(self, second: "TokenTransform") -> "TokenTransform":
         """This transform, and `second` over its rows, as one: W2 @ W1 with anchors, sizes and backs composed."""
         assert second.n_in == self.n_out, "the second transform acts on what the first leaves"

@@ -96,7 +96,7 @@ class Watched:
             place = request.place
 
             def placed(i, rows, anchor):
-                self.rows[request.id][i] = rows.clone()
+                self.rows[request.id][i] = rows[0].clone()
                 place(i, rows, anchor)
 
             request.place = placed

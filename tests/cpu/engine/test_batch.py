@@ -40,7 +40,7 @@ class Bench:
         axes, n = self.model.spec.n_pos_axes, len(ids)
         request = Request(
             id="x", sampling=SamplingParams(max_tokens=9), stop_ids=frozenset(), n_choices=1, prompt_ids=list(ids),
-            pictures=[], runs=[], positions=torch.arange(n).expand(axes, -1), next_pos=n, root_key=b"",
+            pictures=[], positions=torch.arange(n).expand(axes, -1), next_pos=n, root_key=b"",
             visual=VisualUsage(), depth=Depth(groups=(LayerGroup(range(self.model.spec.n_layers)),)),
         )  # fmt: skip
         choice = Choice(request=request, choice=0, arrival=0, space=self.space)

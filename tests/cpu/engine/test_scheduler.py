@@ -16,7 +16,7 @@ from foveate.engine.request import Picture, Request
 from foveate.engine.scheduler import MAX_PREEMPTIONS, Scheduler, StepPlan
 from foveate.engine.sequence import Sequence
 
-ROW = torch.zeros(1, 1)
+ROW = {0: torch.zeros(1, 1)}
 
 
 class NoStore:

@@ -159,12 +159,12 @@ def test_a_smaller_budget_keeps_cells_where_they_were(tiny_models, tmp_path, fam
         whole = whole or request
         assert request.next_pos == whole.next_pos == len(whole.prompt_ids)
         for grid, picture, all_of_it in zip(grids, request.pictures, whole.pictures, strict=True):
-            rows, kept, (run,) = picture.rows, picture.n_kept, picture.runs
+            rows, kept, (run,) = picture.rows[0], picture.n_kept, picture.runs
             assert rows is not None and rows.shape == (kept, model.spec.hidden_size)
             positions = request.positions[0, run.start : run.stop]
             assert bool((positions.diff() > 0).all())
             place = positions - whole.positions[0, all_of_it.runs[0].start]
-            assert torch.equal(rows, all_of_it.rows[place])
+            assert torch.equal(rows, all_of_it.rows[0][place])
             if kept < grid.n_tokens:
                 assert set(place.tolist()) <= set(grid.tokens()), "a newline was kept"
         assert budget is None or budget >= request.visual.kept > 0
