@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from foveate.engine.common.errors import ImageError
-from foveate.engine.common.messages import Image
 from foveate.engine.models.base import Model
 from foveate.engine.request import Picture, Request
 from foveate.engine.vision.inputs import VisualInputs
@@ -208,7 +207,7 @@ class Encoder:
     def _try_encode(self, batch: Sequence[Picture], signals: frozenset[Signal]) -> list[VisualInputs] | Exception:
         """Pictures that are encoded whole, or a single one that is cut."""
         try:
-            pixels = [pixels_of(picture.image, self._model.device) for picture in batch]
+            pixels = [picture.pixels(self._model.device) for picture in batch]
             if (cut := batch[0].cut) is not None:
                 return [self._model.encode_cut(pixels[0], signals, cut)]
             return self._model.encode(pixels, signals, [picture.image.original for picture in batch])
@@ -234,21 +233,15 @@ class Encoder:
 
     def _with_request(self, inputs: VisualInputs, request: Request, i: int) -> VisualInputs:
         """The picture's features with what the reducer reads of the request itself."""
-        image, wanted = request.pictures[i].image, request.signals
+        picture, wanted = request.pictures[i], request.signals
         return dataclasses.replace(
             inputs,
             question=self._embed(request.question_ids, inputs) if QUESTION in wanted else None,
-            caption=self._embed(image.caption_ids, inputs) if CAPTION in wanted else None,
-            pixels=pixels_of(image, self._model.device) if PIXELS in wanted else None,
+            caption=self._embed(picture.image.caption_ids, inputs) if CAPTION in wanted else None,
+            pixels=picture.pixels(self._model.device) if PIXELS in wanted else None,
         )
 
     def _embed(self, ids: Sequence[int], inputs: VisualInputs) -> Tensor:
         if not ids:
             return inputs.proj.new_zeros(0, inputs.proj.shape[1])
         return self._model.embed(torch.tensor(ids, device=self._model.device))
-
-
-def pixels_of(image: Image, device: torch.device) -> Tensor:
-    """[height, width, 3] uint8."""
-    flat = torch.frombuffer(bytearray(image.pixels), dtype=torch.uint8)  # a copy: bytes are not writable
-    return flat.view(image.height, image.width, 3).to(device)

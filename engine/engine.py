@@ -82,7 +82,7 @@ class Engine:
             limit = self._config.scheduler.max_waiting
             if self._scheduler.n_waiting_requests >= limit:
                 raise QueueFullError(f"{limit} requests wait already; try again later")
-            request = resolve(generate, self._model, self._room)
+            request = resolve(generate, self._model.geometry, str(self._model.dtype), self._room)
         except Exception as error:
             self._events.append(failed(generate.id, error))
             return

@@ -18,9 +18,7 @@ from foveate.engine.common.find import find, label, names
 from foveate.engine.common.messages import FieldInfo, MethodInfo, Stage, VisualBudget
 from foveate.engine.prune.base import Pruner
 from foveate.engine.reduce import split as split_family
-from foveate.engine.reduce.base import Reducer
-from foveate.engine.reduce.chain import Chain
-from foveate.engine.reduce.sharing import Split
+from foveate.engine.reduce.base import Chain, Reducer, Split
 from foveate.engine.vision.signals import Tower
 
 

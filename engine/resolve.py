@@ -15,18 +15,14 @@ from foveate.engine.cache.prefix import image_key, root_key
 from foveate.engine.common.errors import BudgetError, ImageError, RequestError, TooLongError
 from foveate.engine.common.grid import Grid
 from foveate.engine.common.messages import Generate, Image, ImageUsage, SamplingParams, VisualUsage
-from foveate.engine.encoder import pixels_of
 from foveate.engine.geometry.base import Geometry, ModelSpec
 from foveate.engine.layer_groups import depth_of, entering
-from foveate.engine.layout import lay_out
 from foveate.engine.methods import build, build_split
-from foveate.engine.models.base import Model
 from foveate.engine.prune.depth import Depth
-from foveate.engine.reduce.base import Reducer
+from foveate.engine.reduce.base import Part, Reducer, Split
 from foveate.engine.reduce.budget import split
 from foveate.engine.reduce.cut import Offer, plan_all
-from foveate.engine.reduce.sharing import Part, Split
-from foveate.engine.request import Picture, Request
+from foveate.engine.request import Picture, Request, lay_out
 from foveate.engine.vision.signals import PIXELS, Signal, Tower, saliency
 
 POSITION_SCHEME = "keep"  # original positions survive reduction
@@ -45,26 +41,29 @@ class Room:
         return min(self.context, self.pool)
 
 
-def resolve(generate: Generate, model: Model, room: Room) -> Request:
+def resolve(generate: Generate, geometry: Geometry, dtype: str, room: Room) -> Request:
     """Check a request and fix its budget.
+
+    Args:
+        dtype: of the stored keys and values.
 
     Raises:
         RequestError: a count, an id or a setting is wrong; one of its subclasses for budget, length and pictures.
     """
-    spec = model.spec
+    spec = geometry.spec
     _check(generate, spec)
-    pictures = _pictures(generate, model.geometry)
+    pictures = _pictures(generate, geometry)
     n_text = len(generate.prompt_ids) - len(pictures)
     way = _split(generate.visual.split)
     budgets = _budgets(generate, pictures, way, room.n_tokens - n_text - 1)  # one token to answer with
     reducer = _reducer(generate) if pictures else None
     if reducer is not None:
-        _plan(generate, reducer, model.geometry, pictures, budgets)
+        _plan(generate, reducer, geometry, pictures, budgets)
     _check_length(n_text, pictures, room)
 
     keys = [_rows_key(generate, reducer, picture) for picture in pictures]
-    layout = lay_out(generate.prompt_ids, model.geometry, pictures, keys)
-    root = _root_key(generate, str(model.dtype))
+    layout = lay_out(generate.prompt_ids, geometry, pictures, keys)
+    root = _root_key(generate, dtype)
     depth = depth_of(generate, pictures, layout.token_ids, sum(budgets), root, spec.n_layers)
     return Request(
         id=generate.id,
@@ -178,8 +177,7 @@ def _weights(way: Split, pictures: Sequence[Picture]) -> list[int]:
     cpu = torch.device("cpu")
     wants = way.needs_pixels and len(pictures) > 1
     parts = [
-        Part(n_tokens=picture.grid.n_tokens, pixels=pixels_of(picture.image, cpu) if wants else None)
-        for picture in pictures
+        Part(n_tokens=picture.grid.n_tokens, pixels=picture.pixels(cpu) if wants else None) for picture in pictures
     ]
     return way.weights(parts) if len(parts) > 1 else [part.n_tokens for part in parts]
 
@@ -193,7 +191,7 @@ def _plan(
     for picture, budget in zip(pictures, entering(generate.visual, grids, budgets), strict=True):
         grid = picture.grid
         can_cut = geometry.can_cut and grid == Grid(grid.rows, grid.cols)  # neither tiles nor newlines
-        pixels = partial(pixels_of, picture.image, torch.device("cpu")) if can_cut else None
+        pixels = partial(picture.pixels, torch.device("cpu")) if can_cut else None
         offers.append(Offer(grid, budget, pixels))
     try:
         ways = plan_all(reducer, geometry.spec.tower, offers, generate.visual.floor if generate.visual.fit else None)

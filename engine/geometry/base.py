@@ -1,14 +1,19 @@
-"""What the engine must know to plan for a model: its counts, its grids and its positions. Plain arithmetic, no tensor.
+"""A model without its weights: what the engine must know to plan for it, its counts, grids and positions.
 
-A family is one file beside this one that subclasses `Geometry` and binds the subclass to the name `FAMILY`; the module
-with the weights (engine/models) is built from it.
+Plain arithmetic, no tensor. A family is one file beside this one that subclasses `CheckpointGeometry` and binds the
+subclass to the name `FAMILY`; the module with the weights (engine/models) is built from it.
 """
 
+import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
+import foveate.engine.geometry as folder
+from foveate.engine.common.errors import ModelError
+from foveate.engine.common.find import names
 from foveate.engine.common.grid import Grid
 from foveate.engine.common.section import Section
 from foveate.engine.geometry.config import DecoderConfig
@@ -16,6 +21,7 @@ from foveate.engine.images.anyres import Size
 from foveate.engine.images.preprocess import ImageProcessor
 from foveate.engine.vision.signals import Tower
 
+_NOT_FAMILIES = {"base", "config"}
 Positions = tuple[Sequence[int], ...]  # of the tokens of one segment, by axis
 
 
@@ -112,3 +118,29 @@ class CheckpointGeometry(Geometry):
             n_pos_axes=3 if decoder.mrope else 1,
             tower=tower,
         )
+
+
+def families() -> list[str]:
+    """The model types there are: the file names beside this one."""
+    return [name for name in names(folder) if name not in _NOT_FAMILIES]
+
+
+def load_geometry(path: Path) -> CheckpointGeometry:
+    """Read the family that the `config.json` of a Hugging Face directory names.
+
+    Raises:
+        ModelError: a file is missing or broken, or the family or a setting is not supported; each is named.
+        ConfigError: the image processor's settings are not supported.
+    """
+    config = Section.read(path / "config.json", ModelError)
+    kind = config.text("model_type", "")
+    if kind not in families():
+        raise ModelError(f"{config.where}: model_type {kind!r} is not supported; there are {', '.join(families())}")
+    family: Callable[[Checkpoint], CheckpointGeometry]
+    family = importlib.import_module(f"{folder.__name__}.{kind}").FAMILY
+    return family(Checkpoint(config, ImageProcessor.load(path), _eos_ids(path)))
+
+
+def _eos_ids(path: Path) -> tuple[int, ...]:
+    file = path / "generation_config.json"
+    return Section.read(file, ModelError).integers("eos_token_id", ()) if file.is_file() else ()

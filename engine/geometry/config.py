@@ -238,6 +238,11 @@ class VitConfig:
         return self.image_size // self.patch_size
 
     @property
+    def grid(self) -> Grid:
+        """Patches of a picture."""
+        return Grid(self.side, self.side)
+
+    @property
     def n_rows(self) -> int:
         """Rows per picture, the CLS row included."""
         return self.side * self.side + self.has_cls

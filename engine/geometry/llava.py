@@ -48,7 +48,7 @@ class LlavaGeometry(CheckpointGeometry):
         if original is not None or (height, width) != (tower.image_size, tower.image_size):
             raise ImageError(f"a picture of {height} x {width} pixels, tiles or not, is not what the tower reads")
         n = tower.n_rows - self.n_skipped
-        return Grid(tower.side, tower.side) if n == tower.side**2 else Grid(1, n)
+        return tower.grid if n == tower.side**2 else Grid(1, n)
 
     def n_patches(self, height: int, width: int) -> int:
         return self.tower.n_rows

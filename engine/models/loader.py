@@ -22,8 +22,7 @@ import foveate.engine.models as folder
 from foveate.configs.config import ModelConfig
 from foveate.engine.common.errors import ModelError
 from foveate.engine.common.section import Section
-from foveate.engine.geometry.base import CheckpointGeometry
-from foveate.engine.geometry.load import load_geometry
+from foveate.engine.geometry.base import CheckpointGeometry, load_geometry
 from foveate.engine.models.family import EMBEDDING, HEAD, Family
 from foveate.engine.models.parts.matrix import Linear, Matrix
 from foveate.engine.models.weights import WeightPlan

@@ -16,8 +16,7 @@ from torch import Tensor
 from foveate.configs.errors import ConfigError
 from foveate.engine.common.grid import Grid
 from foveate.engine.primitives.ranking import top
-from foveate.engine.reduce.base import Group, Reducer, StageName
-from foveate.engine.reduce.chain import Chain
+from foveate.engine.reduce.base import Chain, Group, Reducer, StageName
 from foveate.engine.vision import signals
 from foveate.engine.vision.inputs import LayerCut, TowerCut, VisualInputs
 from foveate.engine.vision.signals import PIXELS, LayerRef, Signal, Tower

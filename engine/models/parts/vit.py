@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.engine.common.grid import Grid
 from foveate.engine.geometry.config import VitConfig
 from foveate.engine.models.parts.layers import Conv2d, LayerNorm, Table
 from foveate.engine.models.parts.matrix import FusedLinear, Linear
@@ -57,7 +56,7 @@ class Vit(nn.Module):
         if cut.cells is not None:
             rows = rows[torch.cat([torch.arange(lead), lead + cells])]
         rows = self.pre_layrnorm(rows)
-        cutting = Cutting(cut, wanted, self.config.tower, Grid(side, side), Laid(cells, lead=lead))
+        cutting = Cutting(cut, wanted, self.config.tower, self.config.grid, Laid(cells, lead=lead))
         for i, layer in enumerate(self._layers):
             rows = layer(rows, cutting.taps.bounds, cutting.taps.at(i), cutting.log_size)
             cutting.taps.record_rows(i, rows)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from foveate.engine.reduce.sharing import Part, Split
+from foveate.engine.reduce.base import Part, Split
 
 
 class Information(Split):

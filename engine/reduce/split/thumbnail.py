@@ -7,7 +7,7 @@ Images without tiles, and several images among each other, share by area.
 
 from collections.abc import Sequence
 
-from foveate.engine.reduce.sharing import Part, Split
+from foveate.engine.reduce.base import Part, Split
 
 _STEPS = 1 << 20  # attention becomes integers, so that shares are exact
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from foveate.engine.reduce.sharing import Part, Split
+from foveate.engine.reduce.base import Part, Split
 
 
 class Uniform(Split):

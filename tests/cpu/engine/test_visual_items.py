@@ -24,9 +24,8 @@ from foveate.engine.common.messages import (
 )
 from foveate.engine.encoder import Encoder
 from foveate.engine.engine import Engine, Event
-from foveate.engine.layout import Layout
 from foveate.engine.models.base import Attention, Model
-from foveate.engine.request import Picture, Request
+from foveate.engine.request import Layout, Picture, Request
 from foveate.engine.resolve import Room, resolve
 from foveate.engine.vision.inputs import VisualInputs
 from foveate.engine.vision.transform import TokenTransform
@@ -165,7 +164,7 @@ class Dense(Attention):
 
 def dense(model: Model, generate: Generate, output: Sequence[int]) -> Tensor:
     """[n, vocab_size] log-probabilities of each output token's place, without engine, cache or chunks."""
-    request = resolve(generate, model, Room(400, 400))
+    request = resolve(generate, model.geometry, "float32", Room(400, 400))
     assert Encoder(model, 1 << 20).run([(request, i) for i in range(len(request.pictures))]) == []
     following = request.next_pos + torch.arange(len(output))
     rotary = model.rotary(torch.cat([request.positions, following.expand(3, -1)], 1))

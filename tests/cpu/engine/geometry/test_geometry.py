@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from foveate.engine.common.grid import Grid
-from foveate.engine.geometry.base import Positions
-from foveate.engine.geometry.load import load_geometry
+from foveate.engine.geometry.base import Positions, load_geometry
 from foveate.engine.models.loader import load_model
 
 
@@ -25,7 +24,7 @@ def test_it_is_the_models_own_and_takes_no_weights(tiny_models, tmp_path):
 def test_reading_it_starts_no_torch(tiny_models, tmp_path):
     tiny_models.save_llava(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from foveate.engine.geometry.load import load_geometry\n"
+        "import sys; from pathlib import Path; from foveate.engine.geometry.base import load_geometry\n"
         f"geometry = load_geometry(Path({str(tmp_path)!r}))\n"
         "geometry.lay_out([3, geometry.grid(30, 30), 2])\n"
         "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"

@@ -154,7 +154,9 @@ def test_a_smaller_budget_keeps_cells_where_they_were(tiny_models, tmp_path, fam
     whole = None
     for budget in (None, sum(grid.n_tokens for grid in grids) - 1, 2 * len(sizes) + 1):
         visual = VisualBudget(tokens=budget, method="divprune")
-        request = resolve(Generate(id="x", prompt_ids=prompt, images=images, visual=visual), model, Room(512, 512))
+        request = resolve(
+            Generate(id="x", prompt_ids=prompt, images=images, visual=visual), model.geometry, "float32", Room(512, 512)
+        )
         assert encoder.run([(request, i) for i in range(len(images))]) == []
         whole = whole or request
         assert request.next_pos == whole.next_pos == len(whole.prompt_ids)
@@ -214,7 +216,12 @@ def test_a_budget_shared_by_information_goes_to_the_tile_that_has_it(tiny_models
     blank.paste(tiny_models.picture(30, 30), (0, 30))  # the lower left of four crops
     (image,) = load(model, [blank])
     visual = VisualBudget(tokens=20, method="random", split="information")
-    request = resolve(Generate(id="x", prompt_ids=[5, 90, 6], images=[image], visual=visual), model, Room(512, 512))
+    request = resolve(
+        Generate(id="x", prompt_ids=[5, 90, 6], images=[image], visual=visual),
+        model.geometry,
+        "float32",
+        Room(512, 512),
+    )
     assert Encoder(model, 1 << 24).run([(request, 0)]) == []
     grid, run = request.pictures[0].grid, request.runs[0]
     kept = set((request.positions[0, run.start : run.stop] - 1).tolist())

@@ -15,7 +15,7 @@ from foveate.engine.common.errors import ModelError
 from foveate.engine.common.grid import Grid
 from foveate.engine.common.section import Section
 from foveate.engine.geometry import config as d
-from foveate.engine.geometry.load import families, load_geometry
+from foveate.engine.geometry.base import families, load_geometry
 from foveate.engine.models.loader import load_model
 from foveate.engine.vision.signals import CELLS, ENC, Signal
 

@@ -9,8 +9,7 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.common.grid import Grid
 from foveate.engine.common.messages import Stage, VisualBudget
 from foveate.engine.methods import build, build_split, splits
-from foveate.engine.reduce.base import Reducer
-from foveate.engine.reduce.sharing import Part, parts_of, share, tile_parts
+from foveate.engine.reduce.base import Part, Reducer, parts_of, share, tile_parts
 
 
 def chain(*stages: Stage) -> Reducer:
