@@ -11,14 +11,14 @@ import msgspec
 import torch
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.cache.prefix import image_key, root_key
+from foveate.engine.cache.groups import LayerGroup
+from foveate.engine.cache.prefix import decision_key, image_key, root_key
 from foveate.engine.common.errors import BudgetError, ImageError, RequestError, TooLongError
 from foveate.engine.common.grid import Grid
-from foveate.engine.common.messages import Generate, Image, ImageUsage, SamplingParams, VisualUsage
+from foveate.engine.common.messages import Generate, Image, ImageUsage, SamplingParams, VisualBudget, VisualUsage
 from foveate.engine.geometry.base import Geometry, ModelSpec
-from foveate.engine.layer_groups import depth_of, entering
-from foveate.engine.methods import build, build_split
-from foveate.engine.prune.depth import Depth
+from foveate.engine.methods import build, build_pruner, build_split
+from foveate.engine.prune.depth import Depth, plan
 from foveate.engine.reduce.base import Part, Reducer, Split
 from foveate.engine.reduce.budget import split
 from foveate.engine.reduce.cut import Offer, plan_all
@@ -64,7 +64,7 @@ def resolve(generate: Generate, geometry: Geometry, dtype: str, room: Room) -> R
     keys = [_rows_key(generate, reducer, picture) for picture in pictures]
     layout = lay_out(generate.prompt_ids, geometry, pictures, keys)
     root = _root_key(generate, dtype)
-    depth = depth_of(generate, pictures, layout.token_ids, sum(budgets), root, spec.n_layers)
+    depth = _depth(generate, pictures, layout.token_ids, sum(budgets), root, spec.n_layers)
     return Request(
         id=generate.id,
         sampling=_sampling(generate.sampling, room.n_tokens - len(layout.token_ids)),
@@ -188,7 +188,7 @@ def _plan(
     """Say of each picture how it is reduced before, inside and after the tower."""
     offers = []
     grids = [picture.grid for picture in pictures]
-    for picture, budget in zip(pictures, entering(generate.visual, grids, budgets), strict=True):
+    for picture, budget in zip(pictures, _entering(generate.visual, grids, budgets), strict=True):
         grid = picture.grid
         can_cut = geometry.can_cut and grid == Grid(grid.rows, grid.cols)  # neither tiles nor newlines
         pixels = partial(picture.pixels, torch.device("cpu")) if can_cut else None
@@ -199,6 +199,45 @@ def _plan(
         raise BudgetError(f"vlm.visual.method: {error}", "vlm.visual.method") from error
     for picture, way in zip(pictures, ways, strict=True):
         picture.budget, picture.n_kept, picture.cut, picture.after = way.budget, way.n_kept, way.cut, way.after
+
+
+def _entering(visual: VisualBudget, grids: Sequence[Grid], budgets: Sequence[int]) -> list[int]:
+    """What the reducers may leave of each image. With a pruner behind them the budget is what a layer of the decoder
+    holds on average: then all enters where there is no reducer, or the share that is stated."""
+    if visual.prune is not None and visual.method == "none":
+        return [grid.n_tokens for grid in grids]
+    if visual.enter is not None:
+        return [max(b, round(visual.enter * grid.n_tokens)) for b, grid in zip(budgets, grids, strict=True)]
+    return list(budgets)
+
+
+def _depth(
+    generate: Generate, pictures: Sequence[Picture], prompt_ids: Sequence[int], allowed: int, root: bytes, n_layers: int
+) -> Depth:
+    """Which visual tokens go how deep: their counts and layers. Which ones they are is decided when they are there."""
+    newlines = [picture.is_whole * (picture.grid.n_tokens - picture.grid.bare.n_tokens) for picture in pictures]
+    entered = [picture.n_kept - n for picture, n in zip(pictures, newlines, strict=True)]
+    runs = [run for picture in pictures for run in picture.runs]
+    flat = Depth(groups=(LayerGroup(range(n_layers), tuple(entered)),), n_newlines=sum(newlines))
+    if generate.visual.prune is None or not runs:
+        return flat
+    try:
+        pruner = build_pruner(generate.visual.prune)
+        groups = plan(pruner, entered, max(1, allowed - sum(newlines)), n_layers)
+    except ConfigError as error:
+        raise BudgetError(f"vlm.visual.method: {error}", "vlm.visual.method") from error
+    if len(groups) == 1:
+        return flat
+    stop = len(prompt_ids) if pruner.question_aware else runs[-1].stop
+    return Depth(
+        groups=groups,
+        pruner=pruner,
+        start=runs[0].start,
+        stop=stop,
+        visual_stop=runs[-1].stop,
+        n_newlines=sum(newlines),
+        key=decision_key(root, prompt_ids[:stop], runs, f"{pruner!r} {groups!r}"),
+    )
 
 
 def _signals(reducer: Reducer, pictures: Sequence[Picture], way: Split, tower: Tower) -> frozenset[Signal]:

@@ -81,11 +81,10 @@ class Watched:
 
     def __init__(self, model: Model, monkeypatch: pytest.MonkeyPatch, *, pages_mb: int = 16, **scheduler: int) -> None:
         import foveate.engine.engine as module
-        import foveate.engine.layer_groups as groups
         import foveate.engine.resolve as resolving
 
-        built = groups.build_pruner
-        monkeypatch.setattr(groups, "build_pruner", lambda stage: OURS.get(stage.method) or built(stage))
+        built = resolving.build_pruner
+        monkeypatch.setattr(resolving, "build_pruner", lambda stage: OURS.get(stage.method) or built(stage))
         self.requests: dict[str, Request] = {}
         self.rows: dict[str, list[torch.Tensor | None]] = {}
 
