@@ -37,8 +37,9 @@ class Model(nn.Module, ABC):
         """
 
     def encode_cut(self, image: Tensor, signals: frozenset[Signal], cut: TowerCut) -> VisualInputs:
-        """Run the tower and projector on one image, uint8 [height, width, 3], and leave out what `cut` says. There
-        where `geometry.can_cut`.
+        """Run the tower and projector on one image, uint8 [height, width, 3], and leave out what `cut` says.
+
+        Called only where `geometry.can_cut` is true.
 
         Returns:
             the cells that are left, told by `places`, and the signals that were tapped.
