@@ -74,7 +74,7 @@ bench: .venv/.installed ## Measure quality at each budget, latency, throughput, 
 	env -u PYTHONSAFEPATH $(BIN)/python -m bench.serve
 	env -u PYTHONSAFEPATH $(BIN)/python -m bench.host
 
-peers: .venv/.installed ## Measure beside the peers whose environments are in .peers (takes long; see bench/peers.py)
+peers: .venv/.installed ## Measure beside the peers whose environments are in .peers (takes long; see bench/peers)
 	env -u PYTHONSAFEPATH $(BIN)/python -m bench.peers
 	$(PIP) install -q -e '.[bench]'
 	env -u PYTHONSAFEPATH $(BIN)/python -m bench.scaling

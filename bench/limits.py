@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from bench.random_config import Shape
+from bench.random_model.shape import Shape
 from bench.report import Json, provenance, table, write
 from foveate.kernels.cpu.weights import FORMS, Form
 from foveate.kernels.hardware.device import multiplies_bfloat16

@@ -17,7 +17,7 @@ from statistics import median
 import torch
 
 import foveate.engine.prune.methods as family
-from bench.random_model import add_arguments, loaded
+from bench.random_model.checkpoint import add_arguments, loaded
 from bench.report import Json, provenance, table, write
 from foveate.configs.load import load as load_config
 from foveate.engine.common.find import names

@@ -20,8 +20,8 @@ import psutil
 import torch
 
 from bench.limits import cost, read_bandwidth
-from bench.random_config import Shape
-from bench.random_model import add_arguments, loaded
+from bench.random_model.checkpoint import add_arguments, loaded
+from bench.random_model.shape import Shape
 from bench.report import NO_PLOT, RESULTS, Json, provenance, pyplot, table, write
 from foveate.configs.config import CacheConfig
 from foveate.engine.cache.groups import LayerGroup

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from bench.quality_cells import Cell
+from bench.quality.cells import Cell
 from bench.report import NO_PLOT, pyplot, table
 from foveate.bundled.scenes import KINDS
 from foveate.configs.config import BudgetConfig

@@ -17,12 +17,12 @@ from typing import Self
 import httpx
 import psutil
 
-from bench.peer_work import Ask, Batch, Timing, over_http, png
-from bench.random_text import rendered
+from bench.peers.work import Ask, Batch, Timing, over_http, png
+from bench.random_model.text import rendered
 from foveate.server.launch import launched
 
 _READY_S = 900.0  # vLLM compiles at its first start
-_WORKER = Path(__file__).with_name("peer_worker.py")
+_WORKER = Path(__file__).with_name("worker.py")
 
 
 class Unavailable(RuntimeError):
@@ -198,7 +198,7 @@ class Vllm(Process):
 
 
 class Worker(Process):
-    """A library behind `peer_worker.py`; `option` as there."""
+    """A library behind `worker.py`; `option` as there."""
 
     def __init__(self, kind: str, python: Path, directory: Path, option: str, family: str, work: Path) -> None:
         command = [str(python), "-P", str(_WORKER), kind, str(directory), option]
@@ -235,7 +235,7 @@ class Worker(Process):
         print(json.dumps(request), file=self._process.stdin, flush=True)
         reply = self._read()
         answers, wall_s = reply["answers"], reply["wall_s"]
-        assert isinstance(answers, list) and isinstance(wall_s, float), "as peer_worker.py writes it"
+        assert isinstance(answers, list) and isinstance(wall_s, float), "as worker.py writes it"
         timings = tuple(Timing(**answer) for answer in answers)
         if any(timing.output_tokens != n_tokens for timing in timings):
             raise RuntimeError(f"{self._kind}: {n_tokens} tokens were asked for, {timings} came")

@@ -1,4 +1,4 @@
-"""A library as a process that answers one line of JSON with one line: `python -P peer_worker.py KIND DIRECTORY OPTION`.
+"""A library as a process that answers one line of JSON with one line: `python -P worker.py KIND DIRECTORY OPTION`.
 
 Run by the interpreter of the environment under test, so it imports nothing of ours and the libraries only in the kind
 that needs them. Times are taken around the library's own streaming, the prompt as text and the picture as a file being

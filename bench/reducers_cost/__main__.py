@@ -21,8 +21,8 @@ from torch import Tensor
 
 import foveate.engine.reduce.methods as family
 from bench.limits import fastest
-from bench.random_model import build
-from bench.reducers_pages import PAGE_RATIO, PAGE_TARGET, SIDE, page, page_table, pages, pixels_of
+from bench.random_model.checkpoint import build
+from bench.reducers_cost.pages import PAGE_RATIO, PAGE_TARGET, SIDE, page, page_table, pages, pixels_of
 from bench.report import Json, provenance, table, write
 from bench.scaling import decoding, filled
 from foveate.configs.errors import ConfigError
@@ -190,7 +190,9 @@ def cost_table(costs: Sequence[Cost]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.reducers_cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--methods", nargs="+", default=[], help="only these")
     parser.add_argument("--ratios", nargs="+", type=float, default=list(RATIOS))
     parser.add_argument("--pages", type=int, default=3, help="half-blank pages per method; 0: none")

@@ -1,6 +1,4 @@
-"""Random models of published shapes, always the same ones: what the benches measure where no weights can be had.
-
-    python -m bench.random_model llava FOLDER
+"""Random models of published shapes, always the same ones. The benches measure these where no weights can be had.
 
 `llava`     CLIP ViT-L/14-336 (576 visual tokens), two-layer projector, a decoder of Qwen2-0.5B's shape with 32,000
             tokens; 0.69 B parameters
@@ -24,8 +22,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bench.random_config import FAMILIES, Shape, configs
-from bench.random_text import N_SILENT, write_tokenizer
+from bench.random_model.shape import FAMILIES, Shape, configs
+from bench.random_model.text import N_SILENT, write_tokenizer
 from foveate.configs.load import load as load_config
 from foveate.engine.models.base import Model
 from foveate.engine.process import load
@@ -172,17 +170,3 @@ def _qwen_tensors(shape: Shape) -> Iterator[Spec]:
     yield from _linear("visual.merger.mlp.0", 4 * n, 4 * n)
     yield from _linear("visual.merger.mlp.2", 4 * n, shape.hidden)
     yield from _decoder_tensors(shape, "model")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("family", choices=FAMILIES)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    build(args.family, args.folder, seed=args.seed)
-    print(f"{args.folder}: {args.family}, {n_parameters(args.family) / 1e9:.3f} B parameters")
-
-
-if __name__ == "__main__":
-    main()

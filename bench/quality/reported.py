@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.quality_cells import Cell
+from bench.quality.cells import Cell
 from bench.report import table
 
 

@@ -11,7 +11,7 @@ from statistics import mean, median
 import httpx
 
 import foveate.bundled
-from bench.quality_cells import Cell, Kept, Times
+from bench.quality.cells import Cell, Kept, Times
 from bench.scenes import body, held_out
 from bench.server import Server, serving
 from bench.stream import Streamed, streamed

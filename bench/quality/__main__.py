@@ -27,10 +27,10 @@ from pathlib import Path
 
 import httpx
 
-from bench.quality_cells import Answer, Cell, Kept, as_json, code_of, models, score
-from bench.quality_reported import reported_table
-from bench.quality_table import accuracy_section, sections
-from bench.quality_times import measure_times
+from bench.quality.cells import Answer, Cell, Kept, as_json, code_of, models, score
+from bench.quality.reported import reported_table
+from bench.quality.table import accuracy_section, sections
+from bench.quality.times import measure_times
 from bench.report import RESULTS, Json, provenance, write
 from bench.scenes import Item, body, held_out
 from bench.server import Server, serving
@@ -43,7 +43,7 @@ COMPOSITIONS = (
 )  # fmt: skip
 CONCURRENCY = 8
 MAX_TOKENS = 80
-REDUCERS = Path(__file__).parent / "reducers"
+REDUCERS = Path(__file__).parents[1] / "reducers"
 
 
 class Refused(RuntimeError):
@@ -161,7 +161,9 @@ def budgets(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="*", default=list(MODELS), help="bundled names or directories")
     parser.add_argument("--scenes", type=int, help="held-out scenes (default: 100; 1,000 with --accuracy)")
     parser.add_argument("--accuracy", action="store_true", help="full budget only")

@@ -31,7 +31,7 @@ import torch
 import zmq
 
 import foveate.engine.engine as engine_module
-from bench.host_clients import Window, stream_all
+from bench.host.clients import Window, stream_all
 from bench.report import Json, provenance, table, write
 from foveate.configs.config import Config, ModelConfig
 from foveate.engine.common.messages import Generate, SamplingParams
@@ -221,7 +221,7 @@ def two_pools() -> dict[str, float]:
 
 def two_pools_where(policy: str) -> dict[str, float]:
     """`two_pools` in a process whose OpenMP threads wait so; they read it when they start."""
-    program = "import json; from bench.host import two_pools; print(json.dumps(two_pools()))"
+    program = "import json; from bench.host.__main__ import two_pools; print(json.dumps(two_pools()))"
     environment = os.environ | {"OMP_WAIT_POLICY": policy}
     ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
     found: dict[str, float] = json.loads(ran.stdout)
@@ -241,7 +241,9 @@ def _rows(phases: dict[str, dict[str, float]], served: dict[str, Serving]) -> li
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.host", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", nargs="?", default="tiny-llava", help="a bundled name or a directory")
     parser.add_argument("--steps", type=int, default=300)
     args = parser.parse_args()

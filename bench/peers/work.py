@@ -18,7 +18,7 @@ from random import Random
 import httpx
 from PIL import Image
 
-from bench.random_text import text_of
+from bench.random_model.text import text_of
 from bench.stream import streamed
 
 SIDE = 336

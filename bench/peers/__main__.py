@@ -7,8 +7,8 @@
 Systems: our server and vLLM over HTTP; OpenVINO GenAI (continuous batching) and transformers `generate` as libraries in
 processes of their own. All are loaded first. Then round after round the limits (bench.limits) and every system are
 measured once, while the others are stopped by SIGSTOP; after being woken a system answers one short text that does not
-count. Medians over the rounds. All get the same requests (bench/peer_work.py): greedy, 64 tokens exactly, a picture and
-a text never seen before.
+count. Medians over the rounds. All get the same requests (bench/peers/work.py): greedy, 64 tokens exactly, a picture
+and a text never seen before.
 
     TTFT, TPOT      one client; ours and vLLM over HTTP, the libraries from the call to their stream
     tok/s           8 requests at once, from the first being sent until the last has ended; transformers: a static batch
@@ -35,12 +35,12 @@ from bench.limits import (
     needs_table,
     qwen_cost,
 )
-from bench.peer_env import OPENVINO, VLLM, Peers
-from bench.peer_systems import Foveate, System, Unavailable, Vllm, Worker, own_python
-from bench.peer_table import Measure, Ratio, Row, Variant, median_table, ratio_table, ratios, shares
-from bench.peer_work import TEXT_TOKENS, Asks, Batch, Timing
-from bench.random_config import FAMILIES, Shape
-from bench.random_model import n_parameters
+from bench.peers.environments import OPENVINO, VLLM, Peers
+from bench.peers.systems import Foveate, System, Unavailable, Vllm, Worker, own_python
+from bench.peers.table import Measure, Ratio, Row, Variant, median_table, ratio_table, ratios, shares
+from bench.peers.work import TEXT_TOKENS, Asks, Batch, Timing
+from bench.random_model.checkpoint import n_parameters
+from bench.random_model.shape import FAMILIES, Shape
 from bench.report import Json, provenance, write
 
 OUTPUT_TOKENS = 64
@@ -196,7 +196,9 @@ def chosen(only: str) -> list[Variant]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--family", choices=FAMILIES, default="llava")
     parser.add_argument("--only", default="", help="names or their beginnings, separated by commas")
     parser.add_argument("--rounds", type=int, default=5)

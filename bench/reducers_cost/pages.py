@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from bench.random_text import text_of
+from bench.random_model.text import text_of
 from bench.report import table
 from bench.server import Server, serving
 from bench.stream import streamed

@@ -13,7 +13,8 @@ from bench.report import RESULTS, Json
 from bench.scenes import Item
 from foveate.tune.measure import wilson
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
+METHOD_FOLDERS = ("engine/reduce/methods", "engine/prune/methods", "bench/reducers")
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,7 @@ def code_of(model: str, method: str, n_scenes: int) -> str:
         files.append(bundled / "model.safetensors")
     for stage in method.split("+"):
         name = stage.partition(";")[0]
-        folders = (ROOT / "engine" / "reduce", ROOT / "engine" / "prune", ROOT / "bench" / "reducers")
-        own = [folder / f"{name}.py" for folder in folders]
-        files += [file for file in own if file.is_file()]
+        files += [file for folder in METHOD_FOLDERS if (file := ROOT / folder / f"{name}.py").is_file()]
     for file in files:
         found.update(file.read_bytes())
     return found.hexdigest()[:16]

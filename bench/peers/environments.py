@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.peer_systems import Unavailable
-from bench.random_model import build
+from bench.peers.systems import Unavailable
+from bench.random_model.checkpoint import build
 
 _TORCH = ("torch==2.13.0", "torchvision==0.28.0")
 _HOOK = '''\

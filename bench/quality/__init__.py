@@ -1,0 +1,1 @@
+"""Exact match of every method at every budget: `python -m bench.quality`."""

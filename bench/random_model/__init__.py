@@ -1,0 +1,1 @@
+"""Random models of published shapes, for benches that need no trained weights."""
