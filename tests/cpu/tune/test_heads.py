@@ -47,7 +47,7 @@ def test_scores_are_those_of_full_attention(
     getattr(tiny_models, save)(tmp_path, seed=block, **options)
     model = load_model(tmp_path, torch.float32, "cpu")
     monkeypatch.setattr(heads, "_CHUNK", chunk)
-    words = [i for i in range(3, tiny_models.vocab) if i != tiny_models.image_token]
+    words = [i for i in range(3, tiny_models.VOCAB) if i != tiny_models.IMAGE_TOKEN]
     found = heads.find_heads(model, words, seed=3, block=block)
 
     drawn = torch.randint(len(words), (block,), generator=torch.Generator().manual_seed(3))

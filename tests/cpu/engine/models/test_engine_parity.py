@@ -86,8 +86,8 @@ def test_the_engine_agrees_with_transformers(tiny_models, tmp_path, seed, case):
         temperature=0.0,
         max_tokens=N_TOKENS,
         ignore_eos=True,
-        logprobs=tiny_models.vocab,
-        logit_bias={tiny_models.image_token: -1e4},
+        logprobs=tiny_models.VOCAB,
+        logit_bias={tiny_models.IMAGE_TOKEN: -1e4},
     )
     images = sent(model, pictures)
     strangers = [
