@@ -14,11 +14,7 @@ from foveate.engine.reduce.base import Reducer
 
 ROOT = Path(__file__).resolve().parents[2]
 LINKS = ("server", "engine", "kernels", "configs", "tune")
-MAX_LINES = 300
-LONGER = {
-    "tests/cpu/conftest.py": "writers of tiny checkpoints in every published naming, and the oracle that reads them",
-    "foveate/bundled/scenes.py": "one page of vocabulary, painting and questions, which must change together",
-}
+MAX_LINES = 500
 
 
 @pytest.mark.parametrize("name", LINKS)
@@ -72,12 +68,11 @@ def python_files() -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
-def test_files_are_short() -> None:
+def test_no_file_is_far_longer_than_the_guide() -> None:
+    """About 300 lines is the guide, and ruff counts statements and parameters. A file above this limit is two files."""
     lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in python_files()}
-    found = [f"{name}: {n} lines" for name, n in lines.items() if n > MAX_LINES and name not in LONGER]
+    found = [f"{name}: {n} lines" for name, n in lines.items() if n > MAX_LINES]
     assert not found, "\n".join(found)
-    stale = [name for name in LONGER if lines.get(name, 0) <= MAX_LINES]
-    assert not stale, f"no longer long, or gone: {stale}"
 
 
 def test_versions_agree() -> None:

@@ -157,15 +157,29 @@ class Sample:
     keep: np.ndarray
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What all samples of a run have in common."""
+
+    family: str
+    tokenizer: PreTrainedTokenizerFast
+    mix: str | None = "binding"  # None: no questions
+    describe: float = 0.35  # chance of a description per picture
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        return Layout.of(self.family, self.tokenizer)
+
+
 def pack(
-    scene: Scene, asked: list[Question], shares: np.ndarray, keep: np.ndarray, layout: Layout,
-    tokenizer: PreTrainedTokenizerFast, room: int | None = None,
-) -> dict[str, list[int] | list[tuple[int, np.ndarray]]]:  # fmt: skip
+    scene: Scene, asked: list[Question], shares: np.ndarray, keep: np.ndarray, recipe: Recipe, room: int | None = None
+) -> dict[str, list[int] | list[tuple[int, np.ndarray]]]:
     """Token lists of the packed questions; answers whose evidence is not among the kept cells are not targets.
 
     Questions that do not fit in `room` tokens are left out.
     """
     ids: list[int] = []
+    layout, tokenizer = recipe.layout, recipe.tokenizer
     out: dict[str, list[int]] = {name: [] for name in ("segments", "positions", "targets", "kinds")}
     guides: list[tuple[int, np.ndarray]] = []
     left = shares[:, keep].sum(axis=1) / np.maximum(shares.sum(axis=1), 1e-6)
@@ -213,11 +227,8 @@ def subset(rng: np.random.Generator, occupied: np.ndarray, grid: tuple[int, int]
     return np.sort(np.argsort(-score)[:number])
 
 
-def sample(
-    family: str, seed: int, tokenizer: PreTrainedTokenizerFast, layout: Layout, most: float | None,
-    size: tuple[int, int] | None, mix: str | None, describe: float,
-) -> Sample:  # fmt: skip
-    """The training sample of a seed; no `mix` leaves the questions out.
+def sample(recipe: Recipe, seed: int, most: float | None, size: tuple[int, int] | None) -> Sample:
+    """The training sample of a seed.
 
     At most the share `most` of the visual tokens is kept, all if it is None.
     """
@@ -225,15 +236,15 @@ def sample(
     scene = scenes.make_scene(seed, size)
     if rng.random() < 0.35:
         scene = odd_text(scene, rng)
-    grid = token_grid(family, scene.size)
+    grid = token_grid(recipe.family, scene.size)
     shares = labels.coverage(scene, *grid)
     keep = np.arange(grid[0] * grid[1])
     if most is not None:
         occupied = shares.sum(axis=0) > 0.12
         keep = subset(noise, occupied, grid, float(noise.uniform(0.4, 1.0)) * most)
-    asked = choose(scene, seed, mix, describe) if mix is not None else []
-    packed = pack(scene, asked, shares, keep, layout, tokenizer, ROOM)
-    picture = pixels(family, scenes.render(scene))
+    asked = choose(scene, seed, recipe.mix, recipe.describe) if recipe.mix is not None else []
+    packed = pack(scene, asked, shares, keep, recipe, ROOM)
+    picture = pixels(recipe.family, scenes.render(scene))
     return Sample(
         pixels=picture, grid=grid, dense=labels.dense(scene, shares), whole=labels.whole(scene), keep=keep, **packed
     )  # type: ignore[arg-type]
@@ -268,16 +279,12 @@ def collate(samples: list[Sample], pad: int) -> dict[str, np.ndarray]:
     return batch
 
 
-def batches(
-    family: str, tokenizer: PreTrainedTokenizerFast, first_seed: int, size: int, mix: str | None = "binding",
-    describe: float = 0.35,
-) -> Iterator[dict[str, np.ndarray]]:  # fmt: skip
+def batches(recipe: Recipe, first_seed: int, size: int) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches from consecutive seeds; every other one keeps only a subset of the visual tokens."""
-    layout = Layout.of(family, tokenizer)
     seed, most, rng = first_seed, None, random.Random(first_seed)
     while True:
         assert seed + size < scenes.HELD_OUT_SEED
-        shape = None if family == "llava" else scenes.make_scene(seed).size
-        chosen = [sample(family, seed + i, tokenizer, layout, most, shape, mix, describe) for i in range(size)]
-        yield collate(chosen, tokenizer.pad_token_id)
+        shape = None if recipe.family == "llava" else scenes.make_scene(seed).size
+        chosen = [sample(recipe, seed + i, most, shape) for i in range(size)]
+        yield collate(chosen, recipe.tokenizer.pad_token_id)
         seed, most = seed + size, rng.uniform(0.2, 0.8) if most is None else None

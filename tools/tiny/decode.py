@@ -64,6 +64,39 @@ def _look_at(query: Tensor, key: Tensor, at: Tensor, wanted: Tensor, allowed: Te
     return torch.stack(losses).mean()
 
 
+def _guidance(batch: Batch, mask: Tensor, lead: int, head: int) -> tuple[Tensor, Tensor]:
+    """Where the guided places should look and where they may look: (wanted, allowed), each [B, G, S]."""
+    cells = batch["guide_cells"].gather(2, batch["keep"][:, None].expand(-1, batch["guide_at"].shape[1], -1))
+    wanted = mask.new_zeros(*batch["guide_at"].shape, mask.shape[2])
+    wanted[..., lead:head] = cells & batch["kept"][:, None]
+    return wanted, _gather(mask, batch["guide_at"])
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, head: int) -> Tensor:
+    """Attention of all places: causal before the questions (the first `head`), by `bias` [B, 1, T, S] within them."""
+    past = F.scaled_dot_product_attention(query[:, :, :head], key[:, :, :head], value[:, :, :head], is_causal=True)
+    asked = F.scaled_dot_product_attention(query[:, :, head:], key, value, attn_mask=bias)
+    return torch.cat((past, asked), dim=2)
+
+
+def _attention_at(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, places: Tensor) -> Tensor:
+    """Attention of the `places` [B, P] within the questions alone; `query` [B, H, P, E] holds only these."""
+    local = bias.gather(2, places[:, None, :, None].expand(-1, -1, -1, bias.shape[-1]))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=local)
+
+
+def _mlp(x: Tensor, layer: Any) -> Tensor:
+    normed = _norm(x, layer.post_attention_layernorm)
+    added: Tensor = layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed))
+    return x + added
+
+
+def _heads(x: Tensor, projection: Any, width: int) -> Tensor:
+    """[B, H, S, E] of x [B, S, D]."""
+    heads: Tensor = projection(x).view(len(x), x.shape[1], -1, width).transpose(1, 2)
+    return heads
+
+
 def answer(
     model: Model, family: str, batch: Batch, seen: Seen, prefix: list[int], guide: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -80,38 +113,23 @@ def answer(
     places = asked.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # answers first, then padding
     real = asked.gather(1, places)
     guided = x.new_zeros(())
-    if guide:
-        cells = batch["guide_cells"].gather(2, batch["keep"][:, None].expand(-1, batch["guide_at"].shape[1], -1))
-        wanted = mask.new_zeros(*batch["guide_at"].shape, mask.shape[2])
-        wanted[..., len(prefix) : head] = cells & batch["kept"][:, None]
-        allowed = _gather(mask, batch["guide_at"])
+    wanted, allowed = _guidance(batch, mask, len(prefix), head)
     for index, layer in enumerate(decoder.layers):
-        last = index == len(decoder.layers) - 1
+        last, attention = index == len(decoder.layers) - 1, layer.self_attn
         normed = _norm(x, layer.input_layernorm)
         asking = _gather(normed[:, head:], places) if last else normed
         turn = tuple(_gather(part[:, head:], places) for part in rotary) if last else rotary
-        size, width = len(x), layer.self_attn.head_dim
-        query = layer.self_attn.q_proj(asking).view(size, asking.shape[1], -1, width).transpose(1, 2)
-        key = layer.self_attn.k_proj(normed).view(size, x.shape[1], -1, width).transpose(1, 2)
-        value = layer.self_attn.v_proj(normed).view(size, x.shape[1], -1, width).transpose(1, 2)
-        query, key = _rotate(query, turn), _rotate(key, rotary)  # type: ignore[arg-type]
+        query = _rotate(_heads(asking, attention.q_proj, attention.head_dim), turn)  # type: ignore[arg-type]
+        key = _rotate(_heads(normed, attention.k_proj, attention.head_dim), rotary)
         if guide and index in GUIDED:
             guided = guided + _look_at(query[:, :, head:], key, batch["guide_at"], wanted, allowed, GUIDED[index])
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        value = _heads(normed, attention.v_proj, attention.head_dim)
+        key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
         if last:
-            local = bias.gather(2, places[:, None, :, None].expand(-1, -1, -1, bias.shape[-1]))
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=local)
-            x = _gather(x[:, head:], places)
+            mixed, x = _attention_at(query, key, value, bias, places), _gather(x[:, head:], places)
         else:
-            past = F.scaled_dot_product_attention(
-                query[:, :, :head], key[:, :, :head], value[:, :, :head], is_causal=True
-            )
-            asked_part = F.scaled_dot_product_attention(query[:, :, head:], key, value, attn_mask=bias)
-            mixed = torch.cat((past, asked_part), dim=2)
-        x = x + layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2))
-        normed = _norm(x, layer.post_attention_layernorm)
-        x = x + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed))
+            mixed = _attention(query, key, value, bias, head)
+        x = _mlp(x + attention.o_proj(mixed.transpose(1, 2).flatten(2)), layer)
         if index == 0:
             early = x[:, len(prefix) : head]
     hidden: Tensor = _norm(x[real], decoder.norm)

@@ -37,7 +37,7 @@ def table(
     model: Model, family: str, tokens: PreTrainedTokenizerFast, pictures: int, share: str = "full"
 ) -> dict[str, float]:
     """Share of exactly right answers for each kind and "all", one question of each kind per held-out picture."""
-    layout = data.Layout.of(family, tokens)
+    recipe = data.Recipe(family, tokens)
     right: dict[str, list[bool]] = defaultdict(list)
     groups: dict[tuple[int, int], list[data.Sample]] = defaultdict(list)
     for index in range(pictures):
@@ -46,7 +46,7 @@ def table(
         grid = data.token_grid(family, scene.size)
         shares = labels.coverage(scene, *grid)
         every = np.arange(grid[0] * grid[1])
-        packed = data.pack(scene, scenes.questions(scene, 0), shares, every, layout, tokens)
+        packed = data.pack(scene, scenes.questions(scene, 0), shares, every, recipe)
         groups[data.pixels(family, scenes.render(scene)).shape[:2]].append(
             data.Sample(
                 pixels=data.pixels(family, scenes.render(scene)), grid=grid, dense=labels.dense(scene, shares),
@@ -58,7 +58,7 @@ def table(
             arrays = data.collate(samples[start : start + 20], tokens.pad_token_id)
             batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
             seen = losses.look(model, family, batch)
-            logits, targets, *_ = decode.answer(model, family, batch, seen, layout.prefix)
+            logits, targets, *_ = decode.answer(model, family, batch, seen, recipe.layout.prefix)
             hits = torch.zeros_like(batch["targets"], dtype=torch.bool)
             asked = batch["targets"] != -100
             hits[asked] = logits.argmax(-1) == targets

@@ -23,7 +23,8 @@ AUX = {"patch": 0.5, "tie": 0.5, "cls": 1.0, "cls_look": 0.2, "place": 3.0}  # w
 def produce(family: str, seed: int, size: int, mix: str | None, describe: float, queue: Any) -> None:
     """Body of the process that draws the batches."""
     torch.set_num_threads(1)
-    for batch in data.batches(family, tokenizer.build(family), seed, size, mix, describe):
+    recipe = data.Recipe(family, tokenizer.build(family), mix, describe)
+    for batch in data.batches(recipe, seed, size):
         queue.put(batch)
 
 
@@ -119,11 +120,7 @@ class Run:
             logits, targets, guided, early = decode.answer(
                 self.model, self.args.family, batch, seen, self.layout.prefix, guide > 0
             )
-            where = batch["targets"] != -100
-            long = batch["kinds"][where] == scenes.KINDS.index("describe")
-            each = F.cross_entropy(logits, targets, reduction="none")
-            scale = torch.where(long, self.args.describe_weight, 1.0)
-            answer_loss = (each * scale).sum() / scale.sum()
+            answer_loss = self._answer_loss(batch, logits, targets)
             total = total + answer_loss + guide * guided
             if self.args.family == "qwen2_vl":
                 place = self.heads.place(early, batch, table)
@@ -138,6 +135,22 @@ class Run:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - fade)
         return report
+
+    def _answer_loss(self, batch: losses.Batch, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of the answers' tokens, with the weight of descriptions."""
+        long = batch["kinds"][batch["targets"] != -100] == scenes.KINDS.index("describe")
+        scale = torch.where(long, self.args.describe_weight, 1.0)
+        each = F.cross_entropy(logits, targets, reduction="none")
+        return (each * scale).sum() / scale.sum()
+
+    def _advance(self, size: int, clock: float) -> float:
+        """Count a step of `size` pictures that began at `clock`; returns the time now."""
+        now = time.monotonic()
+        self.state["elapsed"] += now - clock
+        self.state["seed"] += size
+        self.state["step"] += 1
+        self.state["pictures"] += size
+        return now
 
     def stage(self, joint: bool, start: float, end: float) -> None:
         """Train until `end` minutes of the run; `start` is where the clock of the learning rate starts."""
@@ -156,12 +169,7 @@ class Run:
             speed = rate(progress, into, args.rate, args.flat if joint else 0.7)
             for name, value in self.step(batch, joint, aux, guide, speed).items():
                 sums[name].append(value)
-            now = time.monotonic()
-            self.state["elapsed"] += now - clock
-            clock = now
-            self.state["seed"] += size
-            self.state["step"] += 1
-            self.state["pictures"] += size
+            clock = self._advance(size, clock)
             if self.state["elapsed"] - shown > 30:
                 means = "  ".join(f"{name} {sum(values) / len(values):.3f}" for name, values in sums.items())
                 self.log(f"pictures {self.state['pictures']}  lr {speed:.5f}  {means}")
