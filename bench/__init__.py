@@ -1,1 +1,1 @@
-"""Measurements, each printing the command that made it: `python -m bench.quality`, `python -m bench.serve`."""
+"""Measurements. Each prints the command that made it: `python -m bench.quality`, `python -m bench.serve`."""

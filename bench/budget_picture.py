@@ -5,7 +5,7 @@
 
 A server runs tiny-llava. Both budgets ask the same question about the same held-out scene. `VLM-Explain: kept_map`
 names the kept patches. The times are medians over the rounds, both budgets in turns. The prefix cache is off, so the
-decoder reads the picture in every round. The feature cache is on and full, so the vision tower runs in no round: its
+decoder reads the picture in every round. The feature cache holds the picture, so the vision tower runs in no round: its
 time does not depend on the budget. All numbers also go to bench/results/budget_picture.md.
 """
 
@@ -36,7 +36,7 @@ INK, GREY, FRAME, PAPER, ACCENT = (24, 28, 34), (96, 104, 116), (200, 204, 210),
 
 @dataclass(frozen=True)
 class Panel:
-    """What one budget came to."""
+    """The result of one budget."""
 
     name: str
     answer: str

@@ -1,10 +1,10 @@
-"""What the machine can do: the rate of matrix products at the model's shapes, and the bandwidth of reading memory.
+"""Limits of the machine: the rate of matrix products at the model's shapes, and the bandwidth of reading memory.
 
     python -m bench.limits
 
-The best of several tries each, since a limit is what can be reached, not what usually is. Reads are timed over a buffer
-far larger than the caches, by every core at once, with each of: a loop in C++ (where a compiler is found), numpy and
-torch. `cost` says how many operations and bytes a request needs, so that a time can be put beside its limit.
+Each limit is the best of several tries: a limit is the rate that can be reached, not the usual rate. Reads are timed
+over a buffer far larger than the caches, on all cores at once, with a loop in C++ (if there is a compiler), numpy and
+torch. `cost` gives the operations and bytes of a request, so that a time can stand beside its limit.
 """
 
 import argparse
@@ -56,7 +56,7 @@ extern "C" __attribute__((target("avx2"))) uint64_t read_all(const uint64_t* at,
 
 @dataclass(frozen=True)
 class Limits:
-    """Rates of this machine, with all cores this process may use."""
+    """Rates of this machine, with all cores that this process may use."""
 
     gemm_flops: dict[str, float]  # by dtype, of the shapes of the tower and the decoder together, per second
     read_bytes: float  # per second
@@ -64,13 +64,13 @@ class Limits:
 
     @property
     def best_flops(self) -> float:
-        """Of the dtype that multiplies fastest here."""
+        """Rate of the dtype that multiplies fastest here."""
         return max(self.gemm_flops.values())
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one prompt and one output token need at least."""
+    """Least operations and bytes of one prompt and one output token."""
 
     tower_flops: float
     decoder_flops: float  # of the prompt
@@ -78,7 +78,7 @@ class Cost:
 
 
 def _linears(shape: Shape) -> list[tuple[int, int]]:
-    """(outputs, inputs) of the matrices of one decoder layer, fused as everybody fuses them."""
+    """(outputs, inputs) of the matrices of one decoder layer, fused as all systems fuse them."""
     wide = shape.hidden + 2 * shape.kv_heads * shape.head_dim
     return [
         (wide, shape.hidden),
@@ -89,19 +89,19 @@ def _linears(shape: Shape) -> list[tuple[int, int]]:
 
 
 def decoder_weights(shape: Shape) -> int:
-    """Values in the decoder's layers, which a step reads once; the head comes on top."""
+    """Number of values in the decoder's layers, which a step reads once, without the head."""
     return shape.layers * sum(n * k for n, k in _linears(shape))
 
 
 def _tower_flops(shape: Shape, layers: int, patches: int, patch_values: int) -> int:
-    """Of the layers and the embedding of patches, which have so many values each."""
+    """Operations of the tower's layers and of the patch embedding, each with the given number of values."""
     per_layer = 4 * shape.tower_hidden**2 + 2 * shape.tower_hidden * shape.tower_inner
     layer = 2 * patches * per_layer + 4 * patches**2 * shape.tower_hidden
     return layers * layer + 2 * patches * shape.tower_hidden * patch_values
 
 
 def llava_cost(shape: Shape, text_tokens: int) -> Cost:
-    """Of a prompt with a picture, which is as many tokens as patches."""
+    """Cost of a prompt with a picture. Each patch is one token."""
     cells = (shape.side // shape.patch) ** 2
     projector = 2 * cells * (shape.tower_hidden + shape.hidden) * shape.hidden
     tower = _tower_flops(shape, shape.tower_layers - 1, cells + 1, 3 * shape.patch**2)
@@ -109,7 +109,7 @@ def llava_cost(shape: Shape, text_tokens: int) -> Cost:
 
 
 def qwen_cost(shape: Shape, text_tokens: int) -> Cost:
-    """Of a prompt with a picture, four patches of which, two frames deep, are one token."""
+    """Cost of a prompt with a picture. Four patches, each two frames deep, are one token."""
     patches, wide = (shape.side // shape.patch) ** 2, 4 * shape.tower_hidden
     merger = 2 * patches // 4 * (wide + shape.hidden) * wide
     tower = _tower_flops(shape, shape.tower_layers, patches, 2 * 3 * shape.patch**2)
@@ -117,7 +117,7 @@ def qwen_cost(shape: Shape, text_tokens: int) -> Cost:
 
 
 def cost(shape: Shape, n: int, tower_flops: int = 0, n_outputs: int = 64) -> Cost:
-    """Of a prompt of `n` tokens, of text unless a tower is said to have made some."""
+    """Cost of a prompt of `n` tokens. Without tower operations all of the tokens are text."""
     weights, head = decoder_weights(shape), shape.vocab * shape.hidden
     attention = 4 * shape.layers * shape.hidden * n * (n + 1) / 2
     cached = 2 * shape.layers * shape.kv_heads * shape.head_dim * (n + n_outputs / 2) * 2  # bytes, bfloat16
@@ -131,7 +131,7 @@ def cost(shape: Shape, n: int, tower_flops: int = 0, n_outputs: int = 64) -> Cos
 
 
 def fastest(run: Callable[[], object], tries: int = _TRIES) -> float:
-    """Seconds of the fastest of several runs, since other programs only add; the first is left out."""
+    """Seconds of the fastest of several runs, because other programs only add time. The first run does not count."""
     times = []
     for _ in range(tries + 1):
         started = time.perf_counter()
@@ -141,7 +141,7 @@ def fastest(run: Callable[[], object], tries: int = _TRIES) -> float:
 
 
 def gemm_flops(shape: Shape, dtype: torch.dtype, rows: int = 603) -> float:
-    """Rate over the linears of a tower layer and a decoder layer, in the proportion they have in a prompt."""
+    """Rate over the matrices of a tower layer and a decoder layer, in the proportion of a prompt."""
     n = shape.tower_hidden
     tower = [(3 * n, n), (n, n), (shape.tower_inner, n), (n, shape.tower_inner)]
     work, seconds = 0.0, 0.0
@@ -153,7 +153,7 @@ def gemm_flops(shape: Shape, dtype: torch.dtype, rows: int = 603) -> float:
 
 
 def _compiled() -> Callable[[int, int, int], int] | None:
-    """read_all(address, words, bytes to prefetch ahead); None without a compiler or without AVX2."""
+    """Returns read_all(address, words, bytes to prefetch ahead), or None without a compiler or without AVX2."""
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None or torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX"):
         return None
@@ -167,7 +167,7 @@ def _compiled() -> Callable[[int, int, int], int] | None:
 
 
 def read_bandwidth(n_bytes: int = BUFFER_BYTES) -> tuple[float, str]:
-    """Bytes per second that all cores read together, and what reached it."""
+    """Bytes per second that all cores read together, and the name of the fastest reader."""
     n_cores = len(sched_getaffinity(0))
     whole = np.ones(n_bytes // 8)
     parts = np.array_split(whole, n_cores)
@@ -193,7 +193,7 @@ def _read(read: Callable[[int, int, int], int], ahead: int, part: np.ndarray) ->
 
 
 def product_bytes(shape: Shape, form: Form, rows: int) -> float:
-    """Bytes of packed weights per second that our products of `rows` rows get through, from memory."""
+    """Bytes of packed weights per second that our products of `rows` rows read from memory."""
     matrices = [torch.randn(n, k) for n, k in _linears(shape)]
     layers = [[pack(matrix, form) for matrix in matrices]]
     n_bytes = sum(weight.nbytes for weight in layers[0])
@@ -210,7 +210,7 @@ def product_bytes(shape: Shape, form: Form, rows: int) -> float:
 
 
 def products_table(shape: Shape, read_bytes: float) -> str:
-    """Rates of our products of few rows, and what so many rows cost beside one."""
+    """Rates of our products of few rows, and the time of these rows beside the time of one row."""
     lines = []
     for form in FORMS:
         rates = {rows: product_bytes(shape, form, rows) for rows in _PRODUCT_ROWS}
@@ -221,12 +221,12 @@ def products_table(shape: Shape, read_bytes: float) -> str:
 
 
 def native_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 itself; an emulated product is a hundred times slower than float32."""
+    """Whether this CPU multiplies bfloat16 itself. An emulated product is a hundred times slower than float32."""
     return multiplies_bfloat16(torch.device("cpu"))
 
 
 def measure(shape: Shape) -> Limits:
-    """Both limits, now; about ten seconds on two cores."""
+    """Measure both limits now. Takes about ten seconds on two cores."""
     torch.set_num_threads(len(sched_getaffinity(0)))
     dtypes = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if native_bfloat16() else {})
     read_bytes, read_by = read_bandwidth()
@@ -246,7 +246,7 @@ def limits_table(limits: Limits) -> str:
 
 
 def needs_table(limits: Limits, cost: Cost) -> str:
-    """The floors: what a prompt and a token would take at the limits."""
+    """The floors: times of a prompt and of a token at the limits."""
     times: Sequence[tuple[str, float]] = [
         ("tower, one picture", 1e3 * cost.tower_flops / limits.best_flops),
         ("decoder, the prompt", 1e3 * cost.decoder_flops / limits.best_flops),

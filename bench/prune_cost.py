@@ -1,10 +1,10 @@
-"""What pruning inside the decoder costs and saves: prefill time, KV bytes and decode time of the random model.
+"""Cost and gain of pruning inside the decoder: prefill time, KV bytes and decode time of the random model.
 
     python -m bench.prune_cost                     the LLaVA-shaped model, every method, a mean of 22 % per layer
     python -m bench.prune_cost --mean 0.5 --methods fastv horizon
 
-The engine runs in this process, one request at a time, its picture's features cached, so that a first step is reduction
-and prefill alone. Rounds go through all methods in turn, the dense prompt among them; medians are compared.
+The engine runs in this process and answers one request at a time. The picture's features are cached, so a first step is
+reduction and prefill alone. Each round runs all methods and the dense prompt in turn. The table compares medians.
 """
 
 import argparse
@@ -64,7 +64,7 @@ class Bench:
         Pruning.cross = timed  # type: ignore[method-assign,assignment]
 
     def ask(self, method: str, mean: float) -> Row:
-        """Answer one request; the first picture of an engine is encoded on the way, so its row is not to be used."""
+        """Answer one request. The first request of an engine also encodes the picture, so its row must not be used."""
         prune = Stage(method=method) if method else None
         visual = VisualBudget(method="none", prune=prune, ratio=mean if method else 1.0)
         before, after = N_TEXT // 2, N_TEXT - N_TEXT // 2
@@ -97,7 +97,7 @@ class Bench:
 
 
 def measure(bench: Bench, methods: list[str], mean: float, rounds: int) -> Iterator[Row]:
-    """Medians over rounds, of the dense prompt first."""
+    """Medians over rounds. The dense prompt comes first."""
     bench.ask("", 1.0)
     found: dict[str, list[Row]] = {method: [] for method in ["", *methods]}
     for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""Results as files: JSON for programs, Markdown for people, with what made them and where."""
+"""Results as files: JSON for programs, Markdown for people, both with command, date and machine."""
 
 import importlib
 import json
@@ -41,7 +41,7 @@ def provenance(module: str) -> dict[str, Json]:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers."""
+    """A Markdown table. The first column is text, the others are numbers."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -50,7 +50,7 @@ NO_PLOT = "No plot: matplotlib is not installed (`pip install foveate[bench]`)."
 
 
 def pyplot() -> Any:
-    """Matplotlib's pyplot, drawing into files; None where it is not installed."""
+    """Matplotlib's pyplot, drawing into files, or None where matplotlib is not installed."""
     try:
         importlib.import_module("matplotlib").use("Agg")
         return importlib.import_module("matplotlib.pyplot")
@@ -59,7 +59,7 @@ def pyplot() -> Any:
 
 
 def write(name: str, title: str, made_by: dict[str, Json], results: Json, sections: Sequence[str]) -> None:
-    """Write results/`name`.json and .md, and print the latter."""
+    """Write results/`name`.json and results/`name`.md, and print the Markdown."""
     RESULTS.mkdir(exist_ok=True)
     document = {"made_by": made_by, "results": results}
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")

@@ -1,12 +1,12 @@
-"""How one decode step grows with sequences and context: the runner in process, no HTTP, on the random LLaVA.
+"""How one decode step grows with sequences and context: the runner in process, without HTTP, on the random LLaVA.
 
-    python -m bench.scaling                            weights as `auto` says
+    python -m bench.scaling                            weights as `auto` chooses
     python -m bench.scaling --set model.weights=int8 --sequences 1,8 --contexts 1024
 
-The KV pool is filled with random numbers instead of by prefill, so a cell costs seconds whatever its context; every
-sequence has blocks of its own, scattered over the pool as in a server that has run for a while. A step is the forward
-of one new token per sequence, logits included; the time is the median of several. Cells whose pool does not fit the
-memory that is free are left out, and named.
+Random numbers fill the KV pool instead of a prefill, so a cell takes seconds at any context. Every sequence has its own
+blocks, scattered over the pool as in a server that has run for a while. A step is the forward of one new token per
+sequence, with logits. The time is the median of several steps. The table leaves out, and names, cells whose pool does
+not fit the free memory.
 """
 
 import argparse
@@ -58,12 +58,12 @@ class Cell:
 
 
 def token_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
-    """Keys and values of one token."""
+    """Bytes of keys and values of one token."""
     return 2 * spec.n_layers * spec.n_kv_heads * spec.head_dim * dtype.itemsize
 
 
 def filled(spec: ModelSpec, dtype: torch.dtype, n_tokens: int, block_tokens: int = 16) -> KVStore:
-    """A pool of `n_tokens` with random contents: a stretch of normal numbers, repeated."""
+    """A pool of `n_tokens` with random contents: a stretch of normally distributed numbers, repeated."""
     memory_mb = -(-(n_tokens + block_tokens) * token_bytes(spec, dtype) // 2**20) + 1
     kv = KVStore(spec, CacheConfig(block_tokens=block_tokens, memory_mb=memory_mb), dtype, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
@@ -75,7 +75,7 @@ def filled(spec: ModelSpec, dtype: torch.dtype, n_tokens: int, block_tokens: int
 
 
 def decoding(spec: ModelSpec, kv: KVStore, n_sequences: int, context: int) -> list[Chunk]:
-    """Sequences of `context` tokens that lack only their last one."""
+    """Sequences of `context` tokens. Only the last token is not computed."""
     space, chunks = CacheSpace(_scattered(kv.n_pages), kv, kv.block_tokens), []
     for i in range(n_sequences):
         request = Request(
@@ -122,7 +122,7 @@ def measure(model: Model, kv: KVStore, n_sequences: int, context: int) -> Cell:
 
 
 def step_table(cells: Many[Cell]) -> str:
-    """Milliseconds a step, and in brackets tokens per second: contexts down, sequences across."""
+    """Milliseconds per step, and tokens per second in brackets. Rows: contexts. Columns: sequences."""
     by_place = {(cell.context, cell.n_sequences): cell for cell in cells}
     widths = sorted({cell.n_sequences for cell in cells})
     rows = []
@@ -136,7 +136,7 @@ def step_table(cells: Many[Cell]) -> str:
 
 
 def plot(cells: Many[Cell], file: Path) -> str:
-    """Draw step time and throughput over sequences, one line a context; says where, or that it could not."""
+    """Draw step time and throughput over sequences, a line per context. Returns the path, or the reason for no plot."""
     if (plt := pyplot()) is None:
         return NO_PLOT
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")

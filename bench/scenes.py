@@ -34,7 +34,7 @@ def held_out(n_scenes: int, first: int = 0, kinds: tuple[str, ...] = ()) -> list
 
 
 def body(model: str, item: Item, max_tokens: int, method: str, ratio: float) -> dict[str, object]:
-    """The chat request that asks `item` greedily within a visual budget."""
+    """The greedy chat request that asks `item` within a visual budget."""
     content = [
         {"type": "image_url", "image_url": {"url": item.image_url}},
         {"type": "text", "text": item.question.text},

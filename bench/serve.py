@@ -1,11 +1,12 @@
-"""Latency, throughput and memory over HTTP, streaming, against a server this starts itself.
+"""Latency, throughput and memory over HTTP, streaming, against a server that the bench starts.
 
     python -m bench.serve                          both tiny models, concurrency 1 and 8, full budget and a quarter
     python -m bench.serve tiny-llava --requests 16
 
-Every request brings a picture the server has not seen, so no cache helps, and asks for exactly OUTPUT_TOKENS tokens.
-TTFT is from sending the request to its first piece of text; TPOT is the time between the first and the last piece over
-the tokens between them. Both are medians over requests. Memory is the peak resident size of all the server's processes.
+Every request brings a picture that the server has not seen, so no cache helps. Every request asks for exactly
+OUTPUT_TOKENS tokens. TTFT is the time from the request to its first piece of text. TPOT is the time between the first
+and the last piece, divided by the tokens between both. Both are medians over requests. Memory is the peak resident size
+of all processes of the server.
 """
 
 import argparse
@@ -110,7 +111,7 @@ def summary(model: str, concurrency: int, budget: str, timings: Sequence[Timing]
 
 
 def measure(server: Server, model: str, n_requests: int) -> list[Load]:
-    """Drive every combination of concurrency and budget, each after a warm-up of its own."""
+    """Drive every combination of concurrency and budget, each after its own warm-up."""
     loads, first = [], FIRST_SCENE
     for concurrency in CONCURRENCY:
         for budget, method, ratio in BUDGETS:

@@ -1,4 +1,4 @@
-"""A server to measure: one started for it, or one that runs; and how much memory it takes."""
+"""A server to measure: a fresh one, or a running one. Also the memory of its processes."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from foveate.server.launch import launched
 
 @dataclass
 class MemoryWatch:
-    """Peak resident bytes of a process and its children, sampled; shared pages count once per process."""
+    """Sampled peak resident bytes of a process and its children. Shared pages count once per process."""
 
     pid: int
     interval_s: float = 0.05
@@ -74,7 +74,7 @@ def serving(
         reducers: a folder of further reducers for a fresh server.
 
     Raises:
-        LaunchError: it ended or was not ready in time.
+        LaunchError: the server ended or was not ready in time.
     """
     if url is not None:
         yield Server(url.rstrip("/"), _model_name(url.rstrip("/")), 0.0, None)

@@ -9,7 +9,7 @@ import httpx
 
 @dataclass(frozen=True)
 class Streamed:
-    """Seconds are from the start of the request; what only our server tells is 0 from another."""
+    """Times of one answer, in seconds from the start of the request. Figures that a server does not report are 0."""
 
     pieces_s: list[float]  # when each piece of text arrived; at least one
     total_s: float
@@ -23,7 +23,7 @@ class Streamed:
 
     @property
     def per_token_s(self) -> float:
-        """Between the first piece and the last, by token."""
+        """Seconds per token between the first piece and the last."""
         return (self.pieces_s[-1] - self.pieces_s[0]) / max(self.output_tokens - 1, 1)
 
 
@@ -34,7 +34,7 @@ async def streamed(client: httpx.AsyncClient, url: str, request: bytes, headers:
         url: without /v1.
 
     Raises:
-        RuntimeError: it is refused, breaks off, or brings no text or no usage.
+        RuntimeError: the server refuses, or the stream breaks off, or the stream has no text or no usage.
     """
     started = time.perf_counter()
     pieces: list[float] = []

@@ -1,10 +1,10 @@
-"""Presets of `foveate tune` through the server, on scenes it never saw: how often the answer is the unpruned one.
+"""Presets of `foveate tune`, served, on scenes that tuning never saw: how often the answer equals the unpruned one.
 
     foveate tune tiny-llava --scenes 240 && foveate tune tiny-qwen2-vl --scenes 240
     python -m bench.tuned tuned-tiny-llava tuned-tiny-qwen2-vl
 
-A server runs with the preset as it is. Each question is asked twice: without a word about a budget, and with the method
-`none`, both greedily. Equal means equal texts.
+A server runs with the preset as written. The bench asks each question twice, greedily: once without a budget in the
+request, and once with the method `none`. Equal means equal texts.
 """
 
 import argparse
@@ -42,7 +42,7 @@ class Confirmed:
 
 
 async def _texts(url: str, model: str, items: Sequence[Item], *, pruned: bool) -> list[tuple[str, float]]:
-    """Answers in order, and the share of visual tokens that a layer held on average."""
+    """Answers in order, and the mean share of visual tokens in a layer."""
     found: list[tuple[str, float]] = [("", 0.0)] * len(items)
 
     async def worker(client: httpx.AsyncClient, queue: Iterator[tuple[int, Item]]) -> None:
@@ -66,7 +66,7 @@ async def _texts(url: str, model: str, items: Sequence[Item], *, pruned: bool) -
 
 
 def confirm(folder: Path, items: Sequence[Item]) -> Confirmed:
-    """Serve a preset and ask everything twice."""
+    """Serve a preset and ask every question twice."""
     preset = yaml.safe_load((folder / "preset.yaml").read_text())
     model, budget = preset["model"]["path"], preset["budget"]
     with launched(model, "--config", str(folder / "preset.yaml")) as server:

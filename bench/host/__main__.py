@@ -1,13 +1,14 @@
-"""Where the time of a decode step goes besides the model: 8 sequences on a tiny model, engine and server process.
+"""CPU time of a decode step besides the model: 8 sequences on a tiny model, engine and server process.
 
     python -m bench.host                       tiny-llava, greedy and sampled; writes results/host.{json,md}
     python -m bench.host tiny-qwen2-vl --steps 400
 
-Engine: a real engine in this process, CPU time of its thread by phase, each phase without those it calls. The forward
-of the model (with attention and the cache's store) is listed apart: it is not overhead. "IPC" is encoding a step's
-events and handing them to a real socket. Server: a real server and 8 streaming HTTP clients in a process of their own;
-CPU time of the server process, all threads, over the steps in which all eight streams run, so what it does per step
-and not per request. Overhead of a step: the sum of the two.
+Engine: a real engine runs in this process. The bench counts the CPU time of its thread by phase. The time of a phase
+excludes the phases that it calls. The forward pass of the model (with attention and the cache's store) is no overhead
+and has its own row. "IPC" encodes a step's events and hands the events to a real socket. Server: a real server runs
+beside 8 streaming HTTP clients, which have a process of their own. The bench counts the CPU time of the server process,
+all threads, over the steps in which all eight streams run. So the figure holds the work of a step, not of a request.
+The overhead of a step is the sum of both.
 """
 
 import argparse
@@ -54,7 +55,7 @@ VOCABULARY = 152_064
 
 
 class Clock:
-    """CPU seconds of this thread by phase, each without the phases within it."""
+    """CPU seconds of this thread by phase. A phase excludes the phases within it."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -153,7 +154,7 @@ class Serving:
 
 
 def serving(model: str, sampling: SamplingParams, n_steps: int) -> Serving:
-    """Start a server, stream N_SEQUENCES answers of `n_steps` tokens, and count CPU while all of them run."""
+    """Start a server, stream N_SEQUENCES answers of `n_steps` tokens, and count CPU time while all streams run."""
     context = multiprocessing.get_context("spawn")
     with launched(model) as server:
         (engine,) = psutil.Process(server.pid).children()
@@ -184,7 +185,7 @@ def _best_ms(call: Callable[[], object], n: int = 20) -> float:
 
 
 def large_vocabulary() -> dict[str, float]:
-    """Milliseconds to sample N_SEQUENCES rows of VOCABULARY scores, by what the rows ask for."""
+    """Milliseconds to sample N_SEQUENCES rows of VOCABULARY scores, by the sampling settings of the rows."""
     random = torch.Generator().manual_seed(0)
     found: dict[str, float] = {}
     for shape, spread in (("peaked", 3.0), ("flat", 1.0)):
@@ -197,8 +198,10 @@ def large_vocabulary() -> dict[str, float]:
 
 
 def two_pools() -> dict[str, float]:
-    """Milliseconds of a product by torch and of a norm by our kernels, each alone and in turns: pools that spun
-    against each other would take longer in turns than the sum."""
+    """Milliseconds of a product by torch and of a norm by our kernels, each alone and in turns.
+
+    Two pools that spin against each other take longer in turns than the sum.
+    """
     if level() == "reference":
         return {}
     module = extension()
@@ -220,7 +223,7 @@ def two_pools() -> dict[str, float]:
 
 
 def two_pools_where(policy: str) -> dict[str, float]:
-    """`two_pools` in a process whose OpenMP threads wait so; they read it when they start."""
+    """`two_pools` in a new process with this OpenMP wait policy: OpenMP reads the policy at its start."""
     program = "import json; from bench.host.__main__ import two_pools; print(json.dumps(two_pools()))"
     environment = os.environ | {"OMP_WAIT_POLICY": policy}
     ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)

@@ -1,4 +1,4 @@
-"""Streaming clients for bench.host that cost little: plain sockets, one thread, events counted and not parsed."""
+"""Cheap streaming clients for bench.host: plain sockets on one thread; events are counted, not parsed."""
 
 import json
 import selectors
@@ -14,7 +14,7 @@ _TIMEOUT_S = 120.0
 
 @dataclass(frozen=True)
 class Window:
-    """What to ask for."""
+    """The requests of all clients."""
 
     url: str
     model: str
@@ -45,10 +45,12 @@ def _open(work: Window, number: int) -> socket.socket:
 
 
 def stream_all(work: Window, parent: Connection) -> None:
-    """Stream all answers; send the number of events so far to `parent` when all run, before the first ends, and last.
+    """Stream all answers and send the number of events so far to `parent` three times.
+
+    The first time is when all streams run, the second before the first stream ends, and the third at the end.
 
     Raises:
-        RuntimeError: a stream ended before the window did.
+        RuntimeError: a stream ended before the second time.
     """
     counts: dict[socket.socket, int] = {}
     with selectors.DefaultSelector() as selector:

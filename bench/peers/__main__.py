@@ -1,19 +1,19 @@
-"""Ours beside the peers, interleaved in one run: latency, throughput and memory on the same random model.
+"""Foveate beside other servers, interleaved in one run: latency, throughput and memory on the same random model.
 
-    python -m bench.peers                              everything that is there
+    python -m bench.peers                              all systems whose environments exist
     python -m bench.peers --install                    make the missing environments first (.peers/, gigabytes)
     python -m bench.peers --only ours,openvino --quick
 
-Systems: our server and vLLM over HTTP; OpenVINO GenAI (continuous batching) and transformers `generate` as libraries in
-processes of their own. All are loaded first. Then round after round the limits (bench.limits) and every system are
-measured once, while the others are stopped by SIGSTOP; after being woken a system answers one short text that does not
-count. Medians over the rounds. All get the same requests (bench/peers/work.py): greedy, 64 tokens exactly, a picture
-and a text never seen before.
+Systems: our server and vLLM run over HTTP. OpenVINO GenAI (continuous batching) and transformers `generate` are
+libraries in processes of their own. All systems are loaded first. Then each round measures the limits (bench.limits)
+and every system once, while SIGSTOP stops the other systems. After a system wakes, it answers one short text that does
+not count. The figures are medians over the rounds. All systems get the same requests (bench/peers/work.py): greedy,
+exactly 64 tokens, with a picture and a text that no request had before.
 
     TTFT, TPOT      one client; ours and vLLM over HTTP, the libraries from the call to their stream
-    tok/s           8 requests at once, from the first being sent until the last has ended; transformers: a static batch
+    tok/s           8 requests at once, from the first request to the last answer's end; transformers: a static batch
     1,000 tokens    time to the first token of a text of 1,000 tokens
-    peak MB         resident, of all processes of the system, loading included
+    peak MB         resident memory of all processes of the system, loading included
 """
 
 import argparse
@@ -66,7 +66,7 @@ VARIANTS = (
 
 
 def system(variant: Variant, peers: Peers, family: str) -> System:
-    """Ready to start. Raises Unavailable if its environment is missing."""
+    """The system, ready to start. Raises Unavailable if its environment is missing."""
     native = native_bfloat16()
     dtype = "bfloat16" if native else "float32"  # what the checkpoint says, unless this CPU only emulates it
     work = peers.folder / "work"
@@ -86,7 +86,7 @@ def system(variant: Variant, peers: Peers, family: str) -> System:
 
 
 class Run:
-    """The systems that could be started, and what is measured of them."""
+    """The systems that could start, and their measurements."""
 
     def __init__(self, family: str) -> None:
         self.rows: list[Row] = []
@@ -97,7 +97,7 @@ class Run:
         self._asks = Asks()
 
     def start(self, variants: Sequence[Variant], peers: Peers, stack: ExitStack) -> None:
-        """Start one after another, each stopped before the next loads; `stack` ends them."""
+        """Start one system after another. Each is stopped before the next one loads. `stack` ends all systems."""
         for variant in variants:
             print(f"starting {variant.name}", flush=True)
             try:
@@ -113,8 +113,10 @@ class Run:
             started.freeze()
 
     def round(self, number: int, with_batch: bool) -> None:
-        """Measure every system once, each round beginning with another, and the limits, since what the machine gives
-        changes."""
+        """Measure every system and the limits once.
+
+        Each round begins with another system, because the speed of the machine changes.
+        """
         first = number % max(len(self._systems), 1)
         for row, measured in self._systems[first:] + self._systems[:first]:
             measured.thaw()
@@ -161,7 +163,7 @@ def _last(row: Row) -> str:
 
 
 def allowance_bytes(family: str, need: Cost, form: str) -> float:
-    """Weights x 1.25 + KV pool + 300 MB; the weights as that form holds them."""
+    """Weights x 1.25 + KV pool + 300 MB. The size of the weights depends on their form."""
     shape = Shape()
     decoder = decoder_weights(shape) + shape.vocab * shape.hidden
     cached = need.token_bytes["bf16"] - 2 * decoder
@@ -187,7 +189,7 @@ def sections(run: Run, family: str, found: Limits, rounds: str) -> list[str]:
 
 
 def chosen(only: str) -> list[Variant]:
-    """The variants whose name begins with one of the words of a comma-separated list; all for an empty one."""
+    """The variants whose name begins with a word of a comma-separated list. An empty list names all variants."""
     words = [word.strip() for word in only.split(",") if word.strip()]
     found = [v for v in VARIANTS if not words or any(v.name.startswith(word) for word in words)]
     if not found:

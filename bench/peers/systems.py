@@ -1,4 +1,4 @@
-"""The systems that are compared, each a process: started once, asked in turn, stopped by a signal while others run."""
+"""The compared systems. Each is a process: started once, asked in turn, and stopped by a signal while others run."""
 
 import json
 import os
@@ -30,22 +30,22 @@ class Unavailable(RuntimeError):
 
 
 class System(ABC):
-    """One program under test. A context: it runs inside."""
+    """One program under test. As a context manager it runs inside the block."""
 
     def __init__(self) -> None:
         self.pid = 0
 
     @abstractmethod
     def start(self) -> None:
-        """Load, until it answers.
+        """Load the system and wait until it answers.
 
         Raises:
-            Unavailable: it does not run here.
+            Unavailable: the system does not run here.
         """
 
     @abstractmethod
     def stop(self) -> None:
-        """End the process, if it runs."""
+        """End the process if it runs."""
 
     @abstractmethod
     def ask(self, asks: Sequence[Ask], n_tokens: int) -> Batch:
@@ -61,14 +61,14 @@ class System(ABC):
         self.stop()
 
     def freeze(self) -> None:
-        """Take the processors away from it: idle threads that spin would slow whoever is measured."""
+        """Stop the processes: idle threads that spin would slow the system that is measured."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
 
     def peak_bytes(self) -> int:
-        """The peak resident sizes of its processes, added: at most a little above the true peak of the sum."""
+        """Sum of the peak resident sizes of the processes: at most a little above the true peak of the sum."""
         return sum(_high_water(process.pid) for process in self._family())
 
     def _family(self) -> list[psutil.Process]:
@@ -117,7 +117,7 @@ class Foveate(System):
 
 
 class Process(System):
-    """A program in a session of its own, whose log is kept."""
+    """A program in a session of its own, with a log file."""
 
     def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class Process(System):
 
 
 class Vllm(Process):
-    """vLLM's OpenAI server. Its command line looks for a distribution named `vllm`, hence the module."""
+    """vLLM's OpenAI server. The command line looks for a distribution named `vllm`, so this class runs the module."""
 
     def __init__(self, python: Path, model: Path, dtype: str, log: Path) -> None:
         with socket.socket() as probe:
@@ -198,7 +198,7 @@ class Vllm(Process):
 
 
 class Worker(Process):
-    """A library behind `worker.py`; `option` as there."""
+    """A library behind `worker.py`. `option` is the option of the worker."""
 
     def __init__(self, kind: str, python: Path, directory: Path, option: str, family: str, work: Path) -> None:
         command = [str(python), "-P", str(_WORKER), kind, str(directory), option]
@@ -251,5 +251,5 @@ class Worker(Process):
 
 
 def own_python() -> Path:
-    """The interpreter this runs in, which has `transformers` among the development packages."""
+    """The running interpreter, which has `transformers` among the development packages."""
     return Path(sys.executable)

@@ -1,4 +1,4 @@
-"""What `bench.peers` measured, as tables: ratios beside their bounds, medians, shares of the limits."""
+"""Tables of `bench.peers`: ratios beside their bounds, medians, shares of the limits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ class Variant:
 
 @dataclass
 class Row:
-    """What was measured of a system: a list per measure, one number per round."""
+    """Measurements of a system: a list per measure, with one number per round."""
 
     variant: Variant
     prompt_tokens: int = 0
@@ -94,7 +94,7 @@ _TARGETS: tuple[tuple[str, Measure, str, Measure, str, float, bool], ...] = (
 
 
 def ratios(rows: Mapping[str, Row]) -> list[Ratio]:
-    """The ratios to the peers, as far as both sides were measured."""
+    """The ratios to the peers, if both sides were measured."""
     found = []
     for name, over, ours, under, theirs, bound, at_most in _TARGETS:
         above = rows[ours].median(over) if ours in rows else None
@@ -108,8 +108,8 @@ def shares(row: Row, limits: Limits, picture: Cost, text: Cost, memory_bytes: fl
     """How near one of our systems comes to the limits of the machine.
 
     Args:
-        picture, text: what the two kinds of prompt need.
-        memory_bytes: what the weights and the KV pool come to, with the allowance.
+        picture, text: cost of the two kinds of prompt.
+        memory_bytes: allowance of the weights and the KV pool.
     """
     name, form, found = row.variant.name, row.variant.form, []
     if (tpot_s := row.median("tpot_s")) is not None:
@@ -147,7 +147,7 @@ def _cell(value: float | None, scale: float, form: str) -> str:
 
 
 def median_table(rows: Sequence[Row]) -> str:
-    """One line a system, and one more where fewer visual tokens were measured."""
+    """One line per system, and one more if a smaller visual budget was measured."""
     header = "system, prompt tokens, TTFT s, TPOT ms, tok/s of 8, 1,000 tokens s, tower ms, prefill ms, peak MB"
     lines = []
     for row in rows:

@@ -1,8 +1,8 @@
-"""What every system is asked, and how an answer is timed.
+"""The requests to every system, and the times of an answer.
 
-One request is a chat turn with a 336 x 336 picture and a short question (603 tokens on the random LLaVA: 576 of the
-picture, 27 of text), or a text of 1,000 tokens. Pictures and texts are drawn from a number that is never used twice in
-a run, so neither a prefix cache nor a feature cache has an answer.
+A request is a chat turn with a 336 x 336 picture and a short question (603 tokens on the random LLaVA: 576 of the
+picture, 27 of text), or a text of 1,000 tokens. Each picture and text is drawn from a seed that a run uses once, so
+neither a prefix cache nor a feature cache helps.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _TURN_TOKENS = 14  # of the chat template around a text
 
 @dataclass(frozen=True)
 class Ask:
-    """One request; all that differs between two of a kind is `seed`."""
+    """One request. Two requests of a kind differ only in `seed`."""
 
     seed: int
     text: str
@@ -39,7 +39,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Timing:
-    """One answer. Its tokens are counted by the system, its times taken where the request is made."""
+    """One answer. The system counts the tokens. The times are taken where the request is made."""
 
     ttft_s: float
     tpot_s: float  # between the first and the last token; 0 for an answer of one token
@@ -51,7 +51,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Batch:
-    """Several answers asked for at once."""
+    """Several answers that were requested at once."""
 
     timings: tuple[Timing, ...]
     wall_s: float
@@ -72,13 +72,13 @@ class Asks:
         return Ask(seed, text_of(QUESTION_TOKENS, seed), True, visual_tokens)
 
     def about_text(self, n_tokens: int = TEXT_TOKENS) -> Ask:
-        """A prompt of `n_tokens`, the chat template's included."""
+        """A prompt of `n_tokens`, with the chat template's tokens."""
         seed = next(self._seeds)
         return Ask(seed, text_of(n_tokens - _TURN_TOKENS, seed), False)
 
 
 def picture(seed: int) -> Image.Image:
-    """Coarse random colours, so that the PNG is small and two seeds never agree."""
+    """Coarse random colours: the PNG is small, and two seeds never give the same picture."""
     blocks = Image.frombytes("RGB", (21, 21), Random(seed).randbytes(21 * 21 * 3))
     return blocks.resize((SIDE, SIDE), Image.Resampling.NEAREST)
 
@@ -90,7 +90,7 @@ def png(seed: int) -> bytes:
 
 
 def body(ask: Ask, model: str, n_tokens: int) -> dict[str, object]:
-    """The streaming chat request both servers understand: greedy, exactly `n_tokens` tokens."""
+    """The streaming chat request that both servers understand: greedy, exactly `n_tokens` tokens."""
     content: list[dict[str, object]] = [{"type": "text", "text": ask.text}]
     if ask.picture:
         url = "data:image/png;base64," + base64.b64encode(png(ask.seed)).decode()

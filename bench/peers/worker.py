@@ -1,8 +1,8 @@
 """A library as a process that answers one line of JSON with one line: `python -P worker.py KIND DIRECTORY OPTION`.
 
-Run by the interpreter of the environment under test, so it imports nothing of ours and the libraries only in the kind
-that needs them. Times are taken around the library's own streaming, the prompt as text and the picture as a file being
-there already; reading and decoding the picture count, as they do for a server.
+The interpreter of the environment under test runs this file. So the file imports nothing of Foveate, and imports a
+library only in the function that needs it. Times are taken around the library's own streaming. The prompt as text and
+the picture as a file exist before the clock starts. Reading and decoding the picture count, as they do for a server.
 
     request   {"prompts": [text], "pictures": [path or null], "n_tokens": n}
     reply     {"wall_s": s, "answers": [{"ttft_s", "tpot_s", "prompt_tokens", "output_tokens"}]}, or {"error": text}

@@ -1,8 +1,8 @@
 """Quality at a budget: exact match on held-out scenes, by kind of question, through a running server.
 
     python -m bench.quality                        both tiny models x every method x {100, 50, 33, 22, 11, 5.5} %
-    python -m bench.quality --resume               ... what bench/results/quality.json lacks of it
-    python -m bench.quality --timing 5             time and memory of every cell there is, 5 pictures, one client
+    python -m bench.quality --resume               ... only the cells that bench/results/quality.json lacks
+    python -m bench.quality --timing 5             time and memory of every existing cell, 5 pictures, one client
     python -m bench.quality --table                only the tables and plots, from bench/results/quality.json
     python -m bench.quality --name quality-quarter --ratios 0.25 --scenes 300 --methods divprune visionzip
     python -m bench.quality --prune --name quality-prune --ratios 1 0.5 0.33 0.22 0.11
@@ -10,12 +10,12 @@
     python -m bench.quality --accuracy --weights auto int8 int4        ... and with quantized weights
     python -m bench.quality tiny-llava --url http://127.0.0.1:8000
 
-Keep-all is the identity for every method (tests/cpu/engine/reduce/test_contract.py), so 100 % is measured once and
-shown in each row; `none` refuses smaller budgets. The oracle row keeps the cells that hold something: see
-bench/reducers/oracle.py. It needs the server this starts itself; one given by --url has no such method.
-Accuracy does not depend on how busy the machine is; times do, so they are a pass of their own. --resume keeps cells of
-the same questions, weights and method; who changes what methods share runs without it. A budget of what prunes inside
-the decoder is the mean over its layers; in a method's text `{enter}` is 1.5 times the budget.
+At full budget every method is the identity (tests/cpu/engine/reduce/test_contract.py). So 100 % is measured once and
+shown in each row, and `none` refuses smaller budgets. The oracle row keeps the cells that hold something
+(bench/reducers/oracle.py). Only a server that the bench starts has this method, not a server given by --url. Accuracy
+does not depend on the load of the machine. Times do, so times are a run of their own. --resume keeps cells of the same
+questions, weights and method. After a change of code that several methods share, run without --resume. The budget of a
+method inside the decoder is the mean over the layers. In a method's text `{enter}` stands for 1.5 times the budget.
 """
 
 import argparse
@@ -47,15 +47,15 @@ REDUCERS = Path(__file__).parents[1] / "reducers"
 
 
 class Refused(RuntimeError):
-    """The server does not take the method for this model; the message is the server's."""
+    """The server refuses the method for this model. The message is the server's."""
 
 
 async def ask(server: Server, items: Sequence[Item], method: str, ratio: float) -> list[Answer]:
-    """Ask all of `items`, CONCURRENCY at a time, those of one picture together.
+    """Ask all of `items`, CONCURRENCY at a time. Questions about one picture stay together.
 
     Raises:
-        Refused: the first is answered by a 400.
-        RuntimeError: another one is not answered.
+        Refused: the first answer is a 400.
+        RuntimeError: another request fails.
     """
     answers: list[Answer] = []
 
@@ -82,7 +82,7 @@ async def ask(server: Server, items: Sequence[Item], method: str, ratio: float) 
 
 
 def methods(server: Server, *, prune: bool) -> list[str]:
-    """The reducers the server has, or what prunes inside the decoder, alone and behind the default reducer."""
+    """The reducers of the server, or the pruners inside the decoder, alone and behind the default reducer."""
     reply = httpx.get(f"{server.url}/v1/vlm/methods", timeout=10.0, trust_env=False)
     reply.raise_for_status()
     inside = sorted(entry["name"] for entry in reply.json()["data"] if entry["stage"] == "decoder")
@@ -92,7 +92,7 @@ def methods(server: Server, *, prune: bool) -> list[str]:
 
 
 class Run:
-    """One run over some models: what is asked, and where it is kept."""
+    """One run over some models: its questions, and the place of its results."""
 
     def __init__(
         self, items: Sequence[Item], ratios: Sequence[float], chosen: Sequence[str], kept: Kept, *, prune: bool
@@ -111,7 +111,7 @@ class Run:
         return cell
 
     def model(self, server: Server, model: str) -> None:
-        """Score every cell of one model's table that the server can serve, or those of the chosen methods."""
+        """Score every cell of one model's table that the server can serve, or the cells of the chosen methods."""
         full = self._cell(server, model, "none", 1.0)
         wanted = self._chosen or [name for name in methods(server, prune=self._prune) if name != "none"]
         wanted += [] if self._chosen or self._prune else COMPOSITIONS

@@ -1,4 +1,4 @@
-"""What `bench.quality` measures: one model, method and budget, scored and timed; and how cells outlive a run."""
+"""A cell of `bench.quality`: one model, method and budget, scored and timed. Cells outlive a run."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ METHOD_FOLDERS = ("engine/reduce/methods", "engine/prune/methods", "bench/reduce
 
 @dataclass(frozen=True)
 class Times:
-    """Medians over a few pictures, one client, nothing cached; milliseconds as the server says, TTFT as the client."""
+    """Medians over a few pictures, one client, nothing cached. The client measures TTFT, the server the other times."""
 
     n: int
     ttft_ms: float
@@ -50,11 +50,11 @@ class Cell:
         return sum(self.right.values()), sum(self.asked.values())
 
     def of(self, kind: str | None) -> tuple[int, int]:
-        """Right and asked, of one kind of question or of all."""
+        """Right answers and questions, of one kind or of all kinds."""
         return self.overall if kind is None else (self.right.get(kind, 0), self.asked.get(kind, 0))
 
     def share(self, kind: str | None = None) -> float:
-        """Exact match in per cent."""
+        """Exact match in percent."""
         right, asked = self.of(kind)
         return 100 * right / asked if asked else math.nan
 
@@ -84,7 +84,10 @@ def score(model: str, method: str, ratio: float, answers: Sequence[Answer]) -> C
 
 
 def code_of(model: str, method: str, n_scenes: int) -> str:
-    """Digest of what a cell depends on, but for the code that all methods share: who changes that starts anew."""
+    """Digest of the files that one cell depends on: the method, the model and the questions.
+
+    The digest leaves out code that all methods share. After a change of such code, start anew.
+    """
     found = hashlib.sha256(f"{model} {method} {n_scenes}".encode())
     files = [ROOT / "foveate" / "bundled" / "scenes.py"]
     if (bundled := foveate.bundled.path(model)) is not None:
@@ -104,7 +107,7 @@ def as_json(cell: Cell) -> dict[str, Json]:
 
 
 class Kept:
-    """The cells of a results file, written after each new one, so that a run that was interrupted can be resumed."""
+    """The cells of a results file. The file is written after each new cell, so that a stopped run can be resumed."""
 
     def __init__(self, name: str, made_by: dict[str, Json], resume: bool) -> None:
         self._file, self.made_by = RESULTS / f"{name}.json", made_by
@@ -119,7 +122,7 @@ class Kept:
         return next(same, None)
 
     def put(self, cell: Cell) -> None:
-        """Add or replace a cell, with the times of the one it replaces if it is of the same code."""
+        """Add or replace a cell. If the replaced cell has the same code, its times stay."""
         place = (cell.model, cell.method, cell.ratio, cell.weights)
         old = next((c for c in self.cells if (c.model, c.method, c.ratio, c.weights) == place), None)
         if old is not None and old.code == cell.code and cell.times is None:

@@ -1,4 +1,4 @@
-"""What the papers say of their methods, beside what `bench.quality` measured at the nearest budget."""
+"""Claims of the papers beside the results of `bench.quality` at the nearest budget."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from bench.report import table
 
 @dataclass(frozen=True)
 class Reported:
-    """A paper's claim: the share of tokens kept, and the accuracy retained, in per cent of the unreduced model's."""
+    """A paper's claim: the share of tokens kept, and the accuracy in percent of the unreduced model's accuracy."""
 
     method: str
     ratio: float
@@ -42,10 +42,10 @@ REPORTED = (
 
 
 def reported_table(models: dict[str, Sequence[Cell]]) -> str:
-    """Rows: claims; columns: what each model retains at the nearest budget that was measured.
+    """Rows: claims. Columns: the share that each model retains at the nearest measured budget.
 
     Args:
-        models: the cells of each, by name.
+        models: the cells of each model, by name.
     """
     rows = []
     for claim in REPORTED:

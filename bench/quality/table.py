@@ -1,4 +1,4 @@
-"""What `bench.quality` found, as tables and as a plot of exact match over visual tokens."""
+"""Results of `bench.quality` as tables and as a plot of exact match over visual tokens."""
 
 import math
 from collections import Counter
@@ -34,7 +34,7 @@ def _with_interval(cell: Cell) -> str:
 
 
 def budget_table(cells: Sequence[Cell], kind: str | None) -> str:
-    """Rows: methods; columns: budgets; exact match in per cent, overall with its interval, or of one kind."""
+    """Rows: methods. Columns: budgets. Exact match in percent, overall with its interval, or of one kind."""
     by_place = {(cell.method, cell.ratio): cell for cell in cells}
     ratios = _ratios(cells)
 
@@ -48,7 +48,7 @@ def budget_table(cells: Sequence[Cell], kind: str | None) -> str:
 
 
 def best_table(cells: Sequence[Cell]) -> str:
-    """Rows: kinds of question; columns: budgets; the best method, and how many others are not clearly worse."""
+    """Rows: kinds of question. Columns: budgets. The best method, and the number of methods not clearly worse."""
     ratios = [ratio for ratio in _ratios(cells) if ratio < 1.0]
     rows = []
     for kind in (None, *KINDS):
@@ -67,7 +67,7 @@ def best_table(cells: Sequence[Cell]) -> str:
 
 
 def below_random(cells: Sequence[Cell]) -> str:
-    """Which methods keep worse tokens than chance does, by budget; the difference in points."""
+    """Methods that score below random choice, by budget, with the difference in points."""
     lines = []
     for ratio in _ratios(cells):
         chance = next((c for c in cells if c.ratio == ratio and c.method == "random"), None)
@@ -81,7 +81,7 @@ def below_random(cells: Sequence[Cell]) -> str:
 
 
 def time_table(cells: Sequence[Cell]) -> str:
-    """Rows: methods; columns: budgets; TTFT, of it encoding and reduction in ms, and KV of the prompt in KB."""
+    """Rows: methods. Columns: budgets. TTFT with its encoding and reduction in ms, and KV of the prompt in KB."""
     by_place = {(cell.method, cell.ratio): cell.times for cell in cells}
     ratios = _ratios(cells)
 
@@ -108,7 +108,7 @@ def _kept_line(cells: Sequence[Cell]) -> str:
 
 
 def sections(model: str, cells: Sequence[Cell], folder: Path, name: str) -> list[str]:
-    """All that is said of one model; a plot, of three budgets and more, goes into `folder` as `name`-`model`.png."""
+    """All sections of one model. With three budgets or more, a plot goes into `folder` as `name`-`model`.png."""
     found = [f"## {model}", _kept_line(cells)]
     found += [plot(cells, folder / f"{name}-{model}.png")] if len(_ratios(cells)) > 2 else []
     found += ["Best method by kind of question (how many others lie above the lower end of its 95 % interval):"]
@@ -137,7 +137,7 @@ def accuracy_section(cells: Sequence[Cell]) -> str:
 
 
 def named(cells: Sequence[Cell]) -> list[str]:
-    """The methods worth a name in a plot: the best by the mean over all budgets below the whole."""
+    """The methods with a name in a plot: the best by the mean over all budgets below the full one."""
     shares: dict[str, list[float]] = {}
     for cell in cells:
         if cell.ratio < 1.0 and cell.method not in NO_METHODS:
@@ -146,7 +146,7 @@ def named(cells: Sequence[Cell]) -> list[str]:
 
 
 def plot(cells: Sequence[Cell], file: Path) -> str:
-    """Draw exact match over tokens kept: all kinds, then each; says where, or that it could not."""
+    """Draw exact match over kept tokens, for all kinds and each kind. Returns the path, or the reason for no plot."""
     if (plt := pyplot()) is None:
         return NO_PLOT
     shown = [*dict.fromkeys(("oracle", BudgetConfig().method, "random", *named(cells)))]

@@ -1,4 +1,4 @@
-"""Time and memory of the cells of `bench.quality`: one client, pictures that the server has not seen, eight tokens."""
+"""Time and memory of the cells of `bench.quality`: one client, pictures new to the server, eight tokens."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def token_bytes(server: Server, folder: Path) -> int:
-    """Keys and values of one token, from the checkpoint's shape and the dtype that the server says it holds."""
+    """Bytes of keys and values of one token, from the checkpoint's shape and the dtype that the server reports."""
     text = json.loads((folder / "config.json").read_text())["text_config"]
     metrics = httpx.get(f"{server.url}/metrics", timeout=10.0, trust_env=False).text
     dtype = re.search(r'dtype="(\w+)"', metrics)
@@ -55,7 +55,7 @@ def summary(runs: Sequence[Streamed], kv_token_bytes: int) -> Times:
 
 
 def measure_times(kept: Kept, models: Sequence[str], n: int, reducers: Path) -> None:
-    """Time every cell of bundled models with `n` pictures each; the dense model's times serve every row's 100 %."""
+    """Time every cell of bundled models with `n` pictures each. The dense model's times serve every row's 100 %."""
     for model in models:
         folder = foveate.bundled.path(model)
         assert folder is not None, "times are taken of bundled models"

@@ -1,14 +1,15 @@
-"""Random models of published shapes, always the same ones. The benches measure these where no weights can be had.
+"""Random models of published shapes, always the same ones, for benches that need no trained weights.
 
 `llava`     CLIP ViT-L/14-336 (576 visual tokens), two-layer projector, a decoder of Qwen2-0.5B's shape with 32,000
             tokens; 0.69 B parameters
-`qwen2_vl`  a Qwen2-VL of about that size: the same decoder with M-RoPE under a tower of 24 layers of 1024
+`qwen2_vl`  a Qwen2-VL of about the same size: the same decoder with M-RoPE, and a tower of 24 layers of 1024
 
-A Hugging Face directory in the published naming: bfloat16 safetensors, tokenizer, chat template, processor. Every
-tensor is drawn from a generator seeded by its name, so neither order nor sharding matters; one shard is in memory at a
-time. Weights are scaled by their fan-in: activations stay of order one and logits finite in bfloat16. The tokenizer has
-a text for every id, and the rows of ids that would not show as text (specials, bytes) are nearly zero in the tied
-embedding, so greedy decoding does not draw them: every output token is visible to whoever times a stream.
+A model is a Hugging Face directory with the published names: bfloat16 safetensors, tokenizer, chat template, processor.
+A generator seeded by the tensor's name draws each tensor, so neither order nor sharding matters. One shard is in memory
+at a time. Weights are scaled by their fan-in, so activations stay of order one and logits are finite in bfloat16. The
+tokenizer has a text for every id. Ids that do not show as text (specials, bytes) have nearly zero rows in the tied
+embedding, so greedy decoding does not draw these ids. Every output token is therefore visible to a client that times a
+stream.
 """
 
 import argparse
@@ -33,7 +34,7 @@ _SHARD_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class Spec:
-    """One tensor to draw: normal around `mean`."""
+    """One tensor to draw: normally distributed around `mean`."""
 
     name: str
     shape: tuple[int, ...]
@@ -46,21 +47,21 @@ class Spec:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What a bench that runs on one of these models in its own process takes."""
+    """Add the arguments of a bench that runs one of these models in its own process."""
     parser.add_argument("--family", choices=FAMILIES, default="llava")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="a setting of the engine")
     parser.add_argument("--models", type=Path, default=Path(".peers/models"), help="where the random model is or goes")
 
 
 def loaded(args: argparse.Namespace) -> Model:
-    """Build the model that the arguments name, if it is not there, and load it."""
+    """Load the model that the arguments name. A missing model is built first."""
     folder = args.models / args.family
     build(args.family, folder)
     return load(load_config(None, [*args.set, f"model.path={folder}"]))
 
 
 def build(family: str, folder: Path, shape: Shape | None = None, seed: int = 0) -> None:
-    """Write the model; a folder that holds it already is left alone."""
+    """Write the model. A folder that holds the same model is left alone."""
     assert family in FAMILIES, f"family is one of {FAMILIES}"
     shape = shape or Shape()
     mark = folder / "random_model.json"

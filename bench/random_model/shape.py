@@ -1,4 +1,4 @@
-"""The JSON files of the random models: configuration, generation, processors, all in the published spelling."""
+"""The JSON files of the random models, as the hub publishes them: configuration, generation, processors."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ _STD: list[Json] = [0.26862954, 0.26130258, 0.27577711]
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Sizes of a model; the defaults are the published ones."""
+    """Sizes of a model. The defaults are published sizes."""
 
     hidden: int = 896
     layers: int = 24

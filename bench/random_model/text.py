@@ -1,7 +1,8 @@
-"""The tokenizer of the random models, and prompts of an exact number of its tokens.
+"""The tokenizer of the random models, and prompts of an exact number of tokens.
 
-A real byte-level BPE, since every peer reads it with its own reader: letters merge to pairs, pairs to four-letter
-words, and a chosen set of these fills the vocabulary. So `word` pieces are single tokens and counts are arithmetic.
+The tokenizer is a real byte-level BPE, because every peer reads the file with its own reader. Letters merge to pairs,
+pairs merge to four-letter words, and a chosen set of these words fills the vocabulary. So a word is one token, and
+counts are arithmetic.
 """
 
 import json
@@ -31,13 +32,13 @@ _BUNDLED = {"llava": "tiny-llava", "qwen2_vl": "tiny-qwen2-vl"}
 
 
 def chat_template(family: str) -> str:
-    """Jinja source, the bundled models' own; `family` is "llava" or "qwen2_vl"."""
+    """Jinja source of the bundled models. `family` is "llava" or "qwen2_vl"."""
     return (Path(foveate.__file__).parent / "bundled" / _BUNDLED[family] / "chat_template.jinja").read_text()
 
 
 @cache
 def _words(n: int) -> list[str]:
-    """`n` four-letter words, the same ones whenever and wherever this runs."""
+    """`n` four-letter words, the same ones on every machine."""
     words = [a + b for a, b in product(_PAIRS, repeat=2) if min(a, b) < a[1] + b[0]]  # else the middle merges first
     Random(0).shuffle(words)
     return words[:n]
@@ -76,7 +77,7 @@ def write_tokenizer(folder: Path, family: str, vocab: int, context: int) -> None
 
 
 def text_of(n_tokens: int, seed: int) -> str:
-    """Words of the vocabulary that encode to exactly `n_tokens`, which a word, a space and a question mark are each."""
+    """Text that encodes to exactly `n_tokens`: a word, a space and a question mark are one token each."""
     words = _words(20_000)  # all of them in the vocabulary of 32,000
     draw = Random(seed)
     text = " ".join(draw.choice(words) for _ in range((n_tokens + 1) // 2))
@@ -84,6 +85,6 @@ def text_of(n_tokens: int, seed: int) -> str:
 
 
 def rendered(family: str, text: str, picture: bool) -> str:
-    """What the chat template makes of one turn, for libraries that are given the prompt."""
+    """One turn as the chat template renders it, for libraries that take the prompt."""
     visual = {"llava": "<image>\n", "qwen2_vl": "<|vision_start|><|image_pad|><|vision_end|>"}[family]
     return f"<|im_start|>user\n{visual if picture else ''}{text}<|im_end|>\n<|im_start|>assistant\n"

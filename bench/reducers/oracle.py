@@ -1,7 +1,8 @@
-"""Oracle: keep the cells that hold something, known from the scene itself; what a perfect eye would keep.
+"""Oracle: keep the cells that hold something, as a perfect eye would.
 
-Filled up with other cells at random; where the cells that hold something are too many, a random part of them. Not a
-method of the product: it reads the answer. `bench.quality` puts this folder into FOVEATE_REDUCERS of its own server.
+The scene itself says which cells hold something. If these cells are too few, random other cells fill the budget. If
+they are too many, a random part of them stays. The oracle reads the answer, so it is no method of the product.
+`bench.quality` puts this folder into FOVEATE_REDUCERS of its own server.
 """
 
 import random

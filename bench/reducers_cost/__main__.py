@@ -1,13 +1,13 @@
-"""What a method costs beside what it saves, on the random LLaVA: 576 visual tokens, a decoder of 0.5 B parameters.
+"""Cost of a method beside its gain, on the random LLaVA: 576 visual tokens, a decoder of 0.5 B parameters.
 
     python -m bench.reducers_cost                  every method at 50, 25 and 11 %; then pages that are half blank
     python -m bench.reducers_cost --methods divprune visionzip --ratios 0.25 --pages 0
 
-In process, features cached: a reducer's time is that of its own code and of mixing its rows; the prefill it saves is
-the decoder's forward of all tokens less that of the kept ones, 27 of text among both. What recording its signals adds
-to the tower is told beside it. Of methods that act before or inside the tower the time is what ranking the pixels
-takes, or what they do between its layers; the tower's own falls. Pages go through a server: TTFT as a client sees it,
-and no page comes twice.
+The bench runs in process with cached features. A reducer's time is the time of its own code and of mixing its rows. The
+saved prefill is the decoder's forward of all tokens less the forward of the kept tokens, both with 27 tokens of text. A
+column beside it has the time that recording the method's signals adds to the tower. For methods before the tower, the
+time is the time of ranking the pixels; for methods inside the tower, the time of their code between the tower's layers.
+The tower's own time falls. Pages go through a server: TTFT is measured at the client, and no page comes twice.
 """
 
 import argparse
@@ -62,7 +62,7 @@ class Cost:
 
 
 def prefill_s(model: Model, counts: Sequence[int]) -> dict[int, float]:
-    """The decoder's forward of so many visual tokens and the text, logits of the last included."""
+    """Seconds of the decoder's forward, by number of visual tokens, with the text and the logits of the last row."""
     most = max(counts) + TEXT_TOKENS
     kv = filled(model.spec, model.dtype, most)
     runner, found = Runner(model, kv), {}
@@ -78,7 +78,7 @@ def prefill_s(model: Model, counts: Sequence[int]) -> dict[int, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Clocked(EncoderCut):
-    """A method inside the tower, and how long it took each time."""
+    """A method inside the tower, and its time in each call."""
 
     inner: RowCut
     spent_s: list[float]
@@ -97,7 +97,7 @@ class Clocked(EncoderCut):
 
 
 class Costs:
-    """One picture, its features with all signals, and what the tower takes for each set of them."""
+    """One picture, its features with all signals, and the tower's time for each set of signals."""
 
     def __init__(self, model: Model, reducers: dict[str, Reducer], side: int) -> None:
         self._model, self._picture = model, pixels_of(page(0, side).rotate(45, fillcolor="grey"))
@@ -140,7 +140,7 @@ def _reduced(reducer: Reducer, seen: VisualInputs, budget: int) -> Tensor:
 
 
 def methods(model: Model, chosen: Sequence[str]) -> dict[str, Reducer]:
-    """Every method that is for this tower, or the chosen ones."""
+    """Every method that fits this tower, or the chosen methods."""
     found = {}
     for name in chosen or names(family):
         reducer = build_reducer(name, {})
@@ -155,7 +155,7 @@ def methods(model: Model, chosen: Sequence[str]) -> dict[str, Reducer]:
 
 @torch.inference_mode()
 def measure(model: Model, chosen: Sequence[str], ratios: Sequence[float], side: int = SIDE) -> tuple[list[Cost], str]:
-    """Costs of every method at every budget, and what they are beside, in words.
+    """Costs of every method at every budget, and the times of tower and prefill in words.
 
     Args:
         side: pixels along the edge of the picture that the model reads.
@@ -174,7 +174,7 @@ def measure(model: Model, chosen: Sequence[str], ratios: Sequence[float], side: 
 
 
 def cost_table(costs: Sequence[Cost]) -> str:
-    """Rows: methods, the dearest first; by budget the reducer's ms and their share of the prefill saved."""
+    """Rows: methods, the dearest first. Columns: the reducer's ms by budget, and their share of the saved prefill."""
     ratios = sorted({cost.ratio for cost in costs}, reverse=True)
     by_name: dict[str, list[Cost]] = {}
     for cost in costs:

@@ -1,4 +1,4 @@
-"""Pages that are half blank, and how soon the first token comes for them: the second half of `bench.reducers_cost`."""
+"""Half-blank pages, and their time to first token: the second half of `bench.reducers_cost`."""
 
 import asyncio
 import base64
@@ -29,7 +29,7 @@ PAGE_TARGET, PAGE_RATIO = 0.45, 0.25
 
 @dataclass(frozen=True)
 class Page:
-    """TTFT of pages that are half blank."""
+    """TTFT of half-blank pages."""
 
     method: str
     kept: int
@@ -38,7 +38,7 @@ class Page:
 
 
 def page(seed: int, side: int = SIDE) -> Image.Image:
-    """Letters on white in the upper half, nothing in the lower; every cell of the upper half shows some."""
+    """Letters on white in the upper half, nothing in the lower half. Every cell of the upper half shows some ink."""
     picture, random = Image.new("RGB", (side, side), "white"), Random(seed)
     draw = ImageDraw.Draw(picture)
     for y in range(0, side // 2, 12):
@@ -75,7 +75,7 @@ async def _ask(server: Server, method: str, seed: int) -> Page:
 
 
 def pages(folder: Path, n: int) -> list[Page]:
-    """The fastest of `n` pages, the methods in turns, so that what slows the machine for a while slows all of them."""
+    """The fastest of `n` pages. The methods run in turns, so a slow spell of the machine slows all methods."""
     found: dict[str, list[Page]] = {method: [] for method in PAGE_METHODS}
     with serving(str(folder)) as server:
         asyncio.run(_ask(server, "none", 1))
