@@ -11,20 +11,24 @@ from pydantic import JsonValue
 import foveate
 from foveate.configs.config import Config
 from foveate.engine.images.preprocess import ImageProcessor
-from foveate.server import errors, health, metrics
-from foveate.server.chat import answer_chat
-from foveate.server.completions import answer_completion
-from foveate.server.context import Context, now
+from foveate.server.answer.logprobs import TokenTexts
+from foveate.server.common.metrics import Metrics
+from foveate.server.common.protocol import ChatRequest, CompletionRequest
+from foveate.server.common.replies import ChatReply, TextReply, refusals
 from foveate.server.engine_client import EngineClient
-from foveate.server.logprobs import TokenTexts
-from foveate.server.media import Fetch, Media
-from foveate.server.metrics import Metrics
-from foveate.server.models import models_router
-from foveate.server.prompt import Prompter
-from foveate.server.protocol import ChatRequest, CompletionRequest
-from foveate.server.replies import ChatReply, TextReply, refusals
-from foveate.server.tokenize import tokens_router
-from foveate.server.transport import ApiRoute, Gate
+from foveate.server.prepare.media import Fetch, Media
+from foveate.server.prepare.prompt import Prompter
+from foveate.server.prepare.request import Preparer
+from foveate.server.routes.chat import answer_chat
+from foveate.server.routes.completions import answer_completion
+from foveate.server.routes.context import Context, now
+from foveate.server.routes.health import health_router
+from foveate.server.routes.metrics import metrics_router
+from foveate.server.routes.models import models_router
+from foveate.server.routes.tokenize import tokens_router
+from foveate.server.transport.errors import answer_errors
+from foveate.server.transport.gate import Gate
+from foveate.server.transport.route import ApiRoute
 
 
 def create_app(config: Config, client: EngineClient, counts: Metrics, model_dir: Path) -> FastAPI:
@@ -53,10 +57,10 @@ def create_app(config: Config, client: EngineClient, counts: Metrics, model_dir:
     app.state.routes = context
     for router in (_generating(context), models_router(context), tokens_router(context)):
         app.include_router(router)
-    app.include_router(health.router(client))
-    app.include_router(metrics.router(counts, client))
+    app.include_router(health_router(client))
+    app.include_router(metrics_router(counts, client))
     app.add_middleware(Gate, api_keys=config.server.api_keys)
-    errors.install(app)
+    answer_errors(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -66,10 +70,8 @@ def _context(config: Config, client: EngineClient, counts: Metrics, prompter: Pr
         config=config,
         engine=client,
         metrics=counts,
-        prompter=prompter,
+        preparer=Preparer(config, prompter, media),
         texts=TokenTexts(prompter.tokenizer),
-        media=media,
-        name=config.model.name,
         started=now(),
     )
 
@@ -77,7 +79,7 @@ def _context(config: Config, client: EngineClient, counts: Metrics, prompter: Pr
 def _fetcher(config: Config) -> Fetch | None:
     if not config.server.image_urls:
         return None
-    from foveate.server.fetch import Fetcher  # imports httpx, a tenth of a second that most servers do not need
+    from foveate.server.prepare.fetch import Fetcher  # imports httpx: a tenth of a second that few servers need
 
     return Fetcher(config.limits, config.server.image_url_hosts)
 

@@ -10,8 +10,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from foveate.configs.config import Config
 from foveate.server.app import create_app
+from foveate.server.common.metrics import Metrics
 from foveate.server.engine_client import EngineClient
-from foveate.server.metrics import Metrics
 
 HEADER_BYTES = 64 * 1024
 

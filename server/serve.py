@@ -89,8 +89,8 @@ async def _announce(
     except EngineDown as error:
         print(f"foveate: error: {error}", file=sys.stderr, flush=True)
         return 2 if error.wrong_setting else 3
-    from foveate.server.errors import ApiError
-    from foveate.server.stages import read_method
+    from foveate.server.common.errors import ApiError
+    from foveate.server.prepare.stages import read_method
 
     try:
         read_method("budget.method", config.budget.method, client.methods)

@@ -1,12 +1,10 @@
 """Pairs through the engine in this process, resolved exactly as a server with the same budget settings would."""
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
-from starlette.datastructures import Headers
 
 from foveate.configs.config import BudgetConfig, Config
 from foveate.configs.errors import ConfigError
@@ -27,13 +25,13 @@ from foveate.engine.methods import describe
 from foveate.engine.models.family import Family
 from foveate.engine.models.parts.matrix import Matrix
 from foveate.engine.process import load
-from foveate.server.budget import ImageCap, resolve
-from foveate.server.errors import ApiError
-from foveate.server.media import Media
-from foveate.server.prompt import Prompter
-from foveate.server.protocol import ImagePart, ImageUrl, Message, TextPart
-from foveate.server.question import caption_ids, question_ids
-from foveate.server.stages import read_method
+from foveate.server.common.errors import ApiError
+from foveate.server.prepare.budget import ImageCap, ImageWish, resolve
+from foveate.server.prepare.conversation import Picture, Text, Turn
+from foveate.server.prepare.media import Media
+from foveate.server.prepare.prompt import Prompter
+from foveate.server.prepare.question import caption_ids, question_ids
+from foveate.server.prepare.stages import read_method
 from foveate.tune.data import Pair
 
 
@@ -43,7 +41,6 @@ class Asked:
 
     prompt_ids: list[int]
     image: Image
-    part: ImagePart
     question_ids: list[int]
     answer: str | None  # the right one
     where: str
@@ -105,7 +102,18 @@ class Asker:
 
     def prepare(self, pairs: Sequence[Pair]) -> list[Asked]:
         """Decode and resize the pictures, render and tokenize the prompts. Raises ConfigError, naming the pair."""
-        return asyncio.run(self._prepare(pairs))
+        config = self._config
+        media = Media(self.model.processor, config.limits, config.server.decode_workers, None)
+        images: dict[bytes | str, Image] = {}
+        try:
+            for pair in pairs:
+                if pair.picture not in images:
+                    images[pair.picture] = media.read(pair.picture, "image", ImageCap(), 1)
+        except ApiError as error:
+            raise ConfigError(f"{pair.where}: {error.message}") from None
+        finally:
+            media.close()
+        return [self._asked(pair, images[pair.picture]) for pair in pairs]
 
     def check_method(self, text: str) -> MethodInfo:
         """The last stage of what stands where `budget.method` does. Raises ConfigError."""
@@ -169,7 +177,7 @@ class Asker:
     ) -> Generate:
         budget = replace(BudgetConfig(), method=method, ratio=ratio)
         try:
-            resolved = resolve(Headers({}), None, [one.part], budget, self.methods)
+            resolved = resolve(None, [ImageWish()], budget, self.methods)
         except ApiError as error:
             raise ConfigError(error.message) from None
         aware = resolved.reads_question
@@ -183,28 +191,13 @@ class Asker:
             question_ids=one.question_ids if aware else [],
         )
 
-    async def _prepare(self, pairs: Sequence[Pair]) -> list[Asked]:
-        media = Media(self.model.processor, self._config.limits, self._config.server.decode_workers, None)
-        images: dict[str, Image] = {}
-        try:
-            for pair in pairs:
-                if pair.picture not in images:
-                    images[pair.picture] = await media.load(pair.picture, "image", ImageCap(), 1)
-        except ApiError as error:
-            raise ConfigError(f"{pair.where}: {error.message}") from None
-        finally:
-            media.close()
-        return [self._asked(pair, images[pair.picture]) for pair in pairs]
-
     def _asked(self, pair: Pair, image: Image) -> Asked:
-        part = ImagePart(type="image_url", image_url=ImageUrl(url=""))  # the budget reads what stands beside the URL
-        content: list[ImagePart | TextPart] = [part, TextPart(type="text", text=pair.question)]
-        messages = [Message.model_validate({"role": "user", "content": content})]
+        turns = [Turn("user", [Picture(), Text(pair.question)])]
         try:
-            ids = self.prompter.chat(messages, self._info)
+            ids = self.prompter.chat(turns, self._info)
         except ApiError as error:
             raise ConfigError(f"{pair.where}: {error.message}") from None
         tokenizer = self.prompter.tokenizer
-        (caption,) = caption_ids(tokenizer, messages)
+        (caption,) = caption_ids(tokenizer, turns)
         image = msgspec.structs.replace(image, caption_ids=caption)
-        return Asked(ids, image, part, question_ids(tokenizer, messages), pair.answer, pair.where)
+        return Asked(ids, image, question_ids(tokenizer, turns), pair.answer, pair.where)

@@ -5,7 +5,6 @@ optionally `answer`; other keys are left alone. A folder has pictures and, besid
 with one question a line.
 """
 
-import base64
 import io
 import random
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ _SHARES = (0.5, 0.75)  # of the pairs, where the first and the second part end
 class Pair:
     """One question about one picture."""
 
-    picture: str  # a data URL
+    picture: bytes | str  # an encoded picture, or a data URL that the data hold
     question: str
     answer: str | None  # the right one, if the user gave it
     where: str  # for messages: "data.jsonl:12"
@@ -63,8 +62,8 @@ def scenes(n: int, first: int = FIRST_SCENE) -> list[Pair]:
         scene = make_scene(seed)
         buffer = io.BytesIO()
         render(scene).save(buffer, "PNG")
-        url, where = _data_url(buffer.getvalue()), f"scene {seed}"
-        pairs += [Pair(url, asked.text, asked.answer, where) for asked in questions(scene, seed=0)]
+        encoded, where = buffer.getvalue(), f"scene {seed}"
+        pairs += [Pair(encoded, asked.text, asked.answer, where) for asked in questions(scene, seed=0)]
     return pairs
 
 
@@ -86,7 +85,7 @@ def split(pairs: Sequence[Pair], seed: int) -> dict[str, list[Pair]]:
     if len(pictures) < 4:
         raise ConfigError(f"{len(pairs)} pairs about {len(pictures)} pictures: give at least 4, as half is held out")
     random.Random(f"split/{seed}").shuffle(pictures)
-    of: dict[str, list[Pair]] = {picture: [] for picture in pictures}
+    of: dict[bytes | str, list[Pair]] = {picture: [] for picture in pictures}
     for pair in pairs:
         of[pair.picture].append(pair)
     parts: dict[str, list[Pair]] = {part: [] for part in PARTS}
@@ -103,7 +102,7 @@ def split(pairs: Sequence[Pair], seed: int) -> dict[str, list[Pair]]:
 
 def _read_lines(path: Path) -> list[Pair]:
     pairs: list[Pair] = []
-    urls: dict[Path, str] = {}  # a picture is read once
+    known: dict[Path, bytes] = {}  # a picture is read once
     for number, line in enumerate(_text(path).splitlines(), 1):
         if not line.strip():
             continue
@@ -116,7 +115,7 @@ def _read_lines(path: Path) -> list[Pair]:
             raise ConfigError(f"{where}: not JSON: {error}") from None
         if not said.question.strip():
             raise ConfigError(f"{where}: the question is empty")
-        pairs.append(Pair(_url(said.image, path.parent, where, urls), said.question, said.answer, where))
+        pairs.append(Pair(_named(said.image, path.parent, where, known), said.question, said.answer, where))
     if not pairs:
         raise ConfigError(f"{path}: no pairs; a line is like {_EXAMPLE}")
     return pairs
@@ -125,15 +124,16 @@ def _read_lines(path: Path) -> list[Pair]:
 _EXAMPLE = '{"image": "cat.png", "question": "What is this?"}'
 
 
-def _url(image: str, folder: Path, where: str, urls: dict[Path, str]) -> str:
+def _named(image: str, folder: Path, where: str, known: dict[Path, bytes]) -> bytes | str:
+    """A picture that a line names: a data URL, or the bytes of a file."""
     if image[:5].lower() == "data:":
         return image
     if image.lower().startswith(("http://", "https://")):
         raise ConfigError(f"{where}: {image[:60]}: pictures are not fetched; give a path or a data URL")
     path = folder / Path(image).expanduser()
-    if path not in urls:
-        urls[path] = _picture(path, where)
-    return urls[path]
+    if path not in known:
+        known[path] = _picture(path, where)
+    return known[path]
 
 
 def _read_folder(folder: Path) -> list[Pair]:
@@ -150,9 +150,9 @@ def _read_folder(folder: Path) -> list[Pair]:
         asked = path.with_suffix(".txt")
         if not asked.is_file():
             raise ConfigError(f"{path}: no {asked.name} beside it with its questions, one a line")
-        url = _picture(path, str(path))
+        picture = _picture(path, str(path))
         lines = [(number, line.strip()) for number, line in enumerate(_text(asked).splitlines(), 1)]
-        own = [Pair(url, line, None, f"{asked}:{number}") for number, line in lines if line]
+        own = [Pair(picture, line, None, f"{asked}:{number}") for number, line in lines if line]
         if not own:
             raise ConfigError(f"{asked}: no questions; write one a line")
         pairs += own
@@ -168,13 +168,8 @@ def _text(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _picture(path: Path, where: str) -> str:
+def _picture(path: Path, where: str) -> bytes:
     try:
-        return _data_url(path.read_bytes())
+        return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{where}: {path}: cannot be read: {error.strerror}") from None
-
-
-def _data_url(encoded: bytes) -> str:
-    """What it holds is told by its first bytes, whatever the name says."""
-    return "data:image/png;base64," + base64.b64encode(encoded).decode()

@@ -1,5 +1,6 @@
 """`foveate tune` on a few bundled scenes, and a server with the preset it wrote."""
 
+import base64
 import json
 import subprocess
 import sys
@@ -23,7 +24,9 @@ def tune(out: Path) -> str:
 
 
 def ask(client: httpx.Client, pair: Pair, visual: dict[str, object]) -> tuple[str, dict[str, float]]:
-    content = [{"type": "image_url", "image_url": {"url": pair.picture}}, {"type": "text", "text": pair.question}]
+    assert isinstance(pair.picture, bytes), "scenes are rendered"
+    url = "data:image/png;base64," + base64.b64encode(pair.picture).decode()
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": pair.question}]
     body = {
         "model": "tiny-llava", "temperature": 0, "max_tokens": 24, "vlm": {"visual": visual},
         "messages": [{"role": "user", "content": content}],

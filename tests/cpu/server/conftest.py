@@ -34,7 +34,7 @@ from foveate.engine.common.messages import (
     VisualUsage,
 )
 from foveate.server.app import create_app
-from foveate.server.metrics import Metrics
+from foveate.server.common.metrics import Metrics
 
 T = TypeVar("T")
 SPECIALS = ("<|end|>", "<|turn|>", "<image>")

@@ -4,13 +4,13 @@ import itertools
 from typing import Any
 
 import pytest
-from starlette.datastructures import Headers
 
 from foveate.configs.config import BudgetConfig
 from foveate.engine.common.messages import MethodInfo
-from foveate.server.budget import ImageCap, Resolved, resolve
-from foveate.server.header_fields import parse
-from foveate.server.protocol import ImagePart, VlmFields
+from foveate.server.common.header_fields import parse
+from foveate.server.common.protocol import ImagePart, VlmFields
+from foveate.server.prepare.budget import ImageCap, Resolved, resolve
+from foveate.server.prepare.request import _wish
 
 METHOD = MethodInfo(
     name="foveal", summary="", source="", fields=[], question_aware=False, shared=True, signals_cls=[],
@@ -28,8 +28,9 @@ def run(
         ImagePart.model_validate({"type": "image_url", "image_url": {"url": "u", "detail": i.get("detail")}} | i)
         for i in images
     ]
+    stated = {name.lower(): [value] for name, value in (headers or {}).items()}
     body = None if visual is None else VlmFields.model_validate({"visual": visual})
-    return resolve(Headers(headers or {}), body, parts, BudgetConfig(**config), [METHOD])
+    return resolve(body, [_wish(part) for part in parts], BudgetConfig(**config), [METHOD], stated)
 
 
 def test_defaults_hold_only_for_those_who_state_nothing() -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from foveate.configs.config import ServerConfig
 from foveate.engine.common.messages import Failed, Generate
-from foveate.server.metrics import Metrics
-from foveate.server.transport import EventStream, Track
+from foveate.server.common.metrics import Metrics
+from foveate.server.common.track import Track
+from foveate.server.transport.events import EventStream
 
 
 class Outcomes(Metrics):
@@ -112,7 +113,7 @@ def test_our_own_bug_within_a_stream_is_an_event(api: Any, monkeypatch: pytest.M
     def broken(_: object) -> None:
         raise RuntimeError("inside")
 
-    monkeypatch.setattr("foveate.server.text.Detokenizer.push", lambda *_: broken(None))
+    monkeypatch.setattr("foveate.server.answer.text.Detokenizer.push", lambda *_: broken(None))
     reply = api.chat(stream=True)
     assert api.events(reply)[-1]["error"]["code"] == "internal_error" and "inside" not in reply.text
     assert api.metrics.outcomes == [("error", "internal_error")] and api.client.aborted

@@ -16,7 +16,7 @@ import pytest
 from foveate.configs.config import Config
 from foveate.engine.common.messages import Accepted, Delta, Failed, Generate, Heartbeat
 from foveate.server.engine_client import ABORTED, ENGINE_RESTARTED, EngineClient, EngineDown, Event
-from foveate.server.health import Readiness, probe_request
+from foveate.server.routes.health import Readiness, probe_request
 
 FAKE = Path(__file__).with_name("fake_engine.py")
 _spec = importlib.util.spec_from_file_location("fake_engine", FAKE)

@@ -13,9 +13,9 @@ from PIL import Image as Pillow
 
 from foveate.configs.config import LimitsConfig
 from foveate.engine.common.messages import Image
-from foveate.server.budget import ImageCap
-from foveate.server.errors import ApiError
-from foveate.server.media import Media
+from foveate.server.common.errors import ApiError
+from foveate.server.prepare.budget import ImageCap
+from foveate.server.prepare.media import Media
 
 SIZE = (20, 10)
 
@@ -37,7 +37,7 @@ class AsItIs:
 @pytest.fixture
 def load() -> Any:
     media = Media(AsItIs(), LimitsConfig(image_pixels=10_000, image_mb=1), 1, None)
-    yield lambda url: media._load(url, "p", ImageCap(tokens=3), 1)
+    yield lambda url: media.read(url, "p", ImageCap(tokens=3), 1)
     media.close()
 
 
@@ -118,8 +118,8 @@ def test_the_digest_covers_shape_and_processor(to_url: Callable[..., str]) -> No
         media = Media(processor, LimitsConfig(), 1, None)
         for size in ((4, 8), (8, 4)):
             url = to_url(Pillow.new("RGB", size, (9, 9, 9)))
-            digests.add(media._load(url, "p", ImageCap(), 1).digest)
-            assert media._load(url, "p", ImageCap(tokens=1), 1).digest in digests
+            digests.add(media.read(url, "p", ImageCap(), 1).digest)
+            assert media.read(url, "p", ImageCap(tokens=1), 1).digest in digests
         media.close()
     assert len(digests) == 4 and all(len(digest) == 32 for digest in digests)
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from foveate.configs.config import BudgetConfig
 from foveate.engine.common.messages import FieldInfo, MethodInfo, Stage
-from foveate.server.errors import ApiError
-from foveate.server.stages import read_method
-from foveate.server.usage import kept_map
+from foveate.server.answer.usage import kept_map
+from foveate.server.common.errors import ApiError
+from foveate.server.prepare.stages import read_method
 
 
 def method(name: str, stage: str = "tokens", first: bool = False, aware: bool = False, **types: str) -> MethodInfo:

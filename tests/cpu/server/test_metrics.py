@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from foveate.server.metrics import Metrics
+from foveate.server.common.metrics import Metrics
 
 _spec = importlib.util.spec_from_file_location("fake_engine", Path(__file__).with_name("fake_engine.py"))
 assert _spec is not None and _spec.loader is not None

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from tokenizers import Tokenizer, processors
 import foveate.bundled
 from foveate.configs.errors import ConfigError
 from foveate.engine.common.messages import ModelInfo
-from foveate.server.errors import ApiError
-from foveate.server.prompt import Prompter
-from foveate.server.protocol import Message
-from foveate.server.template import Template, TemplateFailed
+from foveate.server.common.errors import ApiError
+from foveate.server.common.protocol import Message
+from foveate.server.prepare.conversation import Turn
+from foveate.server.prepare.prompt import Prompter
+from foveate.server.prepare.request import conversation
+from foveate.server.prepare.template import Template, TemplateFailed
 
 MODEL = ModelInfo(
     family="llava", max_context=2000, vocab_size=259, image_token_id=2, n_parameters=1, dtype="float32", device="cpu",
@@ -33,9 +36,13 @@ PARTS_ONLY = (
 TEXT_ONLY = "{% for m in messages %}[{{ m['role'] + ': ' + m['content'] }}]{% endfor %}"
 
 
-def messages(*contents: object) -> list[Message]:
+def messages(*contents: object) -> list[Turn]:
     roles = ("user", "assistant")
-    return [Message.model_validate({"role": roles[i % 2], "content": c}) for i, c in enumerate(contents)]
+    return turns({"role": roles[i % 2], "content": c} for i, c in enumerate(contents))
+
+
+def turns(said: Iterable[object]) -> list[Turn]:
+    return conversation([Message.model_validate(one) for one in said])
 
 
 def picture() -> dict[str, Any]:
@@ -75,7 +82,7 @@ def test_one_begin_token_whoever_writes_it(tokenizer: Tokenizer) -> None:
 
 
 def test_developer_is_system(tokenizer: Tokenizer) -> None:
-    said = [Message(role="developer", content="x")]
+    said = turns([{"role": "developer", "content": "x"}])
     assert decoded(tokenizer, prompter(tokenizer, TEXT_ONLY).chat(said, MODEL)) == "[system: x]"
 
 
@@ -147,7 +154,7 @@ def test_bundled_models_render_as_with_transformers(name: str) -> None:
         family="", max_context=2000, vocab_size=len(theirs), image_token_id=image_id, n_parameters=1, dtype="",
         weights="", kernels="", device="", block_tokens=16, n_blocks=1,
     )  # fmt: skip
-    conversation = messages([picture(), text("What colour is the star?\n"), picture()], "Red.", "Sure?")
+    asked = messages([picture(), text("What colour is the star?\n"), picture()], "Red.", "Sure?")
     said = [
         {"role": "user", "content": [{"type": "image"}, text("What colour is the star?\n"), {"type": "image"}]},
         {"role": "assistant", "content": "Red."},
@@ -155,13 +162,13 @@ def test_bundled_models_render_as_with_transformers(name: str) -> None:
     ]
     for generate in (True, False):
         want = theirs.apply_chat_template(said, add_generation_prompt=generate, tokenize=True, return_dict=False)
-        assert Prompter.load(directory).chat(conversation, model, generate) == want
+        assert Prompter.load(directory).chat(asked, model, generate) == want
     with pytest.raises(ApiError, match="stands for an image"):
         Prompter.load(directory).chat(messages(f"x {theirs.convert_ids_to_tokens(image_id)}"), model)
 
 
 def test_the_server_loads_no_tensors() -> None:
-    code = "import sys, foveate.server.app, foveate.server.fetch; print([m for m in %r if m in sys.modules])"
+    code = "import sys, foveate.server.app, foveate.server.prepare.fetch; print([m for m in %r if m in sys.modules])"
     heavy = ["torch", "transformers", "numpy"]
     done = subprocess.run([sys.executable, "-P", "-c", code % heavy], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

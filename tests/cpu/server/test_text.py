@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from foveate.server.logprobs import TokenTexts
-from foveate.server.text import Detokenizer, StopStrings, TextStream
+from foveate.server.answer.logprobs import TokenTexts
+from foveate.server.answer.text import Detokenizer, StopStrings, TextStream
 
 
 def byte_tokenizer() -> Tokenizer:

@@ -12,11 +12,11 @@ from foveate.configs.errors import ConfigError
 from foveate.tune.data import FIRST_SCENE, PARTS, Pair, read, sample, scenes, split
 
 
-def picture(path: Path, colour: str = "red") -> str:
-    """Save one and return its data URL."""
+def picture(path: Path, colour: str = "red") -> bytes:
+    """Save one and return its bytes."""
     path.parent.mkdir(exist_ok=True, parents=True)
     Image.new("RGB", (8, 6), colour).save(path)
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    return path.read_bytes()
 
 
 def lines(path: Path, *said: object) -> str:
@@ -25,7 +25,8 @@ def lines(path: Path, *said: object) -> str:
 
 
 def test_lines(tmp_path: Path) -> None:
-    red, blue = picture(tmp_path / "in" / "red.png"), picture(tmp_path / "blue.png", "blue")
+    red = picture(tmp_path / "in" / "red.png")
+    blue = "data:image/png;base64," + base64.b64encode(picture(tmp_path / "blue.png", "blue")).decode()
     file = lines(
         tmp_path / "data.jsonl",
         {"image": "in/red.png", "question": "What?", "answer": "red", "id": 7},

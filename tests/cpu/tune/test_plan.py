@@ -17,8 +17,7 @@ from foveate.engine.common.messages import Image, TokenLogprob, VisualUsage
 from foveate.engine.methods import build_pruner, describe
 from foveate.engine.models.loader import load_model
 from foveate.engine.prune.depth import plan as layer_groups
-from foveate.server.protocol import ImagePart, ImageUrl
-from foveate.server.stages import read_method
+from foveate.server.prepare.stages import read_method
 from foveate.tune import plan, report
 from foveate.tune.asking import Asked, LayerCost, Outcome
 from foveate.tune.data import PARTS
@@ -75,10 +74,9 @@ class MadeUp:
 
 
 def parts() -> dict[str, list[Asked]]:
-    part = ImagePart(type="image_url", image_url=ImageUrl(url=""))
     image = Image(pixels=b"", height=0, width=0, digest=b"")
     sizes = dict(zip(PARTS, (200, 100, 100), strict=True))
-    return {name: [Asked([1], image, part, [], "1 2", f"{name} {i}") for i in range(n)] for name, n in sizes.items()}
+    return {name: [Asked([1], image, [], "1 2", f"{name} {i}") for i in range(n)] for name, n in sizes.items()}
 
 
 def run(folder: Path, left: float = float("inf")) -> tuple[plan.Result, MadeUp, Bench]:

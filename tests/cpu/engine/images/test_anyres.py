@@ -21,8 +21,8 @@ from foveate.engine.images.preprocess import ImageProcessor
 from foveate.engine.models.base import Model
 from foveate.engine.models.loader import load_model
 from foveate.engine.resolve import Room, resolve
-from foveate.server.budget import ImageCap
-from foveate.server.media import Media
+from foveate.server.prepare.budget import ImageCap
+from foveate.server.prepare.media import Media
 
 torch.set_num_threads(1)
 NEXT = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]
@@ -133,7 +133,7 @@ def load(model: Model, pictures: list[Pictures.Image]) -> list[Image]:
         file = io.BytesIO()
         picture.save(file, "PNG")
         url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-        images.append(media._load(url, "p", ImageCap(), len(pictures)))
+        images.append(media.read(url, "p", ImageCap(), len(pictures)))
     media.close()
     return images
 

@@ -14,7 +14,7 @@ from urllib.parse import urljoin
 import httpx
 
 from foveate.configs.config import LimitsConfig
-from foveate.server.media import MEGABYTE, bad_image
+from foveate.server.prepare.media import MEGABYTE, bad_image
 
 MAX_REDIRECTS = 3
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")

@@ -1,13 +1,21 @@
 """Bounds that are settings, fields we know and do not honour, and fields we do not know."""
 
-import re
 from collections.abc import Iterator
 
 from pydantic import BaseModel, JsonValue
 
 from foveate.configs.config import LimitsConfig
-from foveate.server.errors import VLM_PARAMETER, ApiError, unsupported
-from foveate.server.protocol import ChatRequest, CompletionRequest, ImagePart, Message, OtherPart, Sampling, TextPart
+from foveate.server.common.errors import VLM_PARAMETER, ApiError, printable, unsupported
+from foveate.server.common.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    ImagePart,
+    Message,
+    OtherPart,
+    Sampling,
+    TextPart,
+    body_level,
+)
 
 MAX_WARNINGS = 8
 COMPLETION_TOKENS = 16
@@ -58,7 +66,6 @@ _IGNORED = {
     "add_special_tokens",
     "spaces_between_special_tokens",
 }
-_PRINTABLE = re.compile(r"[^A-Za-z0-9_.-]")
 _UNSUPPORTED_MESSAGE_FIELDS = ("tool_calls", "function_call", "tool_call_id", "audio")
 
 
@@ -171,7 +178,7 @@ def warnings(request: Sampling) -> list[str]:
     if request.vlm is not None:
         in_vlm += _unknown(request.vlm, "vlm")
         in_vlm += _unknown(request.vlm.visual, "vlm.visual")
-        if in_vlm and request.vlm.strict:
+        if in_vlm and body_level(request.vlm).value("vlm.strict"):
             name = printable(in_vlm[0])
             raise ApiError(f"{name}: no such field", name, VLM_PARAMETER)
     return [f"unknown field {printable(name)}" for name in found + in_vlm]
@@ -179,8 +186,3 @@ def warnings(request: Sampling) -> list[str]:
 
 def _unknown(model: BaseModel | None, where: str) -> list[str]:
     return [f"{where}.{name}" for name in (model.model_extra or {})] if model is not None else []
-
-
-def printable(name: str) -> str:
-    """A client's own word, safe to put into a header."""
-    return _PRINTABLE.sub("?", name[:64])

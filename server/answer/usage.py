@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from foveate.engine.common.messages import Usage, VisualUsage
-from foveate.server.answer import Answer
-from foveate.server.metrics import Metrics
-from foveate.server.replies import (
+from foveate.server.answer.answer import Answer
+from foveate.server.common.metrics import Metrics
+from foveate.server.common.replies import (
     ImageReport,
     KvReport,
     PromptDetails,
@@ -102,11 +102,11 @@ def count(metrics: Metrics, usage: UsageReport) -> None:
     metrics.usage(usage.prompt_tokens, cached, usage.completion_tokens, visual.offered, visual.kept)
 
 
-def resolved_header(answer: Answer, floor: int) -> str:
-    """VLM-Resolved: known once the engine has accepted."""
+def resolved_header(answer: Answer, figures: Sequence[str]) -> str:
+    """VLM-Resolved: known once the engine has accepted; `figures` were known before."""
     visual = answer.accepted.visual
     mean = f"vis_mean={visual.mean:.2f}, " if visual.layers else ""
-    return f"vis={visual.kept}, {mean}method={visual.method}, floor={floor}"
+    return ", ".join([f"vis={visual.kept}, {mean}method={visual.method}", *figures])
 
 
 def spent_headers(answers: Sequence[Answer], usage: UsageReport) -> dict[str, str]:

@@ -1,51 +1,18 @@
 """One engine request from `Generate` to text: what chat and text completions share."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass
 
-import orjson
 from tokenizers import Tokenizer
 
-from foveate.engine.common.messages import (
-    Accepted,
-    Delta,
-    Failed,
-    Generate,
-    MethodInfo,
-    ModelInfo,
-    TokenLogprob,
-    Usage,
-)
-from foveate.server.errors import ApiError, from_failed
-from foveate.server.replies import FinishReason
-from foveate.server.text import TextStream
-from foveate.server.transport import Track
-
-Event = Accepted | Delta | Failed
-HOLE = "\x00hole\x00"  # stands for the text in an event that is made once; no model's name or id holds it
-
-
-class Engine(Protocol):
-    """What the API needs of `engine_client.EngineClient`."""
-
-    @property
-    def state(self) -> str: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def model(self) -> ModelInfo: ...
-    @property
-    def methods(self) -> Sequence[MethodInfo]: ...
-
-    def generate(self, request: Generate) -> AsyncIterator[Event]:
-        """An async generator; closing it before its end aborts the request in the engine."""
-        ...
-
-    def end_choice(self, request_id: str, choice: int) -> None:
-        """The choice ends as if by itself: its last `Delta` still comes."""
-        ...
+from foveate.engine.common.messages import Accepted, Delta, Failed, TokenLogprob, Usage
+from foveate.server.answer.text import TextStream
+from foveate.server.common.engine_api import EngineApi
+from foveate.server.common.errors import ApiError, from_failed
+from foveate.server.common.replies import FinishReason
+from foveate.server.common.track import Track
+from foveate.server.prepare.request import Prepared
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,35 +30,23 @@ class Choice:
     text: TextStream
     n_tokens: int = 0  # generated and counted, the stopping token included
     finish: FinishReason | None = None
-    usage: Usage | None = None  # once the engine has ended it, which after a stop string is a step later
-    offset: int = 0  # characters sent
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A request ready for the engine."""
-
-    generate: Generate
-    stop: Sequence[str]
-    prompt_param: str  # what the engine's "messages" is called on this route
+    usage: Usage | None = None  # once the engine has ended the choice, which after a stop string is a step later
 
 
 class Answer:
-    """Runs one plan. Call `start`, then iterate over `pieces` once; `aclose` in every case."""
+    """Runs one prepared request. Call `start`, then iterate over `pieces` once; `aclose` in every case."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, plan: Plan, track: Track) -> None:
-        generate = plan.generate
+    def __init__(self, engine: EngineApi, tokenizer: Tokenizer, prepared: Prepared, track: Track) -> None:
+        generate = prepared.generate
         self.id = generate.id
         self.choices = [
-            Choice(TextStream(tokenizer, plan.stop, generate.sampling.min_tokens)) for _ in range(generate.n)
+            Choice(TextStream(tokenizer, prepared.stop, generate.sampling.min_tokens)) for _ in range(generate.n)
         ]
         self._engine = engine
-        self._prompt_param = plan.prompt_param
+        self._prompt_param = prepared.prompt_param
         self._track = track
         self._accepted: Accepted | None = None
-        events = engine.generate(generate)
-        assert isinstance(events, AsyncGenerator), "only a generator can be closed early"
-        self._events = events
+        self._events = engine.generate(generate)
 
     @property
     def accepted(self) -> Accepted:
@@ -173,7 +128,14 @@ async def close_all(answers: Sequence[Answer]) -> None:
 
 
 async def merge(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Piece], None]:
-    """Pieces of all answers as they come, each with the number of its answer. Closing it closes them."""
+    """Pieces of all answers as they come, each with the number of its answer. Closing the generator closes them."""
+    if len(answers) == 1:
+        try:
+            async for piece in answers[0].pieces():
+                yield 0, piece
+        finally:
+            await close_all(answers)
+        return
     queue: asyncio.Queue[tuple[int, Piece] | Exception | None] = asyncio.Queue()
 
     async def pump(number: int, answer: Answer) -> None:
@@ -200,20 +162,3 @@ async def merge(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Piece], 
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await close_all(answers)
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What every chunk of one answer repeats, and the headers that go before it."""
-
-    id: str
-    created: int
-    model: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-def cut(event: bytes) -> tuple[bytes, bytes]:
-    """What is before and after the JSON string `HOLE` in an encoded event."""
-    before, hole, after = event.partition(orjson.dumps(HOLE))
-    assert hole, "the event has a hole"
-    return before, after

@@ -22,10 +22,10 @@ from PIL import ImageOps
 from foveate.configs.config import LimitsConfig
 from foveate.engine.common.errors import RequestError
 from foveate.engine.common.messages import Image
-from foveate.server.budget import ImageCap
-from foveate.server.errors import ApiError
+from foveate.server.common.errors import ApiError
+from foveate.server.prepare.budget import ImageCap
 
-log = logging.getLogger("foveate.server.media")
+log = logging.getLogger("foveate.server.prepare.media")
 
 MEGABYTE = 1024 * 1024
 _DATA_URL = re.compile(r"data:([A-Za-z0-9.+/-]*)((?:;[A-Za-z0-9=_.\"-]+)*?)(;base64)?,", re.IGNORECASE)
@@ -83,7 +83,7 @@ class Media:
         data: bytes | str = url
         if not url[:5].lower() == "data:":
             data = await self._fetched(url, param)
-        return await self.run(self._load, data, param, cap, n_images)
+        return await self.run(self.read, data, param, cap, n_images)
 
     async def run(self, function: Callable[[Unpack[Args]], R], *args: *Args) -> R:
         """Run something slow in the pool."""
@@ -99,7 +99,8 @@ class Media:
             raise bad_image(param, "http(s) URLs are switched off; send a data URL, or set server.image_urls=true")
         return await self._fetch(url, param)
 
-    def _load(self, data: bytes | str, param: str, cap: ImageCap, n_images: int) -> Image:
+    def read(self, data: bytes | str, param: str, cap: ImageCap, n_images: int) -> Image:
+        """As `load`, of an encoded picture or a data URL, in the calling thread."""
         encoded = self._unpack(data, param) if isinstance(data, str) else data
         picture = self._decode(encoded, param)
         cut = self._processor.is_cut(n_images)

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from foveate.engine.common.messages import Failed, Generate, ModelInfo, SamplingParams
-from foveate.server.engine_client import EngineClient
+from foveate.server.common.engine_api import EngineApi
 
 HEARTBEAT_FRESH_S = 5.0
 STEP_FRESH_S = 10.0
@@ -18,7 +18,7 @@ PROBE_TIMEOUT_S = 2.0
 class Readiness:
     """Answers whether requests would be served, by one if need be. Questions asked together share one probe."""
 
-    def __init__(self, client: EngineClient) -> None:
+    def __init__(self, client: EngineApi) -> None:
         self._client = client
         self._n_probes = 0
         self._probed_at = -STEP_FRESH_S
@@ -62,7 +62,7 @@ def probe_request(request_id: str, model: ModelInfo) -> Generate:
     return Generate(id=request_id, prompt_ids=[token_id], sampling=sampling)
 
 
-def router(client: EngineClient) -> APIRouter:
+def health_router(client: EngineApi) -> APIRouter:
     """GET /health/live and /health/ready; the latter says why when it is 503."""
     routes = APIRouter(prefix="/health", tags=["health"])
     readiness = Readiness(client)

@@ -7,14 +7,11 @@ from its heartbeat. At any moment foveate_requests_received_total = foveate_requ
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from fastapi import APIRouter
-from fastapi.responses import Response
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 import foveate
 from foveate.engine.common.messages import Heartbeat, ModelInfo
-from foveate.server.engine_client import EngineClient
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Outcome = Literal["success", "error", "aborted"]
@@ -200,16 +197,3 @@ def _kv_usage(heartbeat: Heartbeat) -> float:
 
 def _total(families: Iterable[Metric], name: str) -> float:
     return sum(s.value for m in families if m.name == name for s in m.samples if s.name.endswith("_total"))
-
-
-def router(metrics: Metrics, client: EngineClient) -> APIRouter:
-    """GET /metrics."""
-    routes = APIRouter(tags=["metrics"])
-
-    @routes.get("/metrics", response_class=Response)
-    async def scrape() -> Response:
-        model = client.model if client.heartbeat is not None else None
-        body = metrics.render(client.heartbeat, model, client.restarts)
-        return Response(body, headers={"content-type": CONTENT_TYPE})
-
-    return routes

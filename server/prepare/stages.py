@@ -11,9 +11,8 @@ from itertools import pairwise
 
 from foveate.engine.common.composition import is_share, misplaced, setting, states_share
 from foveate.engine.common.messages import FieldInfo, MethodInfo, Stage
-from foveate.server.checks import printable
-from foveate.server.errors import invalid_vlm
-from foveate.server.header_fields import Bare, parse
+from foveate.server.common.errors import invalid_vlm, printable
+from foveate.server.common.header_fields import Bare, parse
 
 _STAGE = re.compile(r'(?:[^+"]|"(?:[^"\\]|\\.)*")+')
 MAX_STAGES = 4

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer, decoders
 
 from foveate.engine.common.messages import TokenLogprob
-from foveate.server.replies import ChatLogprobs, ContentLogprob, TextLogprobs, TopLogprob
+from foveate.server.common.replies import ChatLogprobs, ContentLogprob, TextLogprobs, TopLogprob
 
 LEAST = -9999.0  # what OpenAI writes for a token that cannot come; JSON has no infinity
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")

@@ -2,9 +2,9 @@
 
 from fastapi import APIRouter, Response
 
-from foveate.server.context import Context
-from foveate.server.replies import Method, MethodField, MethodList, ModelCard, ModelList, Reply, refusals
-from foveate.server.transport import ApiRoute
+from foveate.server.common.replies import Method, MethodField, MethodList, ModelCard, ModelList, Reply, refusals
+from foveate.server.routes.context import Context
+from foveate.server.transport.route import ApiRoute
 
 
 def _json(reply: Reply) -> Response:

@@ -13,10 +13,9 @@ from tokenizers import Tokenizer
 
 from foveate.configs.errors import ConfigError
 from foveate.engine.common.messages import ModelInfo
-from foveate.server.checks import parts
-from foveate.server.errors import ApiError
-from foveate.server.protocol import ImagePart, Message, TextPart
-from foveate.server.template import Template, TemplateFailed, find_source, read_json
+from foveate.server.common.errors import ApiError
+from foveate.server.prepare.conversation import Picture, Text, Turn
+from foveate.server.prepare.template import Template, TemplateFailed, find_source, read_json
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -65,7 +64,7 @@ class Prompter:
         source = find_source(model_dir)
         return cls(tokenizer, None if source is None else Template(source, special), special.get("bos_token"))
 
-    def chat(self, messages: Sequence[Message], model: ModelInfo, add_generation_prompt: bool = True) -> list[int]:
+    def chat(self, turns: Sequence[Turn], model: ModelInfo, add_generation_prompt: bool = True) -> list[int]:
         """Token ids of a conversation, one image placeholder per image part.
 
         Raises:
@@ -74,13 +73,12 @@ class Prompter:
         if self._template is None:
             raise ApiError("messages: this model has no chat template; use /v1/completions", "messages")
         placeholder = self._placeholder(model)
-        self._check_texts(messages, placeholder)
-        turns = [self._turn(message, placeholder) for message in messages]
+        self._check_texts(turns, placeholder)
         try:
-            text = self._template.render(turns, add_generation_prompt)
+            text = self._template.render([self._message(turn, placeholder) for turn in turns], add_generation_prompt)
         except TemplateFailed as error:
             raise ApiError(f"messages: the model's chat template refuses: {error}", "messages") from None
-        n_images = sum(isinstance(part, ImagePart) for message in messages for _, part in parts(message, ""))
+        n_images = sum(isinstance(part, Picture) for turn in turns for part in turn.parts())
         bos_is_there = self._bos is not None and text.startswith(self._bos)
         ids = self._encode(text, not bos_is_there, model, "messages")
         n_places = ids.count(model.image_token_id)
@@ -130,33 +128,33 @@ class Prompter:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
-    def _turn(self, message: Message, placeholder: str) -> dict[str, JsonValue]:
+    def _message(self, turn: Turn, placeholder: str) -> dict[str, JsonValue]:
         """A message in the form that the template understands."""
         assert self._template is not None
-        role = "system" if message.role == "developer" else message.role
-        content = message.content or ""
+        role = "system" if turn.role == "developer" else turn.role
+        content = turn.content
         if isinstance(content, str):
             plain = self._template.takes_text or not self._template.takes_parts
             return {"role": role, "content": content if plain else [{"type": "text", "text": content}]}
         if not self._template.takes_parts:
-            texts = [part.text if isinstance(part, TextPart) else placeholder for part in content]
+            texts = [part.text if isinstance(part, Text) else placeholder for part in content]
             return {"role": role, "content": "\n".join(texts)}
         listed: list[JsonValue] = [
-            {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"} for part in content
+            {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": "image"} for part in content
         ]
         return {"role": role, "content": listed}
 
-    def _check_texts(self, messages: Sequence[Message], placeholder: str) -> None:
-        for number, message in enumerate(messages):
-            where = f"messages[{number}].content"
-            if isinstance(message.content, str):
-                self._check_text(message.content, where, placeholder)
+    def _check_texts(self, turns: Sequence[Turn], placeholder: str) -> None:
+        for turn in turns:
+            where = f"{turn.path}.content"
+            if isinstance(turn.content, str):
+                self._check_text(turn.content, where, placeholder)
                 continue
             joined = ""  # parts stand next to each other in the prompt: <ima + ge> must not slip through
-            for path, part in parts(message, f"messages[{number}]"):
-                if isinstance(part, TextPart):
-                    self._check_text(part.text, f"{path}.text", placeholder)
-                joined += part.text if isinstance(part, TextPart) else "\0"
+            for part in turn.parts():
+                if isinstance(part, Text):
+                    self._check_text(part.text, f"{part.path}.text", placeholder)
+                joined += part.text if isinstance(part, Text) else "\0"
             self._check_text(joined, where, placeholder)
 
     def _check_text(self, text: str, param: str, placeholder: str) -> None:

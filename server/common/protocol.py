@@ -4,18 +4,18 @@ Bounds that are settings (limits.*) are checked in `checks`, and so are fields w
 fields are kept, since the answer's VLM-Warning lists them. Strict: "1" is no number and 1 is no boolean.
 """
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag, create_model
+
+from foveate.server.common.budget_fields import FIELDS, MAX_COUNT, Level, Stated, body_annotations
 
 MAX_MESSAGES = 4096
 MAX_PROMPTS = 128
 MAX_TOKEN_ID = 2**31 - 1
 MAX_DETOKENIZED = 100_000  # a tenth of a second in which nothing else is served
-MAX_COUNT = 1_000_000  # of visual tokens: far above any context
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
-Ratio = Annotated[FiniteFloat, Field(gt=0, le=1)]
 
 
 class Strict(BaseModel):
@@ -24,21 +24,34 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
 
 
-class VisualFields(Strict):
-    """`vlm.visual`: the visual budget of a request. Each has a header, VLM-Visual-*."""
+if TYPE_CHECKING:  # the fields come from the table
 
-    tokens: Count | Literal["auto", "full"] | None = None
-    per_image: Count | None = None
-    ratio: Ratio | None = None
-    floor: Count | None = None
-    method: Annotated[str, Field(max_length=1024, description="name;key=value, or several joined by +")] | None = None
-    split: Annotated[str, Field(max_length=64, description="how images, or tiles, share the budget")] | None = None
+    class VisualFields(Strict): ...
+
+    class VlmFields(Strict):
+        visual: VisualFields | None
+
+else:
+    VisualFields = create_model(
+        "VisualFields",
+        __base__=Strict,
+        __doc__="`vlm.visual`: the visual budget of a request. Each has a header, VLM-Visual-*.",
+        **body_annotations("vlm.visual"),
+    )
+    VlmFields = create_model(
+        "VlmFields", __base__=Strict, visual=(VisualFields | None, None), **body_annotations("vlm")
+    )
 
 
-class VlmFields(Strict):
-    visual: VisualFields | None = None
-    strict: bool | None = None
-    explain: Literal["kept_map"] | None = None
+def body_level(body: VlmFields | None) -> Level:
+    """What the body states of the budget fields."""
+    objects: dict[str, BaseModel | None] = {"vlm": body, "vlm.visual": None if body is None else body.visual}
+    stated = {}
+    for each in FIELDS:
+        value = getattr(objects[each.section], each.key, None)
+        if value is not None:
+            stated[each.path] = Stated(value, each.path)
+    return Level(stated)
 
 
 class ImageVlmFields(Strict):

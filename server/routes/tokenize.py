@@ -2,12 +2,13 @@
 
 from fastapi import APIRouter, Response
 
-from foveate.server import checks
-from foveate.server.context import Context
-from foveate.server.errors import ApiError
-from foveate.server.protocol import DetokenizeRequest, TokenizeRequest
-from foveate.server.replies import Detokenized, Tokens, refusals
-from foveate.server.transport import ApiRoute
+from foveate.server.common.errors import ApiError
+from foveate.server.common.protocol import DetokenizeRequest, TokenizeRequest
+from foveate.server.common.replies import Detokenized, Tokens, refusals
+from foveate.server.prepare import checks
+from foveate.server.prepare.request import conversation
+from foveate.server.routes.context import Context
+from foveate.server.transport.route import ApiRoute
 
 
 def tokens_router(context: Context) -> APIRouter:
@@ -23,7 +24,8 @@ def tokens_router(context: Context) -> APIRouter:
         run = context.media.run
         if body.messages is not None:
             checks.check_messages(body.messages, context.config.limits)
-            ids = await run(context.prompter.chat, body.messages, model, body.add_generation_prompt)
+            turns = conversation(body.messages)
+            ids = await run(context.prompter.chat, turns, model, body.add_generation_prompt)
         else:
             special = body.add_special_tokens is not False
             ids = await run(context.prompter.complete, body.prompt or "", model, "prompt", special)

@@ -1,0 +1,1 @@
+"""From the events of the engine to text, log-probabilities and usage."""

@@ -1,0 +1,349 @@
+"""The table of budget fields: one row declares one field, and everything else about the field follows.
+
+From a row follow: the header and the key in the body, the checks of both, the JSON schema in /openapi.json, how levels
+(header, body, server default) merge, the clamp by the server, the figure in VLM-Resolved, the names that are known (for
+VLM-Warning and VLM-Strict), and the row in docs/usage.md. A new field is a new row here and nothing else; the engine
+learns of the field by a member of its `VisualBudget`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, FiniteFloat
+
+from foveate.server.common.errors import invalid_vlm
+from foveate.server.common.header_fields import Bare, parse
+
+MAX_COUNT = 1_000_000  # of visual tokens: far above any context
+MAX_HEADER_CHARS = 1024
+Value = bool | int | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """An integer from 1 to `MAX_COUNT`, or one of some words."""
+
+    words: tuple[str, ...] = ()
+
+    @property
+    def annotation(self) -> Any:
+        number: Any = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+        return number | Literal[self.words] if self.words else number
+
+    @property
+    def legal(self) -> str:
+        return " or ".join(["a count", *(f"`{word}`" for word in self.words)]) if self.words else "a count"
+
+    def read(self, where: str, value: Bare) -> Value:
+        if isinstance(value, str) and value in self.words:
+            return value
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
+            also = f", {' or '.join(self.words)}" if self.words else ""
+            raise invalid_vlm(where, f"expected an integer from 1 to {MAX_COUNT}{also}")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A number above 0 and up to 1."""
+
+    annotation: Any = Annotated[FiniteFloat, Field(gt=0, le=1)]
+    legal: str = "above 0, up to 1"
+
+    def read(self, where: str, value: Bare) -> Value:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+            raise invalid_vlm(where, "expected a number above 0 and up to 1")
+        return float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """`?1` or `?0` in a header, true or false in the body."""
+
+    annotation: Any = bool
+    legal: str = "`?1` or `?0`; in the body true or false"
+
+    def read(self, where: str, value: Bare) -> Value:
+        if not isinstance(value, bool):
+            raise invalid_vlm(where, "expected ?1 or ?0")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One of some words; in a header `?0` asks for nothing."""
+
+    words: tuple[str, ...]
+
+    @property
+    def annotation(self) -> Any:
+        return Literal[self.words]
+
+    @property
+    def legal(self) -> str:
+        return " or ".join(f"`{word}`" for word in self.words)
+
+    def read(self, where: str, value: Bare) -> Value:
+        if value is False:
+            return ""
+        if value not in self.words:
+            raise invalid_vlm(where, f"expected {' or '.join(self.words)} or ?0")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text whose meaning is checked later; `verbatim`: the header holds the text itself, not one RFC 8941 item."""
+
+    legal: str
+    example: str
+    max_chars: int
+    description: str
+    verbatim: bool = False
+
+    @property
+    def annotation(self) -> Any:
+        return Annotated[str, Field(max_length=self.max_chars, description=self.description)]
+
+    def read(self, where: str, value: Bare) -> Value:
+        if not isinstance(value, str):
+            raise invalid_vlm(where, f"expected {self.example}")
+        return value
+
+
+Kind = Count | Ratio | Flag | Word | Text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetField:
+    """One field of a budget.
+
+    Attributes:
+        header: its HTTP header.
+        path: of the body, "vlm.visual.<key>" or "vlm.<key>".
+        kind: type and bounds.
+        meaning: for the documentation.
+        is_amount: amounts limit each other: the server's default amounts hold only for a request that states none, and
+            the word `full` of a higher level cancels all amounts of a lower one.
+        is_clamped: the server's `budget.max_tokens` bounds the field.
+        resolved_as: its name in VLM-Resolved; None: the engine reports what became of the field.
+        reported: where the answer tells of the field, for the documentation.
+    """
+
+    header: str
+    path: str
+    kind: Kind
+    meaning: str
+    is_amount: bool = False
+    is_clamped: bool = False
+    resolved_as: str | None = None
+    reported: str = ""
+
+    @property
+    def key(self) -> str:
+        return self.path.rpartition(".")[2]
+
+    @property
+    def section(self) -> str:
+        """The object of the body that holds the field."""
+        return self.path.rpartition(".")[0]
+
+
+FIELDS: list[BudgetField] = [
+    BudgetField(
+        header="VLM-Visual-Tokens",
+        path="vlm.visual.tokens",
+        kind=Count(("auto", "full")),
+        meaning="visual tokens of all images together. `auto` (the default) compresses further if the prompt would not "
+        "fit the context; `full` refuses instead",
+        is_amount=True,
+        is_clamped=True,
+        reported="`vis` in VLM-Resolved, `usage.vlm.visual.kept`",
+    ),
+    BudgetField(
+        header="VLM-Visual-Tokens-Per-Image",
+        path="vlm.visual.per_image",
+        kind=Count(),
+        meaning="cap of each image",
+        is_amount=True,
+        reported="`usage.vlm.visual.per_image`",
+    ),
+    BudgetField(
+        header="VLM-Visual-Ratio",
+        path="vlm.visual.ratio",
+        kind=Ratio(),
+        meaning="share of the tokens that the images offer",
+        is_amount=True,
+        reported="`vis` in VLM-Resolved, `usage.vlm.visual.kept` of `offered`",
+    ),
+    BudgetField(
+        header="VLM-Visual-Floor",
+        path="vlm.visual.floor",
+        kind=Count(),
+        meaning="least number of visual tokens of all images together",
+        is_clamped=True,
+        resolved_as="floor",
+        reported="`floor` in VLM-Resolved",
+    ),
+    BudgetField(
+        header="VLM-Visual-Method",
+        path="vlm.visual.method",
+        kind=Text(
+            "a method of [methods.md](methods.md), with parameters, or several joined by `+`",
+            "name;key=value",
+            1024,
+            "name;key=value, or several joined by +",
+            verbatim=True,
+        ),
+        meaning="who chooses the tokens: `hiprune;alpha=0.2`, `pixelprune+foveal`",
+        reported="`method` in VLM-Resolved, `usage.vlm.visual.method`",
+    ),
+    BudgetField(
+        header="VLM-Visual-Split",
+        path="vlm.visual.split",
+        kind=Text(
+            "`area`, `uniform`, `information` or `thumbnail`",
+            "a word such as area or uniform",
+            64,
+            "how images, or tiles, share the budget",
+        ),
+        meaning="how several images, or the tiles of one, share the budget",
+        reported="`usage.vlm.visual.per_image`",
+    ),
+    BudgetField(
+        header="VLM-Strict",
+        path="vlm.strict",
+        kind=Flag(),
+        meaning="refuse unknown fields and headers, and amounts above the server's cap, instead of warning or clamping",
+        reported="a 400 in place of VLM-Warning",
+    ),
+    BudgetField(
+        header="VLM-Explain",
+        path="vlm.explain",
+        kind=Word(("kept_map",)),
+        meaning="add to each image the map of the tokens that survived",
+        reported="`kept_map` in `usage.vlm.visual.per_image`",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """A value and the name under which the client stated it: a header or a path of the body."""
+
+    value: Value
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What one level (header, body, or both merged) states, by the paths of the fields."""
+
+    stated: Mapping[str, Stated] = field(default_factory=dict)
+
+    def value(self, path: str) -> Value | None:
+        found = self.stated.get(path)
+        return None if found is None else found.value
+
+    def count(self, path: str) -> int | None:
+        """A number; None where nothing or a word is stated."""
+        value = self.value(path)
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    def ratio(self, path: str) -> float | None:
+        value = self.value(path)
+        return float(value) if isinstance(value, float | int) else None
+
+    def text(self, path: str) -> str | None:
+        value = self.value(path)
+        return value if isinstance(value, str) else None
+
+    def states_amount(self) -> bool:
+        return any(each.is_amount and each.path in self.stated for each in FIELDS)
+
+    def without(self, *paths: str) -> "Level":
+        return Level({path: stated for path, stated in self.stated.items() if path not in paths})
+
+
+def body_annotations(section: str) -> dict[str, Any]:
+    """Types of the fields of one object of the body, for its pydantic model: each may be null."""
+    return {each.key: (each.kind.annotation | None, None) for each in FIELDS if each.section == section}
+
+
+def header_level(headers: Mapping[str, Sequence[str]]) -> Level:
+    """What the headers state.
+
+    Args:
+        headers: values by header name in lower case, one for each time the header was given.
+
+    Raises:
+        ApiError: `invalid_vlm_parameter`, naming the header.
+    """
+    stated = {}
+    for each in FIELDS:
+        texts = headers.get(each.header.lower(), ())
+        if texts:
+            stated[each.path] = Stated(_header_value(each, texts), each.header)
+    return Level(stated)
+
+
+def unknown_headers(headers: Mapping[str, Sequence[str]]) -> list[str]:
+    """Names that begin with `vlm-` and that no field has."""
+    known = {each.header.lower() for each in FIELDS}
+    return [name for name in headers if name.startswith("vlm-") and name not in known]
+
+
+def merge(above: Level, below: Level) -> Level:
+    """Field by field the higher level. `full` cancels the amounts of a lower level, and yields to those of a higher."""
+    amounts = {each.path: each for each in FIELDS if each.is_amount}
+    full = [path for path in amounts if above.value(path) == "full"]
+    if full:
+        below = below.without(*(path for path in amounts if path not in full))
+    if above.states_amount():
+        below = below.without(*(path for path in amounts if below.value(path) == "full"))
+    return Level({**below.stated, **above.stated})
+
+
+def clamp(level: Level, most: int) -> Level:
+    """What is stated, at most `most` where the server's cap bounds the field; 0: no cap."""
+    above = {each.path: Stated(most, level.stated[each.path].where) for each in over_cap(level, most)}
+    return Level({**level.stated, **above})
+
+
+def over_cap(level: Level, most: int) -> list[BudgetField]:
+    """The fields whose stated amount is more than the server's cap; 0: no cap."""
+    return [each for each in FIELDS if each.is_clamped and most and (level.count(each.path) or 0) > most]
+
+
+def resolved_figures(level: Level) -> Iterator[str]:
+    """`name=value` for VLM-Resolved, of the fields that name themselves there."""
+    for each in FIELDS:
+        value = level.value(each.path)
+        if each.resolved_as is not None and value is not None:
+            yield f"{each.resolved_as}={value}"
+
+
+def markdown() -> str:
+    """The table of the documentation."""
+    rows = ["| header | in the body | value | meaning | reported |", "|---|---|---|---|---|"]
+    for each in FIELDS:
+        rows.append(f"| `{each.header}` | `{each.path}` | {each.kind.legal} | {each.meaning} | {each.reported} |")
+    return "\n".join(rows) + "\n"
+
+
+def _header_value(each: BudgetField, texts: Sequence[str]) -> Value:
+    if len(texts) > 1:
+        raise invalid_vlm(each.header, "given more than once")
+    (text,) = texts
+    if len(text) > MAX_HEADER_CHARS:
+        raise invalid_vlm(each.header, f"longer than {MAX_HEADER_CHARS} characters")
+    if isinstance(each.kind, Text) and each.kind.verbatim:
+        return text
+    try:
+        item = parse(text)
+    except ValueError as error:
+        raise invalid_vlm(each.header, str(error)) from None
+    if item.params:
+        raise invalid_vlm(each.header, "takes no parameters")
+    return each.kind.read(each.header, item.value)

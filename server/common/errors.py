@@ -1,0 +1,89 @@
+"""Errors of the API, all in OpenAI's shape.
+
+    ApiError      one refusal: status, type, code, the request's own name of the mistake, one sentence
+    RequestError  (engine.common.errors) raised by the image processor; becomes an ApiError
+    Failed        (engine.common.messages) the engine's refusal; becomes an ApiError by its code
+
+`transport/errors.py` turns an ApiError into a response.
+"""
+
+import logging
+import re
+
+import orjson
+
+from foveate.engine.common.messages import Failed
+
+log = logging.getLogger("foveate.server")
+
+VLM_PARAMETER = "invalid_vlm_parameter"
+_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "internal_server_error",
+    503: "service_unavailable_error",
+}
+_PRINTABLE = re.compile(r"[^A-Za-z0-9_.-]")
+_STATUS_OF_FAILED = {
+    "invalid_request": 400,
+    "invalid_image": 400,
+    "invalid_vlm_parameter": 400,
+    "context_length_exceeded": 400,
+    "queue_full": 429,
+    "engine_restarted": 503,
+    "not_ready": 503,
+    "aborted": 503,
+}
+
+
+class ApiError(Exception):
+    """One refused request.
+
+    Args:
+        message: one sentence with the value, the limit and the remedy.
+        param: path of the offending field, e.g. "messages[0].content[1].image_url.url".
+    """
+
+    def __init__(self, message: str, param: str | None = None, code: str = "invalid_value", status: int = 400) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+        self.status = status
+
+    @property
+    def body(self) -> bytes:
+        """The JSON object that clients of OpenAI parse."""
+        kind = _TYPES.get(self.status, "invalid_request_error")
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return orjson.dumps({"error": error})
+
+
+def unsupported(param: str, why: str) -> ApiError:
+    """A field that this server knows and does not honour."""
+    return ApiError(f"{param}: {why}", param, "unsupported_parameter")
+
+
+def invalid_vlm(param: str, why: str) -> ApiError:
+    """A wrong budget; `param` is the body's path or the header's name."""
+    return ApiError(f"{param}: {why}", param, VLM_PARAMETER)
+
+
+def not_ready(reason: str) -> ApiError:
+    return ApiError(f"the model is not ready: {reason}; try again later", None, "not_ready", 503)
+
+
+def from_failed(failed: Failed, prompt_param: str) -> ApiError:
+    """The HTTP face of an engine's refusal; the engine calls the prompt "messages" whatever the route."""
+    status = _STATUS_OF_FAILED.get(failed.code, 500)
+    if status == 500:
+        log.error("request %s failed in the engine: %s: %s", failed.id, failed.code, failed.message)
+        return ApiError("the engine failed on this request; the cause is in its log", None, "internal_error", 500)
+    param = prompt_param if failed.param == "messages" else failed.param
+    return ApiError(failed.message, param, failed.code, status)
+
+
+def printable(name: str) -> str:
+    """A client's own word, safe to put into a header."""
+    return _PRINTABLE.sub("?", name[:64])

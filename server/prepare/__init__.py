@@ -1,0 +1,1 @@
+"""From a validated request to the engine's `Generate`: budget, prompt, pictures. Knows no HTTP; `tune` uses it."""

@@ -1,0 +1,163 @@
+"""The visual budget of a request, resolved: per image > body > header > server default, then the server's cap.
+
+Precedence is per field, as the table of `common/budget_fields.py` declares. Two rules hold for amounts (tokens,
+per_image, ratio), which limit each other: the server's default amounts hold only for a request that states none, and
+`full` cancels every amount of a lower level.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from msgspec import structs
+
+from foveate.configs.config import BudgetConfig
+from foveate.engine.common.messages import MethodInfo, VisualBudget
+from foveate.server.common.budget_fields import (
+    Level,
+    Stated,
+    clamp,
+    header_level,
+    merge,
+    over_cap,
+    resolved_figures,
+    unknown_headers,
+)
+from foveate.server.common.errors import invalid_vlm, printable
+from foveate.server.common.protocol import VlmFields, body_level
+from foveate.server.prepare.stages import Method, read_method
+
+TOKENS, PER_IMAGE, RATIO = "vlm.visual.tokens", "vlm.visual.per_image", "vlm.visual.ratio"
+FLOOR, METHOD, SPLIT = "vlm.visual.floor", "vlm.visual.method", "vlm.visual.split"
+STRICT, EXPLAIN = "vlm.strict", "vlm.explain"
+Headers = Mapping[str, Sequence[str]]  # values by name in lower case, one for each time a header was given
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageWish:
+    """What a request says beside one image."""
+
+    tokens: int | None = None
+    detail: Literal["low", "high", "auto"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageCap:
+    """What one image may keep, of itself; None: all it offers."""
+
+    tokens: int | None = None
+    ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    visual: VisualBudget
+    caps: list[ImageCap]
+    warnings: list[str]  # for the VLM-Warning header
+    figures: list[str]  # for the VLM-Resolved header, what is known before the engine answers
+    reads_question: bool = False  # whether the method reads the question
+    explain: str = ""  # "kept_map": the answer says which tokens survived
+
+
+def resolve(
+    body: VlmFields | None,
+    images: Sequence[ImageWish],
+    config: BudgetConfig,
+    methods: Sequence[MethodInfo],
+    headers: Headers | None = None,
+) -> Resolved:
+    """The budget of one request.
+
+    Raises:
+        ApiError: `invalid_vlm_parameter`, naming the header or the body's path, and what is legal.
+    """
+    own = [_own_cap(image, config) for image in images]
+    unknown = unknown_headers(headers or {})
+    above, below = body_level(body), header_level(headers or {})
+    merged = merge(above, below)
+    if merged.value(STRICT):
+        _check_strict(unknown, merged, config.max_tokens)
+    merged = clamp(merged, config.max_tokens)
+    method = _method(merged, config.method, methods)
+    visual = _amounts(merged, own, config)
+    if config.max_tokens:
+        most = config.max_tokens
+        visual = structs.replace(visual, tokens=min(visual.tokens or most, most), floor=min(visual.floor, most))
+    visual, caps = _distribute(visual, own)
+    visual = structs.replace(
+        visual,
+        method=method.name,
+        params=method.params,
+        stages=method.stages,
+        prune=method.prune,
+        enter=method.enter,
+        split=merged.text(SPLIT) or "area",
+    )
+    return Resolved(
+        visual=visual,
+        caps=caps,
+        warnings=[f"unknown header {printable(name)}" for name in unknown],
+        figures=list(resolved_figures(Level({**merged.stated, FLOOR: Stated(visual.floor, FLOOR)}))),
+        reads_question=method.question_aware,
+        explain=merged.text(EXPLAIN) or "",
+    )
+
+
+def _check_strict(unknown: Sequence[str], merged: Level, most: int) -> None:
+    """What the request itself states, named where it states it: the server's own defaults are never its mistake."""
+    if unknown:
+        raise invalid_vlm(printable(unknown[0]), "no such header")
+    for each in over_cap(merged, most):
+        stated = merged.stated[each.path]
+        raise invalid_vlm(stated.where, f"{stated.value} is more than budget.max_tokens {most}")
+
+
+def _own_cap(image: ImageWish, config: BudgetConfig) -> ImageCap | None:
+    """What an image says of itself; None if nothing."""
+    if image.tokens is not None:
+        return ImageCap(tokens=image.tokens)
+    match image.detail:
+        case "low":
+            return ImageCap(ratio=config.low_detail_ratio)
+        case "high":
+            return ImageCap()
+    return None
+
+
+def _amounts(level: Level, own: Sequence[ImageCap | None], config: BudgetConfig) -> VisualBudget:
+    tokens, per_image, ratio, floor = (
+        level.count(TOKENS),
+        level.count(PER_IMAGE),
+        level.ratio(RATIO),
+        level.count(FLOOR),
+    )
+    stated = level.value(TOKENS) not in (None, "auto") or per_image is not None or ratio is not None
+    each_for_itself = bool(own) and all(cap is not None for cap in own)
+    if not stated and not each_for_itself:
+        tokens, ratio = config.tokens or None, config.ratio
+    if floor is None:  # the server's floor yields to a smaller budget that the request asks for
+        floor = min(config.floor, tokens or config.floor, per_image or config.floor)
+        floor = 1 if any(cap is not None for cap in own) else floor
+    return VisualBudget(
+        tokens=tokens,
+        fit=level.value(TOKENS) != "full",
+        per_image=per_image,
+        ratio=1.0 if ratio is None else ratio,
+        floor=floor,
+    )
+
+
+def _distribute(visual: VisualBudget, own: Sequence[ImageCap | None]) -> tuple[VisualBudget, list[ImageCap]]:
+    """Where some images speak for themselves, what is said per image becomes caps of the others."""
+    if all(cap is None for cap in own):
+        return visual, [ImageCap() for _ in own]
+    others = ImageCap(tokens=visual.per_image, ratio=None if visual.ratio == 1.0 else visual.ratio)
+    total = VisualBudget(tokens=visual.tokens, fit=visual.fit, floor=visual.floor)
+    return total, [others if cap is None else cap for cap in own]
+
+
+def _method(merged: Level, default: str, methods: Sequence[MethodInfo]) -> Method:
+    stated = merged.stated.get(METHOD)
+    if stated is None:
+        return read_method("budget.method", default, methods)
+    return read_method(stated.where, str(stated.value), methods)

@@ -1,0 +1,42 @@
+"""The question of the user as token ids: question-aware reducers compare a picture with them.
+
+The question is the text of the last user message that has any text, without template and special tokens: the user's own
+words, whatever the model wraps them in. A picture's caption is the text that follows it in its message, up to the next
+picture.
+"""
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+
+from foveate.server.prepare.conversation import Picture, Text, Turn
+
+
+def question_ids(tokenizer: Tokenizer, turns: Sequence[Turn]) -> list[int]:
+    """Empty if no user message has text."""
+    texts = (_text(turn) for turn in reversed(turns) if turn.role == "user")
+    return _ids(tokenizer, next((text for text in texts if text), ""))
+
+
+def caption_ids(tokenizer: Tokenizer, turns: Sequence[Turn]) -> list[list[int]]:
+    """One list per picture, in the order of the pictures; empty where no text follows."""
+    captions: list[str] = []
+    for turn in turns:
+        first = len(captions)
+        for part in turn.parts():
+            if isinstance(part, Picture):
+                captions.append("")
+            elif isinstance(part, Text) and len(captions) > first:
+                captions[-1] += f" {part.text}"
+    return [_ids(tokenizer, caption.strip()) for caption in captions]
+
+
+def _text(turn: Turn) -> str:
+    if isinstance(turn.content, str):
+        return turn.content.strip()
+    return " ".join(part.text for part in turn.parts() if isinstance(part, Text)).strip()
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids if text else []
+    return ids

@@ -1,0 +1,221 @@
+"""From a validated request to the engine's `Generate`: what every route and `tune` share."""
+
+import asyncio
+import secrets
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from foveate.configs.config import Config
+from foveate.engine.common.messages import Generate, Image, MethodInfo, ModelInfo, SamplingParams
+from foveate.server.common.caller import Caller
+from foveate.server.common.errors import ApiError
+from foveate.server.common.protocol import ChatRequest, CompletionRequest, ImagePart, Message, Sampling, TextPart
+from foveate.server.prepare import checks
+from foveate.server.prepare.budget import Headers, ImageWish, Resolved, resolve
+from foveate.server.prepare.conversation import Picture, Text, Turn, n_chars
+from foveate.server.prepare.media import Media
+from foveate.server.prepare.prompt import Prompter
+from foveate.server.prepare.question import caption_ids, question_ids
+
+LONG_TEXT = 20_000  # characters; tokenizing more would hold up the other requests of the event loop
+_COLDEST = 1e-4  # below, dividing logits by the temperature overflows; the answer is the greedy one long before
+_SEED_MASK = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Who sends a request, and the budget headers that come with it."""
+
+    caller: Caller
+    headers: Headers
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request ready for the engine.
+
+    Attributes:
+        prompt_param: what the engine's "messages" is called on the route.
+        warnings: for the client: what the server ignores.
+    """
+
+    generate: Generate
+    stop: Sequence[str]
+    prompt_param: str
+    resolved: Resolved
+    warnings: Sequence[str]
+
+
+class Preparer:
+    """Prepares requests for one model.
+
+    Args:
+        config: limits and the default budget.
+    """
+
+    def __init__(self, config: Config, prompter: Prompter, media: Media) -> None:
+        self._limits, self._budget = config.limits, config.budget
+        self.prompter, self.media = prompter, media
+
+    async def chat(
+        self, body: ChatRequest, model: ModelInfo, methods: Sequence[MethodInfo], sender: Sender
+    ) -> Prepared:
+        """Check a chat, resolve its budget, load its pictures and tokenize its prompt.
+
+        Raises:
+            ApiError: a field is wrong, or a picture or the prompt cannot be used.
+        """
+        checks.check_chat(body, self._limits)
+        warnings = checks.warnings(body)
+        turns, images = conversation(body.messages), list(_images(body.messages))
+        resolved = resolve(body.vlm, [_wish(part) for _, part in images], self._budget, methods, sender.headers)
+        logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        most = self._limits.output_tokens
+        sampling = sampling_params(body, checks.max_tokens(body), logprobs, most, model)
+        if n_chars(turns) > LONG_TEXT:
+            ids = await self.media.run(self.prompter.chat, turns, model)
+        else:
+            ids = self.prompter.chat(turns, model)
+        loaded = await self._load(images, resolved)
+        loaded, question = with_question(self.prompter, turns, loaded, resolved)
+        generate = Generate(
+            id=new_id("chatcmpl"),
+            prompt_ids=ids,
+            images=loaded,
+            visual=resolved.visual,
+            sampling=sampling,
+            n=body.n or 1,
+            salt=sender.caller.salt(body.cache_salt),
+            question_ids=question,
+            explain=resolved.explain,
+        )
+        return Prepared(generate, checks.stop_strings(body), "messages", resolved, warnings)
+
+    async def completion(
+        self, body: CompletionRequest, model: ModelInfo, methods: Sequence[MethodInfo], sender: Sender
+    ) -> list[Prepared]:
+        """As `chat`, one for each prompt of a text completion. Their ids differ by what follows the last hyphen."""
+        checks.check_completion(body, self._limits)
+        warnings = checks.warnings(body)
+        resolved = resolve(body.vlm, [], self._budget, methods, sender.headers)
+        prompts = await self._prompts(body, model)
+        most, salt = self._limits.output_tokens, sender.caller.salt(body.cache_salt)
+        sampling = sampling_params(body, checks.max_tokens(body), body.logprobs, most, model)
+        reply_id, stop = new_id("cmpl"), checks.stop_strings(body)
+        return [
+            Prepared(
+                Generate(id=f"{reply_id}-{i}", prompt_ids=ids, sampling=sampling, n=body.n or 1, salt=salt),
+                stop,
+                "prompt",
+                resolved,
+                warnings,
+            )
+            for i, ids in enumerate(prompts)
+        ]
+
+    async def _load(self, images: Sequence[tuple[str, ImagePart]], resolved: Resolved) -> list[Image]:
+        loads = (
+            self.media.load(part.image_url.url, f"{path}.image_url.url", cap, len(images))
+            for (path, part), cap in zip(images, resolved.caps, strict=True)
+        )
+        return list(await asyncio.gather(*loads))
+
+    async def _prompts(self, body: CompletionRequest, model: ModelInfo) -> list[list[int]]:
+        prompt, prompter = body.prompt, self.prompter
+        texts = [prompt] if isinstance(prompt, str) else [p for p in prompt if isinstance(p, str)]
+        if texts:
+            params = ["prompt"] if isinstance(prompt, str) else [f"prompt[{i}]" for i in range(len(texts))]
+            if sum(map(len, texts)) > LONG_TEXT:
+                run = self.media.run
+                return [await run(prompter.complete, t, model, p) for t, p in zip(texts, params, strict=True)]
+            return [prompter.complete(t, model, p) for t, p in zip(texts, params, strict=True)]
+        lists = [ids for ids in prompt if isinstance(ids, list)] or [[i for i in prompt if isinstance(i, int)]]
+        for ids in lists:
+            prompter.check_ids(ids, model, "prompt")
+        return lists
+
+
+def conversation(messages: Sequence[Message]) -> list[Turn]:
+    """What the prompt reads of checked messages."""
+    turns = []
+    for number, message in enumerate(messages):
+        path = f"messages[{number}]"
+        content: str | list[Text | Picture]
+        if isinstance(message.content, list):
+            listed = checks.parts(message, path)
+            content = [Text(p.text, at) if isinstance(p, TextPart) else Picture(at) for at, p in listed]
+        else:
+            content = message.content or ""
+        turns.append(Turn(message.role, content, path))
+    return turns
+
+
+def with_question(
+    prompter: Prompter, turns: Sequence[Turn], images: Sequence[Image], resolved: Resolved
+) -> tuple[list[Image], list[int]]:
+    """The images with their captions, and the ids of the question, where the method reads them."""
+    if not resolved.reads_question:
+        return list(images), []
+    captions = caption_ids(prompter.tokenizer, turns)
+    captioned = [replace(image, caption_ids=ids) for image, ids in zip(images, captions, strict=True)]
+    return captioned, question_ids(prompter.tokenizer, turns)
+
+
+def _images(messages: Sequence[Message]) -> Iterator[tuple[str, ImagePart]]:
+    """The image parts with their paths."""
+    for number, message in enumerate(messages):
+        for path, part in checks.parts(message, f"messages[{number}]"):
+            if isinstance(part, ImagePart):
+                yield path, part
+
+
+def _wish(part: ImagePart) -> ImageWish:
+    """The part's own `vlm` goes before `image_url.detail`."""
+    own = part.vlm
+    detail = own.detail if own is not None and own.detail is not None else part.image_url.detail
+    return ImageWish(tokens=None if own is None else own.tokens, detail=detail)
+
+
+def new_id(prefix: str) -> str:
+    """Made here, never by a client: an id is what aborts a request."""
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def sampling_params(
+    request: Sampling, max_tokens: int | None, logprobs: int | None, most: int, model: ModelInfo
+) -> SamplingParams:
+    """How tokens are drawn.
+
+    Args:
+        max_tokens: what the request asks for; None: as much as context and limits.output_tokens allow.
+        logprobs: alternatives per token, 0 for only the chosen one, None for none.
+        most: limits.output_tokens.
+    """
+    if max_tokens is None and most < model.max_context:
+        max_tokens = most
+    bias = {int(token): value for token, value in (request.logit_bias or {}).items()}
+    for param, ids in (("logit_bias", bias), ("stop_token_ids", request.stop_token_ids or [])):
+        worst = max(ids, default=0)
+        if worst >= model.vocab_size:
+            raise ApiError(f"{param}: token {worst} is not in the vocabulary of {model.vocab_size} tokens", param)
+    temperature = 1.0 if request.temperature is None else request.temperature
+    seed = secrets.randbits(63) if request.seed is None else request.seed & _SEED_MASK
+    return SamplingParams(
+        temperature=0.0 if temperature < _COLDEST else temperature,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        top_k=min(max(request.top_k or 0, 0), model.vocab_size),
+        min_p=request.min_p or 0.0,
+        seed=seed,
+        repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        logit_bias=bias,
+        stop_token_ids=tuple(request.stop_token_ids or ()),
+        min_tokens=request.min_tokens or 0,
+        max_tokens=max_tokens,
+        ignore_eos=bool(request.ignore_eos),
+        logprobs=logprobs,
+    )

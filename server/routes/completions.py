@@ -1,0 +1,82 @@
+"""POST /v1/completions: text in, text out; one or several prompts, as text or token ids."""
+
+from collections.abc import Iterator, Sequence
+
+import orjson
+from fastapi import Request, Response
+
+from foveate.server.answer.answer import Piece
+from foveate.server.answer.logprobs import TokenTexts
+from foveate.server.common.protocol import CompletionRequest
+from foveate.server.common.replies import TextChoice, TextReply, UsageReport
+from foveate.server.routes.chat import Head
+from foveate.server.routes.context import Context, now, sender
+from foveate.server.routes.deliver import HOLE, Collected, Streaming, cut, deliver
+
+
+async def answer_completion(context: Context, request: Request, body: CompletionRequest) -> Response:
+    """Prepare, start every prompt, and either stream or collect. Raises ApiError."""
+    context.check_name(body.model)
+    model = context.model()
+    prepared = await context.preparer.completion(body, model, context.engine.methods, sender(request))
+    streaming = Streaming(
+        prepared[0].generate.id.rpartition("-")[0],
+        bool(body.stream),
+        bool(body.stream_options and body.stream_options.include_usage),
+    )
+    head = Head(streaming.reply_id, now(), context.name)
+    n_choices = len(prepared) * prepared[0].generate.n
+    texts = None if body.logprobs is None else context.texts
+    return await deliver(context, request, prepared, TextFormatter(head, texts, streaming.usage, n_choices), streaming)
+
+
+class TextFormatter:
+    """Text completions; with include_usage every chunk but the last has `usage: null`.
+
+    Args:
+        texts: where log-probabilities are wanted.
+    """
+
+    def __init__(self, head: Head, texts: TokenTexts | None, with_usage: bool, n_choices: int) -> None:
+        self._head, self._texts, self._with_usage = head, texts, with_usage
+        self._offsets = [0] * n_choices  # characters sent, which log-probabilities repeat
+        choices = (TextChoice(index=i, text=HOLE, logprobs=None, finish_reason=None) for i in range(n_choices))
+        self._around = [cut(self._event(choice)) for choice in choices]
+
+    def opening(self) -> Iterator[bytes]:
+        return iter(())
+
+    def events(self, index: int, piece: Piece) -> Iterator[bytes]:
+        if self._texts is None and piece.finish is None:  # most chunks: they differ in their text alone
+            before, after = self._around[index]
+            yield before + orjson.dumps(piece.text) + after
+            return
+        logprobs = None
+        if self._texts is not None and piece.logprobs:
+            logprobs = self._texts.completion(piece.logprobs, self._offsets[index])
+        self._offsets[index] += len(piece.text)
+        yield self._event(TextChoice(index=index, text=piece.text, logprobs=logprobs, finish_reason=piece.finish))
+
+    def closing(self, usage: UsageReport | None) -> Iterator[bytes]:
+        if usage is not None:
+            yield self._reply([]).model_copy(update={"usage": usage}).to_event()
+
+    def whole(self, choices: Sequence[Collected], usage: UsageReport) -> TextReply:
+        texts = [
+            TextChoice(
+                index=index,
+                text=choice.text,
+                logprobs=None if self._texts is None else self._texts.completion(choice.tokens, 0),
+                finish_reason=choice.finish,
+            )
+            for index, choice in enumerate(choices)
+        ]
+        return self._reply(texts).model_copy(update={"usage": usage})
+
+    def _event(self, choice: TextChoice) -> bytes:
+        chunk = self._reply([choice])
+        return (chunk.model_copy(update={"usage": None}) if self._with_usage else chunk).to_event()
+
+    def _reply(self, choices: list[TextChoice]) -> TextReply:
+        head = self._head
+        return TextReply(id=head.id, object="text_completion", created=head.created, model=head.model, choices=choices)

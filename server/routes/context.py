@@ -1,0 +1,73 @@
+"""What every route of the API needs: built once by `create_app`."""
+
+import time
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from foveate.configs.config import Config
+from foveate.engine.common.messages import ModelInfo
+from foveate.server.answer.logprobs import TokenTexts
+from foveate.server.common.engine_api import EngineApi
+from foveate.server.common.errors import ApiError, not_ready
+from foveate.server.common.metrics import Metrics
+from foveate.server.prepare.media import Media
+from foveate.server.prepare.prompt import Prompter
+from foveate.server.prepare.request import Preparer, Sender
+
+GENERATING = frozenset({"/v1/chat/completions", "/v1/completions"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    config: Config
+    engine: EngineApi
+    metrics: Metrics
+    preparer: Preparer
+    texts: TokenTexts
+    started: int  # seconds since the epoch
+
+    @property
+    def name(self) -> str:
+        """Of the model, as clients say it."""
+        return self.config.model.name
+
+    @property
+    def prompter(self) -> Prompter:
+        return self.preparer.prompter
+
+    @property
+    def media(self) -> Media:
+        return self.preparer.media
+
+    @property
+    def body_mb(self) -> int:
+        return self.config.limits.body_mb
+
+    @property
+    def generating(self) -> frozenset[str]:
+        return GENERATING
+
+    def model(self) -> ModelInfo:
+        """Raises ApiError 503 before the engine is ready and while it starts again."""
+        if self.engine.state != "ready":
+            raise not_ready(self.engine.reason)
+        return self.engine.model
+
+    def check_name(self, name: str) -> None:
+        """Raises ApiError 404 for a model that is not served."""
+        if name != self.name:
+            raise ApiError(f"no model {name[:100]!r}; this server has {self.name!r}", "model", "model_not_found", 404)
+
+
+def sender(request: Request) -> Sender:
+    """Who sends a request, and its budget headers."""
+    headers: dict[str, list[str]] = {}
+    for name, value in request.headers.items():
+        if name.startswith("vlm-"):
+            headers.setdefault(name, []).append(value)
+    return Sender(request.state.caller, headers)
+
+
+def now() -> int:
+    return int(time.time())

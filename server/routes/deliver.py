@@ -1,0 +1,140 @@
+"""One stream of pieces feeds one formatter per API: the whole answer, or server-sent events."""
+
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import orjson
+from fastapi import Request, Response
+
+from foveate.engine.common.messages import TokenLogprob
+from foveate.server.answer.answer import Answer, Piece, close_all, merge, start_all
+from foveate.server.answer.usage import count, report, resolved_header, spent_headers
+from foveate.server.common.replies import FinishReason, Reply, UsageReport
+from foveate.server.common.track import Track
+from foveate.server.prepare.checks import MAX_WARNINGS
+from foveate.server.prepare.request import Prepared
+from foveate.server.routes.context import Context
+from foveate.server.transport.events import EventStream
+
+HOLE = "\x00hole\x00"  # stands for the text in an event that is made once; no model's name or id holds it
+
+
+@dataclass(slots=True)
+class Collected:
+    """All of one choice."""
+
+    text: str = ""
+    tokens: list[TokenLogprob] = field(default_factory=list)
+    finish: FinishReason = "stop"
+
+
+class Formatter(Protocol):
+    """One API's shape of answers. Choices are numbered over all answers of a request."""
+
+    def opening(self) -> Iterator[bytes]:
+        """Events before the first piece."""
+        ...
+
+    def events(self, index: int, piece: Piece) -> Iterator[bytes]:
+        """Events of one piece of choice `index`."""
+        ...
+
+    def closing(self, usage: UsageReport | None) -> Iterator[bytes]:
+        """Events after the last piece; `usage` if the client asked for it."""
+        ...
+
+    def whole(self, choices: Sequence[Collected], usage: UsageReport) -> Reply:
+        """The answer in one piece."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """Started answers on their way to the client."""
+
+    context: Context
+    answers: Sequence[Answer]
+    formatter: Formatter
+    headers: dict[str, str]
+    track: Track
+    with_usage: bool  # whether a stream ends with its usage
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        for event in self.formatter.opening():
+            yield event
+        n = len(self.answers[0].choices)
+        pieces = merge(self.answers)
+        try:
+            async for number, piece in pieces:
+                for event in self.formatter.events(number * n + piece.choice, piece):
+                    yield event
+            usage = self._finish()
+            for event in self.formatter.closing(usage if self.with_usage else None):
+                yield event
+        finally:
+            await pieces.aclose()
+
+    async def collect(self) -> Response:
+        n = len(self.answers[0].choices)
+        collected = [Collected() for _ in range(n * len(self.answers))]
+        async for number, piece in merge(self.answers):
+            entry = collected[number * n + piece.choice]
+            entry.text += piece.text
+            entry.tokens += piece.logprobs
+            entry.finish = piece.finish or entry.finish
+        usage = self._finish()
+        headers = {**self.headers, **spent_headers(self.answers, usage)}
+        reply = self.formatter.whole(collected, usage)
+        return Response(reply.to_json(), headers=headers, media_type="application/json")
+
+    def _finish(self) -> UsageReport:
+        """Count the request as a success."""
+        usage = report(self.answers)
+        count(self.context.metrics, usage)
+        self.track.finish("success", self.answers[0].choices[0].finish or "stop")
+        return usage
+
+
+async def deliver(
+    context: Context, request: Request, prepared: Sequence[Prepared], formatter: Formatter, stream: "Streaming"
+) -> Response:
+    """Start the answers, then stream or collect. Raises ApiError."""
+    track: Track = request.state.track
+    answers = [Answer(context.engine, context.prompter.tokenizer, each, track) for each in prepared]
+    try:
+        await start_all(answers)
+        headers = answer_headers(answers[0], prepared[0]) | {"VLM-Request-Id": stream.reply_id}
+        delivery = Delivery(
+            context=context, answers=answers, formatter=formatter, headers=headers, track=track, with_usage=stream.usage
+        )
+        if stream.wanted:
+            return EventStream(delivery.stream(), headers, track, lambda: close_all(answers))
+        return await delivery.collect()
+    except BaseException:
+        await close_all(answers)
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """How a client wants the answer."""
+
+    reply_id: str
+    wanted: bool
+    usage: bool
+
+
+def answer_headers(answer: Answer, prepared: Prepared) -> dict[str, str]:
+    headers = {"VLM-Resolved": resolved_header(answer, prepared.resolved.figures)}
+    warnings = [*prepared.warnings, *prepared.resolved.warnings][:MAX_WARNINGS]
+    if warnings:
+        headers["VLM-Warning"] = ", ".join(warnings)
+    return headers
+
+
+def cut(event: bytes) -> tuple[bytes, bytes]:
+    """The bytes before and after the JSON string `HOLE` in an encoded event."""
+    before, hole, after = event.partition(orjson.dumps(HOLE))
+    assert hole, "the event has a hole"
+    return before, after

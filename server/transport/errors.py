@@ -1,0 +1,84 @@
+"""Errors as responses, all in OpenAI's shape.
+
+An error that is neither an ApiError nor a refusal of the framework is our own bug: logged, and answered with a 500 that
+says nothing of the inside.
+"""
+
+import logging
+from collections.abc import Sequence
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from foveate.server.common.errors import VLM_PARAMETER, ApiError
+
+log = logging.getLogger("foveate.server")
+
+RETRY_AFTER_S = 1
+CLIENT_GONE = 499  # no client reads this status; the access log does
+
+
+def response_of(error: ApiError) -> Response:
+    headers = {"retry-after": str(RETRY_AFTER_S)} if error.status in (429, 503) else None
+    return Response(error.body, error.status, headers, media_type="application/json")
+
+
+def path_of(location: Sequence[int | str], body: object, missing: bool) -> str:
+    """Pydantic's location as a client would write it: the tags of unions, which the body does not hold, left out."""
+    path, here = "", body
+    steps = list(location[1:] if location and location[0] in ("body", "path", "query", "header") else location)
+    for number, step in enumerate(steps):
+        if isinstance(step, int) and isinstance(here, list) and step < len(here):
+            path, here = f"{path}[{step}]", here[step]
+        elif isinstance(step, str) and isinstance(here, dict) and step in here:
+            path, here = f"{path}.{step}" if path else step, here[step]
+        elif missing and number == len(steps) - 1:
+            path = f"{path}.{step}" if path else str(step)
+    return path
+
+
+def from_validation(error: RequestValidationError) -> ApiError:
+    """The first complaint of pydantic; never the offending value, which may be megabytes."""
+    first = error.errors()[0]
+    missing = first["type"] == "missing"
+    param = path_of(first["loc"], error.body, missing) or None
+    message = "this field is required" if missing else str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "union_tag_invalid":  # pydantic's own text repeats the value
+        message = (
+            f"expected {first['ctx']['discriminator'].strip(chr(39))} to be one of {first['ctx']['expected_tags']}"
+        )
+    code = "missing_required_parameter" if missing else "invalid_value"
+    if param is not None and (param == "vlm" or ".vlm." in f".{param}"):
+        code = VLM_PARAMETER
+    return ApiError(f"{param or 'body'}: {message}", param, code)
+
+
+def _from_http(error: HTTPException) -> ApiError:
+    codes = {404: "not_found", 405: "method_not_allowed"}
+    return ApiError(str(error.detail), None, codes.get(error.status_code, "http_error"), error.status_code)
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    match error:
+        case ApiError():
+            return response_of(error)
+        case RequestValidationError():
+            return response_of(from_validation(error))
+        case HTTPException():
+            response = response_of(_from_http(error))
+            for name, value in (error.headers or {}).items():
+                response.headers[name] = value
+            return response
+        case ClientDisconnect():  # in the middle of its body
+            return Response(status_code=CLIENT_GONE)
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    internal = ApiError("internal error of the server; the cause is in its log", None, "internal_error", 500)
+    return response_of(internal)
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Answer every error of `app` in OpenAI's shape."""
+    for kind in (ApiError, RequestValidationError, HTTPException, ClientDisconnect, Exception):
+        app.add_exception_handler(kind, _answer)
