@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from foveate.engine.common.messages import Usage, VisualUsage
 from foveate.server.answer.answer import Answer
-from foveate.server.common.metrics import Metrics
 from foveate.server.common.replies import (
     ImageReport,
     KvReport,
@@ -93,13 +92,6 @@ def report(answers: Sequence[Answer]) -> UsageReport:
         prompt_tokens_details=PromptDetails(image_tokens=visual.kept, cached_tokens=_cached(answers)),
         vlm=vlm,
     )
-
-
-def count(metrics: Metrics, usage: UsageReport) -> None:
-    """Add a request's usage to the totals."""
-    visual = usage.vlm.visual
-    cached = usage.prompt_tokens_details.cached_tokens
-    metrics.usage(usage.prompt_tokens, cached, usage.completion_tokens, visual.offered, visual.kept)
 
 
 def resolved_header(answer: Answer, figures: Sequence[str]) -> str:

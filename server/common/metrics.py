@@ -1,71 +1,237 @@
 """Prometheus metrics: our own names, and the `vllm:` names that dashboards, autoscalers and gateways know by default.
 
-Counts of requests and tokens are the server's own and survive a restart of the engine; the state of the engine comes
-from its heartbeat. At any moment foveate_requests_received_total = foveate_requests_total + foveate_requests_in_flight.
+`TABLE` declares each metric once: name, help text, labels, aliases, and the source of the value. A new counter or gauge
+is a new row. The server counts requests and tokens, so these totals survive a restart of the engine. The state of the
+engine comes from its heartbeat. At any moment
+foveate_requests_received_total = foveate_requests_total + foveate_requests_in_flight.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Literal
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, Sample
 
 import foveate
 from foveate.engine.common.messages import Heartbeat, ModelInfo
+from foveate.server.common.replies import UsageReport
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Outcome = Literal["success", "error", "aborted"]
+Value = float | Mapping[tuple[str, ...], float]  # one number, or one number for each combination of label values
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _GAPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_ALIAS = "What vLLM exports under this name."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerState:
+    """The server's own figures at the time of a scrape.
+
+    Attributes:
+        restarts: of the engine process.
+        received: the number of requests by route.
+        ended: the number of ended requests by (outcome, code); see `Metrics.finished`.
+    """
+
+    model_name: str
+    restarts: int
+    received: Mapping[str, int]
+    ended: Mapping[tuple[str, str], int]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """The declaration of one metric.
+
+    A counter or a gauge has exactly one source: `usage`, `server`, `engine` or `model`. A histogram has `buckets_s`,
+    and a method of `Metrics` observes it.
+
+    Attributes:
+        name: as exported, without the `_total` that Prometheus appends to a counter.
+        text: the help text.
+        labels: names of the labels. The source then returns a mapping whose keys are label values in this order.
+        vllm: aliases. An alias has the same samples with one more label, `model_name`.
+        usage: what one request adds to the counter.
+        server: the value, from the server's own state.
+        engine: the value, from the last heartbeat. The metric is absent before the engine is ready.
+        model: the value, from the model's name and description. The metric is absent before the engine is ready.
+        buckets_s: upper bounds of a histogram's buckets, in seconds.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    text: str
+    labels: tuple[str, ...] = ()
+    vllm: tuple[str, ...] = ()
+    usage: Callable[[UsageReport], float] | None = None
+    server: Callable[[ServerState], Value] | None = None
+    engine: Callable[[Heartbeat], Value] | None = None
+    model: Callable[[str, ModelInfo], Value] | None = None
+    buckets_s: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        sources = [each for each in (self.usage, self.server, self.engine, self.model) if each is not None]
+        assert len(sources) == (self.kind != "histogram"), f"{self.name}: a counter or gauge has exactly one source"
+        assert bool(self.buckets_s) == (self.kind == "histogram"), f"{self.name}: only a histogram has buckets"
+        if self.usage is not None:
+            assert self.kind == "counter" and not self.labels, f"{self.name}: usage adds up to a counter without labels"
+
+
+FIRST_TOKEN = Row(
+    "foveate_time_to_first_token_seconds", "histogram", "From request to first token.",
+    vllm=("vllm:time_to_first_token_seconds",), buckets_s=_SECONDS,
+)  # fmt: skip
+TOKEN_GAP = Row(
+    "foveate_time_per_output_token_seconds", "histogram", "Between two tokens.",
+    vllm=("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"), buckets_s=_GAPS,
+)  # fmt: skip
+LATENCY = Row(
+    "foveate_request_latency_seconds", "histogram", "From request to its end.",
+    vllm=("vllm:e2e_request_latency_seconds",), buckets_s=_SECONDS,
+)  # fmt: skip
+
+TABLE: tuple[Row, ...] = (
+    # requests
+    Row(
+        "foveate_requests_received", "counter", "Requests by route.", labels=("route",),
+        server=lambda state: {(route,): n for route, n in state.received.items()},
+    ),
+    Row(
+        "foveate_requests", "counter", "Ended requests by outcome, and finish reason or error.",
+        labels=("outcome", "code"),
+        server=lambda state: {(outcome, code): n for (outcome, code), n in state.ended.items()},
+    ),
+    Row(
+        "vllm:request_success", "counter", _ALIAS, labels=("model_name", "finished_reason"),
+        server=lambda state: {
+            (state.model_name, code): n for (outcome, code), n in state.ended.items() if outcome == "success" and code
+        },
+    ),
+    Row(
+        "foveate_requests_in_flight", "gauge", "Requests that have not ended.",
+        server=lambda state: sum(state.received.values()) - sum(state.ended.values()),
+    ),
+    FIRST_TOKEN,
+    TOKEN_GAP,
+    LATENCY,
+    # tokens
+    Row(
+        "foveate_prompt_tokens", "counter", "Prompt tokens read, after reduction.",
+        vllm=("vllm:prompt_tokens", "vllm:prefix_cache_queries"), usage=lambda usage: usage.prompt_tokens,
+    ),
+    Row(
+        "foveate_cached_tokens", "counter", "Prompt tokens found in the prefix cache.",
+        vllm=("vllm:prefix_cache_hits",), usage=lambda usage: usage.prompt_tokens_details.cached_tokens,
+    ),
+    Row(
+        "foveate_output_tokens", "counter", "Tokens generated.",
+        vllm=("vllm:generation_tokens",), usage=lambda usage: usage.completion_tokens,
+    ),
+    Row(
+        "foveate_visual_tokens_offered", "counter", "Visual tokens an unpruned run would read.",
+        usage=lambda usage: usage.vlm.visual.offered,
+    ),
+    Row(
+        "foveate_visual_tokens_kept", "counter", "Visual tokens the language model read.",
+        usage=lambda usage: usage.vlm.visual.kept,
+    ),
+    # the process
+    Row(
+        "foveate_engine_restarts", "counter", "Deaths of the engine that were mended.",
+        server=lambda state: state.restarts,
+    ),
+    Row(
+        "foveate_build_info", "gauge", "Always 1.", labels=("version", "model_name"),
+        server=lambda state: {(foveate.__version__, state.model_name): 1},
+    ),
+    # the engine
+    Row(
+        "foveate_kv_blocks", "gauge", "Blocks of the KV pool by state.", labels=("state",),
+        engine=lambda beat: {
+            ("free",): beat.free_blocks, ("cached",): beat.cached_blocks, ("used",): beat.used_blocks
+        },
+    ),
+    Row(
+        "foveate_kv_usage_ratio", "gauge", "Share of the KV blocks that running requests hold.",
+        vllm=("vllm:kv_cache_usage_perc",), engine=lambda beat: beat.used_blocks / max(1, beat.total_blocks),
+    ),
+    Row(
+        "foveate_running", "gauge", "Requests in the batch.",
+        vllm=("vllm:num_requests_running",), engine=lambda beat: beat.running,
+    ),
+    Row(
+        "foveate_waiting", "gauge", "Requests in the queue.",
+        vllm=("vllm:num_requests_waiting",), engine=lambda beat: beat.waiting,
+    ),
+    Row(
+        "foveate_since_step_seconds", "gauge", "Since the last real step of the engine ended.",
+        engine=lambda beat: beat.since_step_s,
+    ),
+    Row("foveate_steps", "counter", "Steps of the engine.", engine=lambda beat: beat.steps),
+    Row(
+        "foveate_preemptions", "counter", "Requests whose blocks were taken back, to be computed again.",
+        vllm=("vllm:num_preemptions",), engine=lambda beat: beat.preemptions,
+    ),
+    Row(
+        "foveate_images_encoded", "counter", "Images the vision tower ran on.",
+        engine=lambda beat: beat.images_encoded,
+    ),
+    Row(
+        "foveate_encoder_hits", "counter", "Images whose features were cached.",
+        engine=lambda beat: beat.encoder_hits,
+    ),
+    # the model
+    Row(
+        "vllm:cache_config_info", "gauge", _ALIAS, labels=("model_name", "block_size", "num_gpu_blocks"),
+        model=lambda name, info: {(name, str(info.block_tokens), str(info.n_blocks)): 1},
+    ),
+    Row(
+        "foveate_model_info", "gauge", "Always 1.", labels=("family", "dtype", "weights", "kernels", "device"),
+        model=lambda _, info: {(info.family, info.dtype, info.weights, info.kernels, info.device): 1},
+    ),
+)  # fmt: skip
 
 
 class Metrics:
-    """What the server counts; `render` adds what the engine says of itself."""
+    """The server's counts. `render` adds the state of the engine."""
 
     def __init__(self, model_name: str) -> None:
         self._model_name = model_name
-        self._registry = CollectorRegistry()
-        self._received = self._counter("requests_received", "Requests by route.", ("route",))
-        self._finished = self._counter(
-            "requests", "Ended requests by outcome, and finish reason or error.", ("outcome", "code")
-        )
-        for outcome in ("success", "error", "aborted"):
-            self._finished.labels(outcome, "")  # so that a rate over each outcome exists from the start
-        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens read, after reduction.")
-        self._cached_tokens = self._counter("cached_tokens", "Prompt tokens found in the prefix cache.")
-        self._output_tokens = self._counter("output_tokens", "Tokens generated.")
-        self._visual_offered = self._counter("visual_tokens_offered", "Visual tokens an unpruned run would read.")
-        self._visual_kept = self._counter("visual_tokens_kept", "Visual tokens the language model read.")
-        self._first_token = self._histogram("time_to_first_token_seconds", "From request to first token.", _SECONDS)
-        self._token_gap = self._histogram("time_per_output_token_seconds", "Between two tokens.", _GAPS)
-        self._latency = self._histogram("request_latency_seconds", "From request to its end.", _SECONDS)
+        self._received: Counter[str] = Counter()
+        # each outcome starts at 0, so that a rate over each outcome exists from the start
+        self._ended: Counter[tuple[str, str]] = Counter({(outcome, ""): 0 for outcome in get_args(Outcome)})
+        self._spent = {row: 0.0 for row in TABLE if row.usage is not None}
+        self._observed = {
+            row: Histogram(row.name, row.text, buckets=row.buckets_s, registry=None)
+            for row in TABLE
+            if row.kind == "histogram"
+        }
 
     def received(self, route: str) -> None:
-        self._received.labels(route).inc()
+        self._received[route] += 1
 
     def finished(self, outcome: Outcome, code: str) -> None:
         """Call once for each `received`; `code` is the finish reason of a success, else the error's code."""
-        self._finished.labels(outcome, code).inc()
+        self._ended[outcome, code] += 1
 
     def first_token(self, seconds: float) -> None:
-        self._first_token.observe(seconds)
+        self._observed[FIRST_TOKEN].observe(seconds)
 
     def token_gap(self, seconds: float) -> None:
-        self._token_gap.observe(seconds)
+        self._observed[TOKEN_GAP].observe(seconds)
 
     def latency(self, seconds: float) -> None:
-        self._latency.observe(seconds)
+        self._observed[LATENCY].observe(seconds)
 
-    def usage(
-        self, prompt_tokens: int, cached_tokens: int, output_tokens: int, visual_offered: int, visual_kept: int
-    ) -> None:
-        """Add what one request spent, as its `usage` says."""
-        self._prompt_tokens.inc(prompt_tokens)
-        self._cached_tokens.inc(cached_tokens)
-        self._output_tokens.inc(output_tokens)
-        self._visual_offered.inc(visual_offered)
-        self._visual_kept.inc(visual_kept)
+    def usage(self, usage: UsageReport) -> None:
+        """Add the usage of one finished request to every counter that reads it."""
+        for row in self._spent:
+            if row.usage is not None:
+                self._spent[row] += row.usage(usage)
 
     def render(self, heartbeat: Heartbeat | None, model: ModelInfo | None = None, restarts: int = 0) -> bytes:
         """The exposition in the text format of `CONTENT_TYPE`.
@@ -75,87 +241,42 @@ class Metrics:
             model: None before the engine was ready.
             restarts: of the engine process.
         """
-        own = list(self._registry.collect())
-        for family in own:  # a time of creation beside each counter doubles the page, and few read it
-            family.samples = [s for s in family.samples if not s.name.endswith("_created")]
+        server = ServerState(model_name=self._model_name, restarts=restarts, received=self._received, ended=self._ended)
+        families: list[Metric] = []
+        for row in TABLE:
+            if row.kind == "histogram":
+                family = _without_created(self._observed[row])
+            else:
+                value = self._value(row, server, heartbeat, model)
+                if value is None:
+                    continue
+                family = _family(row, value)
+            families += [family, *(self._alias(family, name) for name in row.vllm)]
         scrape = CollectorRegistry()
-        families = [*own, *self._server_state(own, restarts), *self._aliases(own)]
-        if heartbeat is not None:
-            families += _engine_state(heartbeat) + self._engine_aliases(heartbeat)
-        if model is not None:
-            families += self._model_info(model)
         scrape.register(_Families(families))
         return generate_latest(scrape)
 
-    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-        return Counter(f"foveate_{name}", text, labels, registry=self._registry)
+    def _value(
+        self, row: Row, server: ServerState, heartbeat: Heartbeat | None, model: ModelInfo | None
+    ) -> Value | None:
+        """None: the source of the row is not there yet."""
+        if row.usage is not None:
+            return self._spent[row]
+        if row.server is not None:
+            return row.server(server)
+        if row.engine is not None:
+            return None if heartbeat is None else row.engine(heartbeat)
+        assert row.model is not None, f"{row.name}: a counter or gauge has exactly one source"
+        return None if model is None else row.model(self._model_name, model)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"foveate_{name}", text, buckets=buckets, registry=self._registry)
-
-    def _server_state(self, own: Iterable[Metric], restarts: int) -> list[Metric]:
-        in_flight = _total(own, "foveate_requests_received") - _total(own, "foveate_requests")
-        build = GaugeMetricFamily("foveate_build_info", "Always 1.", labels=("version", "model_name"))
-        build.add_metric((foveate.__version__, self._model_name), 1)
-        return [
-            GaugeMetricFamily("foveate_requests_in_flight", "Requests that have not ended.", value=in_flight),
-            CounterMetricFamily("foveate_engine_restarts", "Deaths of the engine that were mended.", value=restarts),
-            build,
+    def _alias(self, family: Metric, name: str) -> Metric:
+        """The samples of `family` under another name, labelled with the model's name."""
+        alias = Metric(name, _ALIAS, family.type)
+        alias.samples = [
+            Sample(name + s.name.removeprefix(family.name), {"model_name": self._model_name, **s.labels}, s.value)
+            for s in family.samples
         ]
-
-    def _aliases(self, own: list[Metric]) -> list[Metric]:
-        histograms = {
-            "vllm:time_to_first_token_seconds": "foveate_time_to_first_token_seconds",
-            "vllm:inter_token_latency_seconds": "foveate_time_per_output_token_seconds",
-            "vllm:time_per_output_token_seconds": "foveate_time_per_output_token_seconds",
-            "vllm:e2e_request_latency_seconds": "foveate_request_latency_seconds",
-        }
-        counters = {
-            "vllm:prompt_tokens": "foveate_prompt_tokens",
-            "vllm:generation_tokens": "foveate_output_tokens",
-            "vllm:prefix_cache_queries": "foveate_prompt_tokens",
-            "vllm:prefix_cache_hits": "foveate_cached_tokens",
-        }
-        by_name = {m.name: m for m in own}
-        families: list[Metric] = [self._same_histogram(name, by_name[ours]) for name, ours in histograms.items()]
-        families += [self._family(CounterMetricFamily, name, _total(own, ours)) for name, ours in counters.items()]
-        success = CounterMetricFamily("vllm:request_success", _ALIAS, labels=("model_name", "finished_reason"))
-        for sample in by_name["foveate_requests"].samples:
-            if sample.name.endswith("_total") and sample.labels["outcome"] == "success" and sample.labels["code"]:
-                success.add_metric((self._model_name, sample.labels["code"]), sample.value)
-        return [*families, success]
-
-    def _engine_aliases(self, heartbeat: Heartbeat) -> list[Metric]:
-        return [
-            self._family(GaugeMetricFamily, "vllm:num_requests_running", heartbeat.running),
-            self._family(GaugeMetricFamily, "vllm:num_requests_waiting", heartbeat.waiting),
-            self._family(GaugeMetricFamily, "vllm:kv_cache_usage_perc", _kv_usage(heartbeat)),
-            self._family(CounterMetricFamily, "vllm:num_preemptions", heartbeat.preemptions),
-        ]
-
-    def _model_info(self, model: ModelInfo) -> list[Metric]:
-        labels = ("model_name", "block_size", "num_gpu_blocks")
-        cache = GaugeMetricFamily("vllm:cache_config_info", _ALIAS, labels=labels)
-        cache.add_metric((self._model_name, str(model.block_tokens), str(model.n_blocks)), 1)
-        held = ("family", "dtype", "weights", "kernels", "device")
-        info = GaugeMetricFamily("foveate_model_info", "Always 1.", labels=held)
-        info.add_metric((model.family, model.dtype, model.weights, model.kernels, model.device), 1)
-        return [cache, info]
-
-    def _family(self, kind: type[CounterMetricFamily | GaugeMetricFamily], name: str, value: float) -> Metric:
-        family = kind(name, _ALIAS, labels=("model_name",))
-        family.add_metric((self._model_name,), value)
-        return family
-
-    def _same_histogram(self, name: str, ours: Metric) -> Metric:
-        buckets = [(s.labels["le"], s.value) for s in ours.samples if s.name.endswith("_bucket")]
-        seconds = next(s.value for s in ours.samples if s.name.endswith("_sum"))
-        family = HistogramMetricFamily(name, _ALIAS, labels=("model_name",))
-        family.add_metric((self._model_name,), buckets, seconds)
-        return family
-
-
-_ALIAS = "What vLLM exports under this name."
+        return alias
 
 
 class _Families:
@@ -168,32 +289,16 @@ class _Families:
         yield from self._families
 
 
-def _engine_state(heartbeat: Heartbeat) -> list[Metric]:
-    blocks = GaugeMetricFamily("foveate_kv_blocks", "Blocks of the KV pool by state.", labels=("state",))
-    blocks.add_metric(("free",), heartbeat.free_blocks)
-    blocks.add_metric(("cached",), heartbeat.cached_blocks)
-    blocks.add_metric(("used",), heartbeat.used_blocks)
-    gauges = {
-        "running": ("Requests in the batch.", heartbeat.running),
-        "waiting": ("Requests in the queue.", heartbeat.waiting),
-        "kv_usage_ratio": ("Share of the KV blocks that running requests hold.", _kv_usage(heartbeat)),
-        "since_step_seconds": ("Since the last real step of the engine ended.", heartbeat.since_step_s),
-    }
-    counters = {
-        "steps": ("Steps of the engine.", heartbeat.steps),
-        "preemptions": ("Requests whose blocks were taken back, to be computed again.", heartbeat.preemptions),
-        "images_encoded": ("Images the vision tower ran on.", heartbeat.images_encoded),
-        "encoder_hits": ("Images whose features were cached.", heartbeat.encoder_hits),
-    }
-    families: list[Metric] = [blocks]
-    families += [GaugeMetricFamily(f"foveate_{n}", text, value=value) for n, (text, value) in gauges.items()]
-    families += [CounterMetricFamily(f"foveate_{n}", text, value=value) for n, (text, value) in counters.items()]
-    return families
+def _family(row: Row, value: Value) -> Metric:
+    kind = CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily
+    family = kind(row.name, row.text, labels=row.labels)
+    for labels, number in (value if isinstance(value, Mapping) else {(): value}).items():
+        family.add_metric(labels, number)
+    return family
 
 
-def _kv_usage(heartbeat: Heartbeat) -> float:
-    return heartbeat.used_blocks / max(1, heartbeat.total_blocks)
-
-
-def _total(families: Iterable[Metric], name: str) -> float:
-    return sum(s.value for m in families if m.name == name for s in m.samples if s.name.endswith("_total"))
+def _without_created(histogram: Histogram) -> Metric:
+    """The family of a histogram, without its time of creation: few read it."""
+    (family,) = histogram.collect()
+    family.samples = [s for s in family.samples if not s.name.endswith("_created")]
+    return family

@@ -9,7 +9,7 @@ from fastapi import Request, Response
 
 from foveate.engine.common.messages import TokenLogprob
 from foveate.server.answer.answer import Answer, Piece, close_all, merge, start_all
-from foveate.server.answer.usage import count, report, resolved_header, spent_headers
+from foveate.server.answer.usage import report, resolved_header, spent_headers
 from foveate.server.common.replies import FinishReason, Reply, UsageReport
 from foveate.server.common.track import Track
 from foveate.server.prepare.checks import MAX_WARNINGS
@@ -91,7 +91,7 @@ class Delivery:
     def _finish(self) -> UsageReport:
         """Count the request as a success."""
         usage = report(self.answers)
-        count(self.context.metrics, usage)
+        self.context.metrics.usage(usage)
         self.track.finish("success", self.answers[0].choices[0].finish or "stop")
         return usage
 

@@ -5,7 +5,7 @@ import base64
 import io
 import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +35,7 @@ from foveate.engine.common.messages import (
 )
 from foveate.server.app import create_app
 from foveate.server.common.metrics import Metrics
+from foveate.server.common.replies import UsageReport
 
 T = TypeVar("T")
 SPECIALS = ("<|end|>", "<|turn|>", "<image>")
@@ -172,7 +173,7 @@ class CountingMetrics(Metrics):
         super().__init__("m")
         self.routes: list[str] = []
         self.outcomes: list[tuple[str, str]] = []
-        self.spent: list[Sequence[int]] = []
+        self.spent: list[UsageReport] = []
 
     def received(self, route: str) -> None:
         self.routes.append(route)
@@ -182,9 +183,9 @@ class CountingMetrics(Metrics):
         self.outcomes.append((outcome, code))
         super().finished(outcome, code)
 
-    def usage(self, *numbers: int) -> None:
-        self.spent.append(numbers)
-        super().usage(*numbers)
+    def usage(self, usage: UsageReport) -> None:
+        self.spent.append(usage)
+        super().usage(usage)
 
 
 class Api:

@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from foveate.server.common.metrics import Metrics
+from foveate.server.common import metrics as declared
+from foveate.server.common.metrics import Metrics, Row
+from foveate.server.common.replies import (
+    KvReport,
+    PromptDetails,
+    SchedulingReport,
+    TimeReport,
+    UsageReport,
+    VisualReport,
+    VlmReport,
+)
 
 _spec = importlib.util.spec_from_file_location("fake_engine", Path(__file__).with_name("fake_engine.py"))
 assert _spec is not None and _spec.loader is not None
@@ -29,6 +39,22 @@ def parse(body: bytes) -> Samples:
 
 def total(samples: Samples, name: str, **labels: str) -> float:
     return sum(v for (n, have), v in samples.items() if n == name and set(labels.items()) <= set(have))
+
+
+def spent(prompt: int, cached: int, output: int, offered: int, kept: int) -> UsageReport:
+    visual = VisualReport(offered=offered, kept=kept, kept_mean=float(kept), method="foveal", per_image=[])
+    return UsageReport(
+        prompt_tokens=prompt,
+        completion_tokens=output,
+        total_tokens=prompt + output,
+        prompt_tokens_details=PromptDetails(image_tokens=kept, cached_tokens=cached),
+        vlm=VlmReport(
+            visual=visual,
+            time_ms=TimeReport(queue=0.0, encode=0.0, reduce=0.0, prefill=0.0, decode=0.0),
+            sched=SchedulingReport(preemptions=0),
+            kv=KvReport(peak_tokens=prompt + output),
+        ),
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -58,8 +84,8 @@ def test_aliases_say_the_same_as_our_own() -> None:
         metrics.first_token(seconds)
         metrics.token_gap(seconds / 10)
         metrics.latency(seconds * 2)
-    metrics.usage(100, 40, 20, 144, 36)
-    metrics.usage(10, 0, 5, 0, 0)
+    metrics.usage(spent(100, 40, 20, 144, 36))
+    metrics.usage(spent(10, 0, 5, 0, 0))
     metrics.finished("success", "stop")
     samples = parse(metrics.render(fake.BEAT, fake.MODEL, restarts=2))
     tiny = {"model_name": "tiny"}
@@ -93,3 +119,32 @@ def test_before_the_engine_is_ready_its_state_is_absent() -> None:
     samples = parse(Metrics("tiny").render(None))
     assert not any(name.startswith(("foveate_kv", "vllm:num", "vllm:cache")) for name, _ in samples)
     assert total(samples, "foveate_requests_total") == 0 and ("foveate_requests_in_flight", ()) in samples
+
+
+def test_one_row_is_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that reads a request's usage and a row that reads the heartbeat need no other line of the package."""
+    rows = (
+        Row(
+            "foveate_dummy_peaks", "counter", "Dummy.", vllm=("vllm:dummy_peaks",),
+            usage=lambda usage: usage.vlm.kv.peak_tokens,
+        ),
+        Row("foveate_dummy_blocks", "gauge", "Dummy.", vllm=("vllm:dummy",), engine=lambda beat: beat.total_blocks),
+    )  # fmt: skip
+    monkeypatch.setattr(declared, "TABLE", (*declared.TABLE, *rows))
+    metrics = Metrics("tiny")
+    before = parse(metrics.render(None))
+    assert before["foveate_dummy_peaks_total", ()] == 0 and ("foveate_dummy_blocks", ()) not in before
+    metrics.usage(spent(100, 40, 20, 144, 36))
+    metrics.usage(spent(10, 0, 5, 0, 0))
+    samples, tiny = parse(metrics.render(fake.BEAT)), (("model_name", "tiny"),)
+    assert samples["foveate_dummy_peaks_total", ()] == samples["vllm:dummy_peaks_total", tiny] == 135
+    assert samples["foveate_dummy_blocks", ()] == samples["vllm:dummy", tiny] == 64
+
+
+def test_a_metric_has_one_name_and_one_source() -> None:
+    names = [name for row in declared.TABLE for name in (row.name, *row.vllm)]
+    assert len(set(names)) == len(names)
+    with pytest.raises(AssertionError, match="exactly one source"):
+        Row("foveate_dummy", "gauge", "Dummy.")
+    with pytest.raises(AssertionError, match="without labels"):
+        Row("foveate_dummy", "gauge", "Dummy.", usage=lambda usage: usage.total_tokens)
