@@ -8,6 +8,7 @@ size. Filling the buffers for the next batch overwrites the batch before.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +18,7 @@ from torch import Tensor
 from foveate.engine.cache.sequence_cache import SequenceCache
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """The rows of one sequence in a batch: its newest tokens in one layer group, which follow each other in slots."""
 
     first_slot: int
@@ -58,24 +58,44 @@ class Batch:
 
 
 class _Buffer:
-    """An integer tensor that is filled on the host and read on the device; one tensor where the two are the same."""
+    """An integer tensor that is filled on the host and read on the device; one tensor where the two are the same.
+
+    The views of the last shape are kept: most steps ask for that shape again, and a view costs microseconds.
+
+    Attributes:
+        array: the entries that the last call of `host` gave, as an array.
+    """
 
     def __init__(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
-        self._device, self._host = device, torch.zeros(*shape, dtype=dtype)
-        self._there = self._host.to(device)  # the same tensor on a CPU
+        self._device = device
+        self._allocate(shape, dtype)
+
+    def _allocate(self, shape: Sequence[int], dtype: torch.dtype) -> None:
+        self._host = torch.zeros(*shape, dtype=dtype)
+        self._there = self._host.to(self._device)  # the same tensor on a CPU
+        self._look(self._host.shape)
+
+    def _look(self, shape: Sequence[int]) -> None:
+        """Make the views of the first entries along each axis."""
+        place = tuple(slice(n) for n in shape)
+        self._shape = tuple(shape)
+        self._host_view, self._view = self._host[place], self._there[place]
+        self.array: NDArray[np.int64] = self._host_view.numpy()
 
     def host(self, *shape: int) -> Tensor:
         """The first entries along each axis, to be filled. What they held is lost where the buffer has to grow."""
-        if any(n > size for n, size in zip(shape, self._host.shape, strict=True)):
-            grown = [size if n <= size else max(n, 2 * size) for n, size in zip(shape, self._host.shape, strict=True)]
-            self._host = torch.zeros(*grown, dtype=self._host.dtype)
-            self._there = self._host.to(self._device)
-        return self._host[tuple(slice(n) for n in shape)]
+        if shape != self._shape:
+            sizes = self._host.shape
+            if any(n > size for n, size in zip(shape, sizes, strict=True)):
+                grown = [size if n <= size else max(n, 2 * size) for n, size in zip(shape, sizes, strict=True)]
+                self._allocate(grown, self._host.dtype)
+            self._look(shape)
+        return self._host_view
 
     def take(self, values: Tensor) -> Tensor:
         """The first entries along each axis on the device, filled with values that are there already."""
         self.host(*values.shape)  # room for the values
-        return self._there[tuple(slice(n) for n in values.shape)].copy_(values)
+        return self._view.copy_(values)
 
     @property
     def address(self) -> int:
@@ -86,12 +106,11 @@ class _Buffer:
         whole: NDArray[np.int32] = self._host.flatten(1).numpy()
         return whole, self._host.shape[2]
 
-    def send(self, *shape: int) -> Tensor:
-        """The same entries on the device."""
-        there = self._there[tuple(slice(n) for n in shape)]
+    def send(self) -> Tensor:
+        """On the device, the entries that the last call of `host` gave."""
         if self._there is not self._host:
-            there.copy_(self._host[tuple(slice(n) for n in shape)])
-        return there
+            self._view.copy_(self._host_view)
+        return self._view
 
 
 class BatchBuffers:
@@ -121,29 +140,32 @@ class BatchBuffers:
 
     def token_ids(self, ids: Sequence[int]) -> Tensor:
         """[n] int64."""
-        self._token_ids.host(len(ids)).numpy()[:] = ids
-        return self._token_ids.send(len(ids))
+        self._token_ids.host(len(ids))
+        self._token_ids.array[:] = ids
+        return self._token_ids.send()
 
     def positions(self, values: Sequence[int] | Tensor) -> Tensor:
         """[n_pos_axes, n] int64, from such a tensor or from n positions that are equal on every axis."""
         n = values.shape[1] if isinstance(values, Tensor) else len(values)
-        self._positions.host(self._n_pos_axes, n).numpy()[:] = values
-        return self._positions.send(self._n_pos_axes, n)
+        self._positions.host(self._n_pos_axes, n)
+        self._positions.array[:] = values
+        return self._positions.send()
 
     def tables(self, caches: Sequence[SequenceCache]) -> Tensor:
         """[n_layers, n_sequences, n_blocks] int32: the block tables of a step, which all its batches read.
 
         Tables that the step before wrote in the same place and that have not changed since are not written again.
         """
-        n_blocks, before = max(cache.widest() for cache in caches), self._tables.address
-        host = self._tables.host(self._n_layers, len(caches), n_blocks)
+        widths, before = [cache.widest() for cache in caches], self._tables.address
+        host = self._tables.host(self._n_layers, len(caches), max(widths))
         known = self._written if self._tables.address == before else []
-        for i, cache in enumerate(caches):
-            if i >= len(known) or known[i][0] is not cache or known[i][1] != cache.version:
-                host[:, i, : cache.widest()] = cache.pages()[:, : cache.widest()]
         # Entries behind these places may go stale, so only these count as written.
         self._written = [(cache, cache.version) for cache in caches]
-        self._sent = self._tables.send(self._n_layers, len(caches), n_blocks)
+        if known != self._written:  # caches are compared by identity
+            for i, (cache, width) in enumerate(zip(caches, widths, strict=True)):
+                if known[i : i + 1] != self._written[i : i + 1]:
+                    host[:, i, :width] = cache.pages()[:, :width]
+        self._sent = self._tables.send()
         return self._sent
 
     def batch(self, spans: Sequence[Span], places: Sequence[int]) -> Batch:
@@ -157,8 +179,8 @@ class BatchBuffers:
         if n < tables.shape[1]:
             tables = self._tables_present.take(_of(tables, places))
         queries, lengths = self._queries.host(n + 1), self._lengths.host(n)
-        queries.numpy()[:] = [0, *accumulate(span.n_rows for span in spans)]
-        lengths.numpy()[:] = [span.n_keys for span in spans]
+        self._queries.array[:] = [0, *accumulate([span.n_rows for span in spans])]
+        self._lengths.array[:] = [span.n_keys for span in spans]
         trees = [span.ancestors for span in spans]
         return Batch(
             slots=self._fill_slots(spans, places),
@@ -180,8 +202,8 @@ class BatchBuffers:
             return None
         queries = self._queries_sampled.host(len(spans) + 1)
         lengths = self._lengths_sampled.host(len(spans))
-        queries.numpy()[:] = [0, *accumulate(span.n_sampled for span in spans)]
-        lengths.numpy()[:] = [span.n_keys for span in spans]
+        self._queries_sampled.array[:] = [0, *accumulate([span.n_sampled for span in spans])]
+        self._lengths_sampled.array[:] = [span.n_keys for span in spans]
         return Batch(
             slots=batch.slots,
             tables=self._tables_sampled.take(_of(batch.tables, asking)),
@@ -193,17 +215,19 @@ class BatchBuffers:
 
     def _fill_slots(self, spans: Sequence[Span], places: Sequence[int]) -> Tensor:
         """[n_layers, n_rows] int64. In numpy: torch takes several microseconds for an operation on a few values."""
-        counts = [span.n_rows for span in spans]
         at = np.array([slot for span in spans for slot in range(span.first_slot, span.n_keys)])
         pages, width = self._tables.rows()
-        index = np.repeat(np.array(places), counts) * width + at // self._block_tokens
-        host = self._slots.host(self._n_layers, len(at))
-        slots = host.numpy()
-        np.multiply(pages.take(index, axis=1), self._block_tokens, out=slots, dtype=np.int64)
-        slots += at % self._block_tokens
+        first = np.array(places) * width
+        if len(at) > len(spans):  # else each sequence has one row
+            first = np.repeat(first, [span.n_rows for span in spans])
+        block, offset = np.divmod(at, self._block_tokens)
+        self._slots.host(self._n_layers, len(at))
+        slots = self._slots.array
+        np.multiply(pages.take(first + block, axis=1), self._block_tokens, out=slots, dtype=np.int64)
+        slots += offset
         if any(span.n_shared > span.first_slot for span in spans):
-            slots[:, at < np.repeat(np.array([span.n_shared for span in spans]), counts)] = -1
-        return self._slots.send(self._n_layers, len(at))
+            slots[:, at < np.repeat([span.n_shared for span in spans], [span.n_rows for span in spans])] = -1
+        return self._slots.send()
 
 
 def _of(tables: Tensor, sequences: Sequence[int]) -> Tensor:
