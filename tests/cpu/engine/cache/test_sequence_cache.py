@@ -24,6 +24,7 @@ SIZE, N_PAGES = 4, 80
 TIGHT = 34  # pages: too few for some openings, copies and growth
 PROMPT = 14  # tokens of a prompt that is pruned; its span is [START, STOP)
 START, STOP = 3, 11
+INSIDE = ([3, 5, 6, 9, 10],)
 POISON = -1
 OPERATIONS = 20_000
 
@@ -50,11 +51,19 @@ def pruned(members: tuple[list[int], ...], key: bytes) -> Depth:
     return Depth(groups=groups, start=START, stop=STOP, visual_stop=STOP, decision=Decision((), members, key))
 
 
+def undecided() -> Depth:
+    """As the first pruned map, once its span is computed; until then the span's tokens wait."""
+    depth = pruned(INSIDE, b"one")
+    depth.decision = None
+    return depth
+
+
 MAPS = [
     flat,
-    lambda: pruned(([3, 5, 6, 9, 10],), b"one"),
+    lambda: pruned(INSIDE, b"one"),
     lambda: pruned(([3, 5, 6, 9, 10], [5, 10]), b"two"),
     lambda: pruned(([4, 7, 8], []), b"none"),
+    undecided,
 ]
 
 
@@ -73,8 +82,9 @@ class Model:
 
     def held(self, group: int) -> list[int]:
         holds = set(range(self.n_computed))
-        if group:
-            assert self.depth.decision is not None
+        if group and self.cache.waiting is not None:
+            holds = set(range(START))
+        elif group and self.depth.decision is not None:
             holds -= set(range(START, STOP)) - set(self.depth.decision.members[group - 1])
         return sorted(holds - self.evicted[group])
 
@@ -108,7 +118,7 @@ class CacheMachine(RuleBasedStateMachine):
         model = self.models[i % len(self.models)]
         return model if model.cache.is_open or self.open(model, 0) else None
 
-    @initialize(kind=st.integers(0, 3), n_pages=st.sampled_from([TIGHT, N_PAGES]))
+    @initialize(kind=st.integers(0, 4), n_pages=st.sampled_from([TIGHT, N_PAGES]))
     def begin(self, kind: int, n_pages: int) -> None:
         self.space = CacheSpace(BlockPool(n_pages), self.contents, SIZE)
         self.add(list(range(PROMPT + 9)), kind)
@@ -119,7 +129,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.models.append(Model(ids, depth, cache, kind))
         self.models[-1].closed()
 
-    @rule(kind=st.integers(0, 3), more=st.integers(0, 20))
+    @rule(kind=st.integers(0, 4), more=st.integers(0, 20))
     def arrive(self, kind: int, more: int) -> None:
         type(self).n_operations += 1
         if len(self.models) < 6:
@@ -156,12 +166,29 @@ class CacheMachine(RuleBasedStateMachine):
         if (model := self.pick(i)) is None or not model.cache.grow():
             return
         start, stop = model.n_computed, min(len(model.ids), model.n_computed + n)
+        waited = model.cache.waiting is not None
+        self.wait(model, start, stop)
         for g, group in enumerate(model.depth.groups):
-            tokens = model.depth.tokens(g, start, stop)
+            first = START if g and waited else start
+            last = min(stop, START) if g and model.cache.waiting is not None else stop
+            tokens = model.depth.tokens(g, first, last)
             if tokens:
                 self.write(model, g, group, tokens)
         model.cache.commit(stop - start)
         model.n_computed = stop
+
+    @staticmethod
+    def wait(model: Model, start: int, stop: int) -> None:
+        """Put tokens of an undecided span aside, or decide when the last of them is computed."""
+        if model.depth.decision is not None or model.depth.is_flat:
+            return
+        if stop >= STOP:
+            model.depth.decision = Decision((), INSIDE, b"one")
+            model.cache.waiting = None
+        elif stop > START:
+            rows = torch.arange(max(start, START), stop)[:, None]
+            own = Waiting(rows, rows, rows)
+            model.cache.waiting = own if model.cache.waiting is None else model.cache.waiting.joined(own)
 
     def write(self, model: Model, g: int, group: LayerGroup, tokens: list[int]) -> None:
         model.own.update({(g, token): model.altered[g] for token in tokens})
@@ -213,6 +240,8 @@ class CacheMachine(RuleBasedStateMachine):
         if (model := self.pick(i)) is None:
             return
         g %= len(model.depth.groups)
+        if model.cache.waiting is not None:
+            return
         held = model.held(g)
         random = np.random.default_rng(seed)
         gone = [token for token in held if random.random() < share]
@@ -246,6 +275,8 @@ class CacheMachine(RuleBasedStateMachine):
             if not model.cache.is_open:
                 continue
             assert model.cache.n_computed == model.n_computed
+            if model.cache.waiting is not None:
+                assert model.cache.waiting.rows[:, 0].tolist() == list(range(START, model.n_computed))
             pages = model.cache.pages()
             for g, group in enumerate(model.depth.groups):
                 held = model.held(g)
