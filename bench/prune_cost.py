@@ -20,8 +20,7 @@ import foveate.engine.prune.methods as family
 from bench.random_model.checkpoint import add_arguments, loaded
 from bench.report import Json, provenance, table, write
 from foveate.configs.load import load as load_config
-from foveate.engine.common.find import names
-from foveate.engine.common.messages import Accepted, Delta, Failed, Generate, Image, SamplingParams, Stage, VisualBudget
+from foveate.engine.common import Accepted, Delta, Failed, Generate, Image, SamplingParams, Stage, VisualBudget, names
 from foveate.engine.engine import Engine
 from foveate.engine.models.base import Model
 from foveate.engine.pruning import Pruning

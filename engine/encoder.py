@@ -13,12 +13,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from foveate.engine.common.errors import ImageError
+from foveate.engine.common import ImageError
 from foveate.engine.models.base import Model
 from foveate.engine.request import Picture, Request
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import CAPTION, OF_REQUEST, PIXELS, QUESTION, Signal
-from foveate.engine.vision.transform import TokenTransform
+from foveate.engine.vision import CAPTION, OF_REQUEST, PIXELS, QUESTION, Signal, TokenTransform, VisualInputs
 
 Wanted = tuple[Request, int]  # a request and the index of its picture
 Failure = tuple[Request, Exception]

@@ -12,14 +12,17 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.cache.pool import BlockPool
 from foveate.engine.cache.sequence_cache import CacheSpace
 from foveate.engine.cache.store import KVStore
-from foveate.engine.common.errors import EngineError, ModelError, QueueFullError, RequestError
-from foveate.engine.common.messages import (
+from foveate.engine.common import (
     Accepted,
     Delta,
+    EngineError,
     Failed,
     Generate,
     Heartbeat,
+    ModelError,
     ModelInfo,
+    QueueFullError,
+    RequestError,
     SamplingParams,
     TokenLogprob,
 )

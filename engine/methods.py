@@ -13,13 +13,24 @@ from typing import Any
 import foveate.engine.prune.methods as prune_family
 import foveate.engine.reduce.methods as family
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.composition import Value, is_share, misplaced, setting, states_share
-from foveate.engine.common.find import find, label, names
-from foveate.engine.common.messages import FieldInfo, MethodInfo, Stage, VisualBudget
+from foveate.engine.common import (
+    FieldInfo,
+    MethodInfo,
+    Stage,
+    Value,
+    VisualBudget,
+    find,
+    is_share,
+    label,
+    misplaced,
+    names,
+    setting,
+    states_share,
+)
 from foveate.engine.prune.base import Pruner
 from foveate.engine.reduce import split as split_family
 from foveate.engine.reduce.base import Chain, Reducer, Split
-from foveate.engine.vision.signals import Tower
+from foveate.engine.vision import Tower
 
 
 def _type_name(hint: object) -> str:

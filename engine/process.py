@@ -22,8 +22,7 @@ import zmq
 
 from foveate.configs.config import Config, ModelConfig
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.errors import ModelError
-from foveate.engine.common.messages import Abort, FromEngine, Generate, Ready, Shutdown, ToEngine
+from foveate.engine.common import Abort, FromEngine, Generate, ModelError, Ready, Shutdown, ToEngine
 from foveate.engine.engine import Engine
 from foveate.engine.methods import describe
 from foveate.engine.models.base import Model

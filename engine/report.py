@@ -3,8 +3,7 @@
 import logging
 import time
 
-from foveate.engine.common.errors import RequestError
-from foveate.engine.common.messages import Failed, Usage
+from foveate.engine.common import Failed, RequestError, Usage
 from foveate.engine.sequence import Sequence
 
 log = logging.getLogger(__name__)

@@ -13,9 +13,19 @@ import torch
 from foveate.configs.errors import ConfigError
 from foveate.engine.cache.groups import LayerGroup
 from foveate.engine.cache.prefix import decision_key, image_key, root_key
-from foveate.engine.common.errors import BudgetError, ImageError, RequestError, TooLongError
-from foveate.engine.common.grid import Grid
-from foveate.engine.common.messages import Generate, Image, ImageUsage, SamplingParams, VisualBudget, VisualUsage
+from foveate.engine.common import (
+    BudgetError,
+    Generate,
+    Grid,
+    Image,
+    ImageError,
+    ImageUsage,
+    RequestError,
+    SamplingParams,
+    TooLongError,
+    VisualBudget,
+    VisualUsage,
+)
 from foveate.engine.geometry.base import Geometry, ModelSpec
 from foveate.engine.methods import build, build_pruner, build_split
 from foveate.engine.prune.depth import Depth, plan
@@ -23,7 +33,7 @@ from foveate.engine.reduce.base import Part, Reducer, Split
 from foveate.engine.reduce.budget import split
 from foveate.engine.reduce.cut import Offer, plan_all
 from foveate.engine.request import Picture, Request, lay_out
-from foveate.engine.vision.signals import PIXELS, Signal, Tower, saliency
+from foveate.engine.vision import PIXELS, Signal, Tower, saliency
 
 POSITION_SCHEME = "keep"  # original positions survive reduction
 _ANSWER_TOKENS = 256  # at most so many are kept free for the answer where pictures must be compressed to fit

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from foveate.engine.common.messages import SamplingParams, TokenLogprob
+from foveate.engine.common import SamplingParams, TokenLogprob
 from foveate.kernels.draw import Law, draw
 from foveate.kernels.largest import largest
 

@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from foveate.configs.config import Config
-from foveate.engine.common.messages import (
+from foveate.engine.common import (
     Abort,
     Accepted,
     Delta,

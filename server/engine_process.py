@@ -21,7 +21,7 @@ import zmq
 import zmq.asyncio
 
 from foveate.configs.config import Config
-from foveate.engine.common.messages import Shutdown, ToEngine
+from foveate.engine.common import Shutdown, ToEngine
 
 WRONG_SETTING = 2  # exit status: a setting or the checkpoint is wrong, and starting again would not help
 _SOCKET_PATH_LIMIT = 100  # bytes; the kernel's is 107

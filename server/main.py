@@ -19,7 +19,7 @@ from foveate.configs.config import Config
 from foveate.configs.describe import render
 from foveate.configs.errors import ConfigError
 from foveate.configs.load import load, nearest, preset_names
-from foveate.engine.common.find import names
+from foveate.engine.common import names
 
 _EXAMPLES = """\
 examples:

@@ -12,8 +12,7 @@ from typing import get_args
 import foveate.engine.prune.methods as prune_family
 import foveate.engine.reduce.methods as reduce_family
 from foveate.configs.describe import field_comments
-from foveate.engine.common.find import find, names
-from foveate.engine.common.messages import FieldInfo, MethodInfo
+from foveate.engine.common import FieldInfo, MethodInfo, find, names
 from foveate.engine.methods import describe
 from foveate.engine.prune.base import Pruner
 from foveate.engine.reduce.base import Group, Reducer

@@ -8,14 +8,14 @@ import msgspec
 
 from foveate.configs.config import BudgetConfig, Config
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.errors import ModelError
-from foveate.engine.common.messages import (
+from foveate.engine.common import (
     Accepted,
     Delta,
     Failed,
     Generate,
     Image,
     MethodInfo,
+    ModelError,
     SamplingParams,
     TokenLogprob,
     VisualUsage,

@@ -8,7 +8,7 @@ from pathlib import Path
 import foveate
 from foveate.configs.config import Config
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.messages import MethodInfo
+from foveate.engine.common import MethodInfo
 from foveate.server.find_model import find_model
 from foveate.tune.asking import Asked, Asker
 from foveate.tune.data import PARTS, SCENES, read, sample, split

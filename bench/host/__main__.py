@@ -35,7 +35,7 @@ import foveate.engine.engine as engine_module
 from bench.host.clients import Window, stream_all
 from bench.report import Json, provenance, table, write
 from foveate.configs.config import Config, ModelConfig
-from foveate.engine.common.messages import Generate, SamplingParams
+from foveate.engine.common import Generate, SamplingParams
 from foveate.engine.engine import Engine
 from foveate.engine.process import Channel, load
 from foveate.engine.sampler import sample

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foveate.bundled.scenes import make_scene, object_cells
 from foveate.engine.reduce.base import Reducer
-from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision import VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)

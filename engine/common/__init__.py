@@ -1,1 +1,83 @@
-"""What every folder of the engine may use: errors, messages, grids, config sections, finding methods. No torch."""
+"""What every folder of the engine may use: errors, messages, grids, config sections, finding methods. No torch.
+
+Other folders import these names from here."""
+
+from foveate.engine.common.composition import Misplaced, Value, is_share, misplaced, setting, states_share
+from foveate.engine.common.errors import (
+    BudgetError,
+    EngineError,
+    ImageError,
+    ModelError,
+    QueueFullError,
+    RequestError,
+    TooLongError,
+)
+from foveate.engine.common.find import find, label, names
+from foveate.engine.common.grid import Grid, Tile
+from foveate.engine.common.messages import (
+    Abort,
+    Accepted,
+    Delta,
+    Failed,
+    FieldInfo,
+    FromEngine,
+    Generate,
+    Heartbeat,
+    Image,
+    ImageUsage,
+    MethodInfo,
+    ModelInfo,
+    Ready,
+    SamplingParams,
+    Shutdown,
+    Stage,
+    ToEngine,
+    TokenLogprob,
+    Usage,
+    VisualBudget,
+    VisualUsage,
+)
+from foveate.engine.common.section import Section
+
+__all__ = [
+    "Abort",
+    "Accepted",
+    "BudgetError",
+    "Delta",
+    "EngineError",
+    "Failed",
+    "FieldInfo",
+    "FromEngine",
+    "Generate",
+    "Grid",
+    "Heartbeat",
+    "Image",
+    "ImageError",
+    "ImageUsage",
+    "MethodInfo",
+    "Misplaced",
+    "ModelError",
+    "ModelInfo",
+    "QueueFullError",
+    "Ready",
+    "RequestError",
+    "SamplingParams",
+    "Section",
+    "Shutdown",
+    "Stage",
+    "Tile",
+    "ToEngine",
+    "TokenLogprob",
+    "TooLongError",
+    "Usage",
+    "Value",
+    "VisualBudget",
+    "VisualUsage",
+    "find",
+    "is_share",
+    "label",
+    "misplaced",
+    "names",
+    "setting",
+    "states_share",
+]

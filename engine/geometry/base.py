@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import foveate.engine.geometry as folder
-from foveate.engine.common.errors import ModelError
-from foveate.engine.common.find import names
-from foveate.engine.common.grid import Grid
-from foveate.engine.common.section import Section
+from foveate.engine.common import Grid, ModelError, Section, names
 from foveate.engine.geometry.config import DecoderConfig
 from foveate.engine.images.anyres import Size
 from foveate.engine.images.preprocess import ImageProcessor
-from foveate.engine.vision.signals import Tower
+from foveate.engine.vision import Tower
 
 _NOT_FAMILIES = {"base", "config"}
 Positions = tuple[Sequence[int], ...]  # of the tokens of one segment, by axis

@@ -5,9 +5,7 @@ The thumbnail's tokens come first, then the crops' side by side, row by row, the
 
 from typing import ClassVar
 
-from foveate.engine.common.errors import ImageError, ModelError
-from foveate.engine.common.grid import Grid
-from foveate.engine.common.section import Section
+from foveate.engine.common import Grid, ImageError, ModelError, Section
 from foveate.engine.geometry.base import Checkpoint
 from foveate.engine.geometry.llava import LlavaGeometry
 from foveate.engine.images.anyres import Size, Tiling, best_size

@@ -4,8 +4,7 @@ import re
 from itertools import product
 from typing import ClassVar
 
-from foveate.engine.common.errors import ModelError
-from foveate.engine.common.section import Section
+from foveate.engine.common import ModelError, Section
 from foveate.engine.geometry.llava_next import LlavaNextGeometry
 from foveate.engine.images.anyres import Size
 

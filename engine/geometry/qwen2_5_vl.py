@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from foveate.engine.common.section import Section
+from foveate.engine.common import Section
 from foveate.engine.geometry.config import QwenTowerConfig
 from foveate.engine.geometry.qwen2_vl import Qwen2VLGeometry
 

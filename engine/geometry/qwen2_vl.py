@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from foveate.engine.common.errors import ModelError
-from foveate.engine.common.grid import Grid
-from foveate.engine.common.section import Section
+from foveate.engine.common import Grid, ModelError, Section
 from foveate.engine.geometry.base import Checkpoint, CheckpointGeometry, Positions
 from foveate.engine.geometry.config import QwenTowerConfig, read_qwen2_vl
 from foveate.engine.images.anyres import Size

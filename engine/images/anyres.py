@@ -14,8 +14,7 @@ from itertools import product
 
 from PIL import Image
 
-from foveate.engine.common.errors import ImageError
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid, ImageError
 
 Size = tuple[int, int]  # (height, width)
 

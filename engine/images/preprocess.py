@@ -14,8 +14,7 @@ from typing import Literal
 from PIL import Image
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.errors import ImageError
-from foveate.engine.common.section import Section
+from foveate.engine.common import ImageError, Section
 from foveate.engine.images.anyres import Size, stack_tiles
 from foveate.engine.images.resize import crop, flatten, pad_square, smart_resize
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from foveate.engine.geometry.base import Geometry, ModelSpec
 from foveate.engine.images.anyres import Size
 from foveate.engine.models.parts.attention import Attention, Rotary
-from foveate.engine.vision.inputs import TowerCut, VisualInputs
-from foveate.engine.vision.signals import Signal
+from foveate.engine.vision import Signal, TowerCut, VisualInputs
 
 __all__ = ["Attention", "Model", "Rotary"]
 

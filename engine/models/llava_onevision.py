@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 
 from foveate.engine.images.anyres import Tiling
 from foveate.engine.models.llava_next import LlavaNext
-from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision import VisualInputs
 
 
 class LlavaOnevision(LlavaNext):

@@ -20,8 +20,7 @@ from torch import Tensor
 
 import foveate.engine.models as folder
 from foveate.configs.config import ModelConfig
-from foveate.engine.common.errors import ModelError
-from foveate.engine.common.section import Section
+from foveate.engine.common import ModelError, Section
 from foveate.engine.geometry.base import CheckpointGeometry, load_geometry
 from foveate.engine.models.family import EMBEDDING, HEAD, Family
 from foveate.engine.models.parts.matrix import Linear, Matrix

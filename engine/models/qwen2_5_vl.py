@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.geometry.qwen2_5_vl import Qwen25VLGeometry
 from foveate.engine.models.parts.layers import RMSNorm
 from foveate.engine.models.parts.matrix import GatedLinear, Linear

@@ -15,8 +15,7 @@ from foveate.engine.models.parts.layers import LayerNorm
 from foveate.engine.models.parts.matrix import Linear
 from foveate.engine.models.parts.qwen_tower import QwenTower
 from foveate.engine.models.parts.tower import normalise
-from foveate.engine.vision.inputs import TowerCut, VisualInputs
-from foveate.engine.vision.signals import CELLS, Signal
+from foveate.engine.vision import CELLS, Signal, TowerCut, VisualInputs
 from foveate.kernels.linear import Activation
 
 NORM_EPS = 1e-6  # of the tower; not in any config

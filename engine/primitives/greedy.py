@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 
 _TAKEN = -torch.inf
 _EXHAUSTED = 1e-5  # a determinant's gain below this share of the first gain is rounding

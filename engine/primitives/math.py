@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.primitives.ranking import unit
 
 

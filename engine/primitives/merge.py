@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from foveate.engine.primitives.ranking import complement, finite, top, unit
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.transform import Space, TokenTransform
+from foveate.engine.vision import Space, TokenTransform, VisualInputs
 
 _ROUNDING = 1e-12  # squared distances below this share of the squared norms are rounding
 

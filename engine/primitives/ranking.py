@@ -6,10 +6,8 @@ Every function is deterministic: ties go to the lower index, and integers replac
 import torch
 from torch import Tensor
 
-from foveate.engine.common.errors import ImageError
-from foveate.engine.common.grid import Grid
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import LayerRef
+from foveate.engine.common import Grid, ImageError
+from foveate.engine.vision import LayerRef, VisualInputs
 
 
 def finite(what: str, values: Tensor) -> Tensor:

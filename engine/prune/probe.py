@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 
 _MAX_SCORES = 2**21  # float32 at once: some stay in a processor's cache, and few passes fill a device
 Which = Literal["before", "this"]

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from fractions import Fraction
 
-from foveate.engine.common.errors import BudgetError, TooLongError
-from foveate.engine.common.grid import Grid
-from foveate.engine.common.messages import VisualBudget
+from foveate.engine.common import BudgetError, Grid, TooLongError, VisualBudget
 
 
 def split(

@@ -14,13 +14,20 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.primitives.ranking import top
 from foveate.engine.reduce.base import Chain, Group, Reducer, StageName
-from foveate.engine.vision import signals
-from foveate.engine.vision.inputs import LayerCut, TowerCut, VisualInputs
-from foveate.engine.vision.signals import PIXELS, LayerRef, Signal, Tower
-from foveate.engine.vision.transform import TokenTransform
+from foveate.engine.vision import (
+    PIXELS,
+    LayerCut,
+    LayerRef,
+    Signal,
+    TokenTransform,
+    Tower,
+    TowerCut,
+    VisualInputs,
+    signals,
+)
 
 
 class Worth(NamedTuple):

@@ -11,8 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from foveate.engine.common.errors import ImageError
-from foveate.engine.common.grid import Grid, Tile
+from foveate.engine.common import Grid, ImageError, Tile
 from foveate.engine.vision import signals as named
 from foveate.engine.vision.signals import LayerRef, Signal, Tower
 from foveate.engine.vision.transform import Space, TokenTransform

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from foveate.engine.common.messages import Accepted, Delta, Failed, TokenLogprob, Usage
+from foveate.engine.common import Accepted, Delta, Failed, TokenLogprob, Usage
 from foveate.server.answer.text import TextStream
 from foveate.server.common.engine_api import EngineApi
 from foveate.server.common.errors import ApiError, from_failed

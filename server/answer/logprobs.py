@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer, decoders
 
-from foveate.engine.common.messages import TokenLogprob
+from foveate.engine.common import TokenLogprob
 from foveate.server.common.replies import ChatLogprobs, ContentLogprob, TextLogprobs, TopLogprob
 
 LEAST = -9999.0  # what OpenAI writes for a token that cannot come; JSON has no infinity

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from foveate.engine.common.messages import Usage, VisualUsage
+from foveate.engine.common import Usage, VisualUsage
 from foveate.server.answer.answer import Answer
 from foveate.server.common.replies import (
     ImageReport,

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
-from foveate.engine.common.messages import Accepted, Delta, Failed, Generate, Heartbeat, MethodInfo, ModelInfo
+from foveate.engine.common import Accepted, Delta, Failed, Generate, Heartbeat, MethodInfo, ModelInfo
 
 Event = Accepted | Delta | Failed
 

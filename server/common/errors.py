@@ -12,7 +12,7 @@ import re
 
 import orjson
 
-from foveate.engine.common.messages import Failed
+from foveate.engine.common import Failed
 
 log = logging.getLogger("foveate.server")
 

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, Sample
 
 import foveate
-from foveate.engine.common.messages import Heartbeat, ModelInfo
+from foveate.engine.common import Heartbeat, ModelInfo
 from foveate.server.common.replies import UsageReport
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

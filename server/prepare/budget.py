@@ -12,7 +12,7 @@ from typing import Literal
 from msgspec import structs
 
 from foveate.configs.config import BudgetConfig
-from foveate.engine.common.messages import MethodInfo, VisualBudget
+from foveate.engine.common import MethodInfo, VisualBudget
 from foveate.server.common.budget_fields import (
     Level,
     Stated,

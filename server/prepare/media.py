@@ -20,8 +20,7 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 
 from foveate.configs.config import LimitsConfig
-from foveate.engine.common.errors import RequestError
-from foveate.engine.common.messages import Image
+from foveate.engine.common import Image, RequestError
 from foveate.server.common.errors import ApiError
 from foveate.server.prepare.budget import ImageCap
 

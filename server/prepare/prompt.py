@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from tokenizers import Tokenizer
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.messages import ModelInfo
+from foveate.engine.common import ModelInfo
 from foveate.server.common.errors import ApiError
 from foveate.server.prepare.conversation import Picture, Text, Turn
 from foveate.server.prepare.template import Template, TemplateFailed, find_source, read_json

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from foveate.configs.config import Config
-from foveate.engine.common.messages import Generate, Image, MethodInfo, ModelInfo, SamplingParams
+from foveate.engine.common import Generate, Image, MethodInfo, ModelInfo, SamplingParams
 from foveate.server.common.caller import Caller
 from foveate.server.common.errors import ApiError
 from foveate.server.common.protocol import ChatRequest, CompletionRequest, ImagePart, Message, Sampling, TextPart

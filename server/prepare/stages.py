@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from foveate.engine.common.composition import is_share, misplaced, setting, states_share
-from foveate.engine.common.messages import FieldInfo, MethodInfo, Stage
+from foveate.engine.common import FieldInfo, MethodInfo, Stage, is_share, misplaced, setting, states_share
 from foveate.server.common.errors import invalid_vlm, printable
 from foveate.server.common.header_fields import Bare, parse
 

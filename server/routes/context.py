@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from foveate.configs.config import Config
-from foveate.engine.common.messages import ModelInfo
+from foveate.engine.common import ModelInfo
 from foveate.server.answer.logprobs import TokenTexts
 from foveate.server.common.engine_api import EngineApi
 from foveate.server.common.errors import ApiError, not_ready

@@ -7,7 +7,7 @@ from typing import Protocol
 import orjson
 from fastapi import Request, Response
 
-from foveate.engine.common.messages import TokenLogprob
+from foveate.engine.common import TokenLogprob
 from foveate.server.answer.answer import Answer, Piece, close_all, merge, start_all
 from foveate.server.answer.usage import report, resolved_header, spent_headers
 from foveate.server.common.replies import FinishReason, Reply, UsageReport

@@ -7,7 +7,7 @@ import time
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from foveate.engine.common.messages import Failed, Generate, ModelInfo, SamplingParams
+from foveate.engine.common import Failed, Generate, ModelInfo, SamplingParams
 from foveate.server.common.engine_api import EngineApi
 
 HEARTBEAT_FRESH_S = 5.0

@@ -9,7 +9,7 @@ import pytest
 
 import foveate
 import foveate.engine.reduce.methods as reduce
-from foveate.engine.common.find import find, names
+from foveate.engine.common import find, names
 from foveate.engine.reduce.base import Reducer
 
 ROOT = Path(__file__).resolve().parents[2]

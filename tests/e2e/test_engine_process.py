@@ -12,7 +12,7 @@ import zmq
 
 import foveate.bundled
 from foveate.configs.config import CacheConfig, Config, ModelConfig
-from foveate.engine.common.messages import (
+from foveate.engine.common import (
     Abort,
     Accepted,
     Delta,

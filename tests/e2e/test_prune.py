@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 import foveate.engine.prune.methods as family
-from foveate.engine.common.find import names
+from foveate.engine.common import names
 
 
 def ask(server: str, model: str, url: str, method: str | None, **more: object) -> httpx.Response:

@@ -7,7 +7,7 @@ import torch
 
 import foveate.bundled
 from foveate.configs.config import CacheConfig, Config
-from foveate.engine.common.messages import Delta, Failed, Generate, Image, SamplingParams, VisualBudget
+from foveate.engine.common import Delta, Failed, Generate, Image, SamplingParams, VisualBudget
 from foveate.engine.engine import Engine
 from foveate.engine.models.loader import load_model
 from foveate.kernels.attention import AttentionBatch, paged_attention

@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.images.preprocess import ImageProcessor
-from foveate.engine.vision.inputs import LayerCut, TowerCut, VisualInputs
-from foveate.engine.vision.signals import Kind, Signal, Tower
-from foveate.engine.vision.transform import TokenTransform
+from foveate.engine.vision import Kind, LayerCut, Signal, TokenTransform, Tower, TowerCut, VisualInputs
 from foveate.kernels.attention_rows import attention_rows
 from foveate.kernels.received import received
 from foveate.kernels.vision_attention import vision_attention

@@ -15,8 +15,7 @@ from foveate.engine.geometry.config import VitConfig
 from foveate.engine.models.parts.layers import Conv2d, LayerNorm, Table
 from foveate.engine.models.parts.matrix import FusedLinear, Linear
 from foveate.engine.models.parts.tower import Cutting, Laid, LayerTaps, Taps, attend, patches
-from foveate.engine.vision.inputs import TowerCut
-from foveate.engine.vision.signals import Signal
+from foveate.engine.vision import Signal, TowerCut
 
 
 class Vit(nn.Module):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.prune.base import Kept, Staged, best
 from foveate.engine.prune.probe import Probe
 

@@ -20,8 +20,7 @@ from torch import Tensor
 from foveate.engine.primitives.merge import bipartite, match
 from foveate.engine.primitives.ranking import finite
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.transform import TokenTransform
+from foveate.engine.vision import TokenTransform, VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,7 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.greedy import coverage
 from foveate.engine.primitives.ranking import unit
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import CAPTION, Signal, Tower
+from foveate.engine.vision import CAPTION, Signal, Tower, VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,7 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.greedy import determinantal
 from foveate.engine.primitives.ranking import norm01, unit
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import QUESTION, Signal, Tower
+from foveate.engine.vision import QUESTION, Signal, Tower, VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,10 +20,7 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.merge import nearest, select_and_merge
 from foveate.engine.primitives.ranking import saliency
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import signals
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import ENC, Signal, Tower
-from foveate.engine.vision.transform import TokenTransform
+from foveate.engine.vision import ENC, Signal, TokenTransform, Tower, VisualInputs, signals
 
 
 @dataclass(frozen=True, kw_only=True)

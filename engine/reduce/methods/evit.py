@@ -22,10 +22,7 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.merge import select_and_merge
 from foveate.engine.primitives.ranking import complement, saliency, top
 from foveate.engine.reduce.cut import EncoderCut, whole_layer
-from foveate.engine.vision import signals
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import Signal, Tower
-from foveate.engine.vision.transform import TokenTransform
+from foveate.engine.vision import Signal, TokenTransform, Tower, VisualInputs, signals
 
 
 @dataclass(frozen=True, kw_only=True)

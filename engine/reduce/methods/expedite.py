@@ -19,12 +19,10 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.primitives.ranking import finite, lattice, lattice_cells
 from foveate.engine.reduce.cut import EncoderCut, whole_layer
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import Tower
-from foveate.engine.vision.transform import TokenTransform
+from foveate.engine.vision import TokenTransform, Tower, VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from foveate.engine.primitives.ranking import saliency, top
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import signals
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import Signal, Tower
+from foveate.engine.vision import Signal, Tower, VisualInputs, signals
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,13 +15,11 @@ from typing import ClassVar
 
 import torch
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.primitives.math import low_pass
 from foveate.engine.primitives.ranking import lattice, lattice_cells
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import ENC, Signal, Tower
-from foveate.engine.vision.transform import TokenTransform
+from foveate.engine.vision import ENC, Signal, TokenTransform, Tower, VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,7 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.greedy import greedy
 from foveate.engine.primitives.ranking import finite, unit
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import signals
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import Signal, Tower
+from foveate.engine.vision import Signal, Tower, VisualInputs, signals
 
 _LEAST = 1e-6  # least attention, as a share of the largest; no token is worth nothing
 _SAME = 1e-4  # cosine distance below which rows are equal, and attention alone decides

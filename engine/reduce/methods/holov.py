@@ -23,9 +23,7 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.math import largest_remainder
 from foveate.engine.primitives.ranking import saliency, top, unit
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import signals
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import Signal, Tower
+from foveate.engine.vision import Signal, Tower, VisualInputs, signals
 
 _ATTENTION_SCALE, _EPS = 1000.0, 1e-6  # as released
 

@@ -21,10 +21,7 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.merge import merge_into
 from foveate.engine.primitives.ranking import complement, finite, top, unit
 from foveate.engine.reduce.methods.tome import ToMe
-from foveate.engine.vision import signals
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import Signal
-from foveate.engine.vision.transform import TokenTransform
+from foveate.engine.vision import Signal, TokenTransform, VisualInputs, signals
 
 _LEAST = 1e-6  # least likeness and least attention
 

@@ -19,9 +19,7 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.greedy import coverage
 from foveate.engine.primitives.ranking import unit
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import signals
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import QUESTION, Signal, Tower
+from foveate.engine.vision import QUESTION, Signal, Tower, VisualInputs, signals
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,10 +24,7 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.math import window_cosine
 from foveate.engine.primitives.ranking import saliency, top
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import signals
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import ENC, Signal, Tower
-from foveate.engine.vision.transform import TokenTransform
+from foveate.engine.vision import ENC, Signal, TokenTransform, Tower, VisualInputs, signals
 
 _SIDE = 3
 _GAIN = _SIDE * _SIDE - 1  # rows saved by one merged window

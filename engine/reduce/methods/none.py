@@ -6,7 +6,7 @@ The server refuses a budget below the offered tokens before the request comes he
 from dataclasses import dataclass
 from typing import ClassVar
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.reduce.base import Group, Reducer
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.reduce.cut import PixelCut, Worth
 
 

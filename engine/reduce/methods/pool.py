@@ -11,12 +11,11 @@ from typing import ClassVar
 
 import torch
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.primitives.math import pool_blocks
 from foveate.engine.primitives.ranking import lattice, lattice_cells
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.transform import TokenTransform, starts
+from foveate.engine.vision import TokenTransform, VisualInputs, starts
 
 
 @dataclass(frozen=True, kw_only=True)

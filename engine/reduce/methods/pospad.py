@@ -18,10 +18,7 @@ import torch
 
 from foveate.engine.primitives.ranking import saliency
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import signals
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import ENC, Signal, Tower
-from foveate.engine.vision.transform import TokenTransform
+from foveate.engine.vision import ENC, Signal, TokenTransform, Tower, VisualInputs, signals
 
 
 @dataclass(frozen=True, kw_only=True)

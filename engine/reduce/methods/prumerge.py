@@ -22,10 +22,7 @@ from torch import Tensor
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.ranking import centres, complement, finite, top, unit
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import signals
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import ENC, Signal, Tower
-from foveate.engine.vision.transform import TokenTransform, starts
+from foveate.engine.vision import ENC, Signal, TokenTransform, Tower, VisualInputs, signals, starts
 
 _LEAST = 1e-12  # least attention, so that no weighted mean is 0 / 0
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision import VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,7 @@ from torch import Tensor
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.ranking import top, unit
 from foveate.engine.reduce.base import Fits, Group, Reducer
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import ENC, Signal, Tower
+from foveate.engine.vision import ENC, Signal, Tower, VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)

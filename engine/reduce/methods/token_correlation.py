@@ -22,9 +22,7 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.math import largest_remainder
 from foveate.engine.primitives.ranking import saliency, unit
 from foveate.engine.reduce.base import Fits, Group, Reducer
-from foveate.engine.vision import signals
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import Signal, Tower
+from foveate.engine.vision import Signal, Tower, VisualInputs, signals
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,7 @@ from typing import ClassVar
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.ranking import saliency, top, unit
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import signals
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import ENC, Signal, Tower
-from foveate.engine.vision.transform import TokenTransform
+from foveate.engine.vision import ENC, Signal, TokenTransform, Tower, VisualInputs, signals
 
 _LEAST = 1e-6  # share of the mean importance, added to all tokens: no row is empty where attention is 0
 

@@ -21,10 +21,7 @@ from torch import Tensor
 from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.merge import bipartite, merge_into
 from foveate.engine.reduce.cut import EncoderCut, whole_layer
-from foveate.engine.vision import signals
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import Signal, Tower
-from foveate.engine.vision.transform import TokenTransform
+from foveate.engine.vision import Signal, TokenTransform, Tower, VisualInputs, signals
 
 
 @dataclass(frozen=True, kw_only=True)

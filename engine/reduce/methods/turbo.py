@@ -22,10 +22,7 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.merge import Pass, evenly, merge_by_layers
 from foveate.engine.primitives.ranking import saliency
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import signals
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import ENC, Signal, Tower
-from foveate.engine.vision.transform import TokenTransform
+from foveate.engine.vision import ENC, Signal, TokenTransform, Tower, VisualInputs, signals
 
 _FACTOR = 30.0  # weight of attention against cosine, as released
 _USUAL = 576  # tokens of the pictures that the paper was tuned on

@@ -13,7 +13,7 @@ from torch import Tensor
 from foveate.engine.primitives.greedy import farthest
 from foveate.engine.primitives.ranking import centres, lattice, lattice_cells
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision import VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,10 +23,7 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.merge import merge_into
 from foveate.engine.primitives.ranking import finite
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import signals
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import ENC, PIXELS, Signal, Tower
-from foveate.engine.vision.transform import TokenTransform
+from foveate.engine.vision import ENC, PIXELS, Signal, TokenTransform, Tower, VisualInputs, signals
 
 _LEAST = 1e-12  # least importance, so that a square of unattended tokens is their plain mean
 _GREYS = 256

@@ -22,8 +22,7 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.primitives.greedy import greedy
 from foveate.engine.primitives.ranking import finite, norm01, unit
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import CELLS, Signal, Tower
+from foveate.engine.vision import CELLS, Signal, Tower, VisualInputs
 
 _FLAT = 0.02  # differences below this share of the largest are noise of sampling and rounding
 

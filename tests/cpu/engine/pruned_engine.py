@@ -13,16 +13,7 @@ import torch
 
 from foveate.bundled.scenes import make_scene, render
 from foveate.configs.config import CacheConfig, Config, SchedulerConfig
-from foveate.engine.common.messages import (
-    Delta,
-    Failed,
-    Generate,
-    Image,
-    SamplingParams,
-    Stage,
-    TokenLogprob,
-    VisualBudget,
-)
+from foveate.engine.common import Delta, Failed, Generate, Image, SamplingParams, Stage, TokenLogprob, VisualBudget
 from foveate.engine.engine import Engine
 from foveate.engine.models.base import Model
 from foveate.engine.prune.base import Kept, Pruner, best

@@ -13,7 +13,7 @@ from foveate.engine.cache.groups import LayerGroup
 from foveate.engine.cache.pool import BlockPool
 from foveate.engine.cache.sequence_cache import CacheSpace
 from foveate.engine.cache.store import KVStore
-from foveate.engine.common.messages import Generate, SamplingParams, VisualUsage
+from foveate.engine.common import Generate, SamplingParams, VisualUsage
 from foveate.engine.engine import Engine, Event
 from foveate.engine.models.base import Model
 from foveate.engine.prune.depth import Depth

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from foveate.engine.common.messages import Delta, Generate, SamplingParams
+from foveate.engine.common import Delta, Generate, SamplingParams
 from foveate.engine.engine import Engine, Event
 
 MakeEngine = Callable[..., Engine]

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from foveate.engine.common.messages import Accepted, Delta, Failed, Generate, Image, SamplingParams, VisualBudget
+from foveate.engine.common import Accepted, Delta, Failed, Generate, Image, SamplingParams, VisualBudget
 from foveate.engine.engine import Engine, Event
 
 MakeEngine = Callable[..., Engine]

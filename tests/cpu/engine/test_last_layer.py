@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from foveate.engine.attention import AttentionBackend, CpuBackend
-from foveate.engine.common.messages import Delta, Failed, Generate, SamplingParams
+from foveate.engine.common import Delta, Failed, Generate, SamplingParams
 from foveate.engine.engine import Engine, Event
 from foveate.engine.models.base import Model
 

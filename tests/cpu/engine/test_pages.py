@@ -9,7 +9,7 @@ from torch import Tensor
 
 from foveate.engine.batch import BatchBuffers
 from foveate.engine.cache.sequence_cache import SequenceCache
-from foveate.engine.common.messages import Failed, Generate, Image, SamplingParams, Stage, VisualBudget
+from foveate.engine.common import Failed, Generate, Image, SamplingParams, Stage, VisualBudget
 from foveate.engine.engine import Engine, Event
 
 BUDGETS = [

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from foveate.engine.common.messages import Delta, Failed, Generate, SamplingParams, Stage, VisualBudget
+from foveate.engine.common import Delta, Failed, Generate, SamplingParams, Stage, VisualBudget
 
 PLANS = [
     VisualBudget(method="none"),

@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import foveate.bundled
 import foveate.engine.prune.methods as family
-from foveate.engine.common.find import names
-from foveate.engine.common.messages import Failed, Generate
+from foveate.engine.common import Failed, Generate, names
 from foveate.engine.models.base import Model
 from foveate.engine.models.loader import load_model
 

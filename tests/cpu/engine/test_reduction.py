@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from foveate.engine.common.messages import Accepted, Delta, Failed, Generate, Image, SamplingParams, Stage, VisualBudget
+from foveate.engine.common import Accepted, Delta, Failed, Generate, Image, SamplingParams, Stage, VisualBudget
 from foveate.engine.engine import Engine, Event
 
 IMAGE_ID = 256

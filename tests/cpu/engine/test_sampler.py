@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.engine.common.messages import SamplingParams
+from foveate.engine.common import SamplingParams
 from foveate.engine.sampler import Draw, sample
 from foveate.kernels.draw import gumbel, truncate
 

@@ -10,8 +10,7 @@ from foveate.configs.config import SchedulerConfig
 from foveate.engine.cache.pool import BlockPool
 from foveate.engine.cache.prefix import ImageRun, image_key
 from foveate.engine.cache.sequence_cache import CacheSpace
-from foveate.engine.common.grid import Grid
-from foveate.engine.common.messages import Image, SamplingParams, VisualUsage
+from foveate.engine.common import Grid, Image, SamplingParams, VisualUsage
 from foveate.engine.request import Picture, Request
 from foveate.engine.scheduler import MAX_PREEMPTIONS, Scheduler, StepPlan
 from foveate.engine.sequence import Sequence

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from foveate.engine import resolve as resolving
 from foveate.engine.cache.prefix import ImageRun, block_key, decision_key, image_key
-from foveate.engine.common.grid import Grid
-from foveate.engine.common.messages import (
+from foveate.engine.common import (
     Delta,
     Generate,
+    Grid,
     Image,
     SamplingParams,
     Stage,
@@ -27,8 +27,7 @@ from foveate.engine.engine import Engine, Event
 from foveate.engine.models.base import Attention, Model
 from foveate.engine.request import Layout, Picture, Request
 from foveate.engine.resolve import Room, resolve
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.transform import TokenTransform
+from foveate.engine.vision import TokenTransform, VisualInputs
 
 MakeEngine, Run, MakePicture = Callable[..., Engine], Callable[[Engine], list[Event]], Callable[..., Image]
 KEY = image_key(b"v" * 32, "none", 5)

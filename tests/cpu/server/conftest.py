@@ -19,7 +19,7 @@ from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from foveate.configs.config import Config, ModelConfig
-from foveate.engine.common.messages import (
+from foveate.engine.common import (
     Accepted,
     Delta,
     Failed,

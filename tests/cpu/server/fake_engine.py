@@ -13,7 +13,7 @@ import msgspec
 import zmq
 
 from foveate.configs.config import Config
-from foveate.engine.common.messages import (
+from foveate.engine.common import (
     Abort,
     Accepted,
     Delta,

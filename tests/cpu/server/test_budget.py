@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from foveate.configs.config import BudgetConfig
-from foveate.engine.common.messages import MethodInfo
+from foveate.engine.common import MethodInfo
 from foveate.server.common.header_fields import parse
 from foveate.server.common.protocol import ImagePart, VlmFields
 from foveate.server.prepare.budget import ImageCap, Resolved, resolve

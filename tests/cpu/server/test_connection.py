@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from foveate.configs.config import ServerConfig
-from foveate.engine.common.messages import Failed, Generate
+from foveate.engine.common import Failed, Generate
 from foveate.server.common.metrics import Metrics
 from foveate.server.common.track import Track
 from foveate.server.transport.events import EventStream

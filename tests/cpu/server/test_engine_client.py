@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from foveate.configs.config import Config
-from foveate.engine.common.messages import Accepted, Delta, Failed, Generate, Heartbeat
+from foveate.engine.common import Accepted, Delta, Failed, Generate, Heartbeat
 from foveate.server.engine_client import ABORTED, ENGINE_RESTARTED, EngineClient, EngineDown, Event
 from foveate.server.routes.health import Readiness, probe_request
 

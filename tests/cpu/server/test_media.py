@@ -12,7 +12,7 @@ import pytest
 from PIL import Image as Pillow
 
 from foveate.configs.config import LimitsConfig
-from foveate.engine.common.messages import Image
+from foveate.engine.common import Image
 from foveate.server.common.errors import ApiError
 from foveate.server.prepare.budget import ImageCap
 from foveate.server.prepare.media import Media

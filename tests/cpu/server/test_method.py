@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.configs.config import BudgetConfig
-from foveate.engine.common.messages import FieldInfo, MethodInfo, Stage
+from foveate.engine.common import FieldInfo, MethodInfo, Stage
 from foveate.server.answer.usage import kept_map
 from foveate.server.common.errors import ApiError
 from foveate.server.prepare.stages import read_method

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, processors
 
 import foveate.bundled
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.messages import ModelInfo
+from foveate.engine.common import ModelInfo
 from foveate.server.common.errors import ApiError
 from foveate.server.common.protocol import Message
 from foveate.server.prepare.conversation import Turn

@@ -13,7 +13,7 @@ import yaml
 
 import foveate.bundled
 from foveate.configs.load import load
-from foveate.engine.common.messages import Image, TokenLogprob, VisualUsage
+from foveate.engine.common import Image, TokenLogprob, VisualUsage
 from foveate.engine.methods import build_pruner, describe
 from foveate.engine.models.loader import load_model
 from foveate.engine.prune.depth import plan as layer_groups

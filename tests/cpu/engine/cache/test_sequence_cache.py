@@ -18,7 +18,7 @@ from foveate.engine.cache.store import KVStore
 from foveate.engine.geometry.base import ModelSpec
 from foveate.engine.prune.base import Kept
 from foveate.engine.prune.depth import Decision, Depth
-from foveate.engine.vision.signals import Tower
+from foveate.engine.vision import Tower
 
 SIZE, N_PAGES = 4, 80
 TIGHT = 34  # pages: too few for some openings, copies and growth

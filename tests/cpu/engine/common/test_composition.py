@@ -2,8 +2,7 @@
 
 import pytest
 
-from foveate.engine.common.composition import Misplaced, Value, is_share, misplaced, setting, states_share
-from foveate.engine.common.messages import FieldInfo, MethodInfo
+from foveate.engine.common import FieldInfo, MethodInfo, Misplaced, Value, is_share, misplaced, setting, states_share
 
 
 def info(stage: str, *, first_only: bool = False, restores: bool = False) -> MethodInfo:

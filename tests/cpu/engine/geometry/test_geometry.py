@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.geometry.base import Positions, load_geometry
 from foveate.engine.models.loader import load_model
 

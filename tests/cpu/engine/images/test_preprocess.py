@@ -15,7 +15,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.errors import ImageError
+from foveate.engine.common import ImageError
 from foveate.engine.images.preprocess import ImageProcessor
 from foveate.engine.models.parts.tower import normalise, patches
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image as Pictures
 
 from foveate.configs.config import CacheConfig, Config, SchedulerConfig
-from foveate.engine.common.messages import Delta, Failed, Generate, Image, SamplingParams, TokenLogprob
+from foveate.engine.common import Delta, Failed, Generate, Image, SamplingParams, TokenLogprob
 from foveate.engine.engine import Engine
 from foveate.engine.models.base import Model
 from foveate.engine.models.loader import load_model

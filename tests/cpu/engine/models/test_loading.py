@@ -11,13 +11,11 @@ from transformers import AutoConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 from transformers.vision_utils import get_vision_window_index
 
-from foveate.engine.common.errors import ModelError
-from foveate.engine.common.grid import Grid
-from foveate.engine.common.section import Section
+from foveate.engine.common import Grid, ModelError, Section
 from foveate.engine.geometry import config as d
 from foveate.engine.geometry.base import families, load_geometry
 from foveate.engine.models.loader import load_model
-from foveate.engine.vision.signals import CELLS, ENC, Signal
+from foveate.engine.vision import CELLS, ENC, Signal
 
 torch.set_num_threads(1)
 

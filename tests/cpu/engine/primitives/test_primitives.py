@@ -10,12 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.primitives import greedy as greedy
 from foveate.engine.primitives import math as maths
 from foveate.engine.primitives import merge as merge
-from foveate.engine.vision import signals
-from foveate.engine.vision.signals import Signal, Tower
+from foveate.engine.vision import Signal, Tower, signals
 
 torch.set_num_threads(1)
 SEEDS = range(8)

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 import foveate.engine.prune.methods as family
-from foveate.engine.common.find import find
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid, find
 from foveate.engine.prune.base import Kept, Pruner
 from foveate.engine.prune.probe import Probe, View, Which
 

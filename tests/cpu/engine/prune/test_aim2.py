@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.prune.methods.aim2 import AIM2
 from foveate.engine.prune.schedule import Point, table_of
 

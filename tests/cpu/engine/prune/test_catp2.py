@@ -3,7 +3,7 @@
 import pytest
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.prune.methods.catp2 import CATP2
 from foveate.engine.prune.schedule import Point, kept
 

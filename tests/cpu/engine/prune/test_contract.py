@@ -10,8 +10,7 @@ import torch
 
 import foveate.engine.prune.methods as family
 import foveate.engine.reduce.methods as reducers
-from foveate.engine.common.find import find, names
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid, find, names
 from foveate.engine.prune.base import Kept, Pruner
 from foveate.engine.prune.probe import Probe, View
 from foveate.engine.prune.schedule import mean_share, scaled

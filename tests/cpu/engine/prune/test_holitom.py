@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.prune.methods.holitom import HoliTom
 from foveate.engine.prune.schedule import Point
 

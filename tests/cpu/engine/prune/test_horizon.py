@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.prune.methods.horizon import Horizon
 from foveate.engine.prune.schedule import Point
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 
 SEEDS = range(12)
 

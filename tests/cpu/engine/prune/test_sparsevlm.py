@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.primitives.merge import dpc_knn
 from foveate.engine.prune.methods.sparsevlm import SparseVLM
 from foveate.engine.prune.schedule import kept

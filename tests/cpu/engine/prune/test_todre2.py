@@ -3,7 +3,7 @@
 import pytest
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.prune.methods.todre2 import ToDRE2
 from foveate.engine.prune.schedule import Point
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.prune.methods.visiondrop2 import VisionDrop2
 from foveate.engine.prune.schedule import Point, kept
 

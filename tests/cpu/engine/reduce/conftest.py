@@ -14,11 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.methods import build_reducer
 from foveate.engine.reduce.base import Reducer
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import CAPTION, CELLS, ENC, PIXELS, QUESTION, Signal, Tower
+from foveate.engine.vision import CAPTION, CELLS, ENC, PIXELS, QUESTION, Signal, Tower, VisualInputs
 
 torch.set_num_threads(1)
 WIDTH, OUT, HEADS, HEAD_DIM, CELL_PIXELS = 12, 40, 2, 4, 4

@@ -4,9 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.engine.common.errors import BudgetError, TooLongError
-from foveate.engine.common.grid import Grid
-from foveate.engine.common.messages import VisualBudget
+from foveate.engine.common import BudgetError, Grid, TooLongError, VisualBudget
 from foveate.engine.reduce.budget import apportion, split
 
 weights = st.lists(st.integers(1, 600), min_size=1, max_size=8)

@@ -11,8 +11,7 @@ import pytest
 import foveate.engine.prune.methods as prune_family
 import foveate.engine.reduce.methods as family
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.find import names
-from foveate.engine.common.messages import MethodInfo
+from foveate.engine.common import MethodInfo, names
 from foveate.engine.methods import build_reducer, describe
 from foveate.engine.reduce.methods.divprune import DivPrune
 from foveate.engine.reduce.methods.visionzip import VisionZip

@@ -6,9 +6,9 @@ from itertools import combinations
 import pytest
 import torch
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.reduce.methods.catp import CATP
-from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision import VisualInputs
 
 
 def value(inputs: VisualInputs, kept: tuple[int, ...], weight: float) -> float:

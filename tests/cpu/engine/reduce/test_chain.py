@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.grid import Grid
-from foveate.engine.common.messages import Stage, VisualBudget
+from foveate.engine.common import Grid, Stage, VisualBudget
 from foveate.engine.methods import build, build_split, splits
 from foveate.engine.reduce.base import Part, Reducer, parts_of, share, tile_parts
 

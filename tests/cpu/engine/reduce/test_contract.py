@@ -7,14 +7,10 @@ import torch
 from torch import Tensor
 
 import foveate.engine.reduce.methods as family
-from foveate.engine.common.errors import ImageError
-from foveate.engine.common.find import find, names
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid, ImageError, find, names
 from foveate.engine.methods import build_split, splits
 from foveate.engine.reduce.base import Reducer
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import PIXELS, saliency
-from foveate.engine.vision.transform import TokenTransform
+from foveate.engine.vision import PIXELS, TokenTransform, VisualInputs, saliency
 
 torch.set_num_threads(1)
 GRIDS = [Grid(1, 1), Grid(1, 7), Grid(5, 1), Grid(4, 4), Grid(3, 11), Grid(9, 6)]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.reduce.methods.damro import Damro
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.methods import build_reducer
 from foveate.engine.reduce.methods.duet import Duet
-from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision import VisualInputs
 
 
 def plain(inputs: VisualInputs, k: int, ratio: float, width: int, compat: bool) -> dict[int, tuple[set[int], Tensor]]:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.methods import build_reducer
 from foveate.engine.reduce.methods.dymu import DyMU
-from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision import VisualInputs
 
 
 def plain(layers: list[Tensor], k: int, threshold: float) -> dict[int, list[int]]:

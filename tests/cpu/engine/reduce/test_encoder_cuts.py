@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.grid import Grid
-from foveate.engine.common.messages import Stage, VisualBudget
+from foveate.engine.common import Grid, Stage, VisualBudget
 from foveate.engine.methods import build
 from foveate.engine.models.parts.tower import attend
 from foveate.engine.reduce.cut import Offer, plan_all

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.reduce.methods.fopru import FoPru
-from foveate.engine.vision.transform import TokenTransform
+from foveate.engine.vision import TokenTransform
 
 
 def plain_rank(scores: list[float], k: int) -> list[int]:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.methods import build_reducer
 from foveate.engine.primitives.ranking import lattice
 from foveate.engine.reduce.methods.fourier import Fourier
-from foveate.engine.vision.transform import TokenTransform
+from foveate.engine.vision import TokenTransform
 
 
 def plain_dct(x: list[float]) -> list[float]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.reduce.methods.foveal import Foveal
 from foveate.engine.vision import signals
 

@@ -7,11 +7,10 @@ import math
 import pytest
 import torch
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.primitives.math import largest_remainder
 from foveate.engine.reduce.methods.globalcom2 import GlobalCom2
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.transform import TokenTransform
+from foveate.engine.vision import TokenTransform, VisualInputs
 
 GRIDS = [
     Grid(8, 6, thumbnail=4, row_cuts=(0, 4, 8), col_cuts=(0, 3, 6)),

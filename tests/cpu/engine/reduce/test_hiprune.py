@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.reduce.methods.hiprune import HiPrune
 
 

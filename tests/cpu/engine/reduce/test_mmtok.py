@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.reduce.methods.mmtok import MMTok
-from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision import VisualInputs
 
 
 def plain_worth(inputs: VisualInputs, alpha: float) -> Tensor:

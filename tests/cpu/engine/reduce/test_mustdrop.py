@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.methods import build_reducer
 from foveate.engine.reduce.methods.mustdrop import MustDrop
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import hidden
+from foveate.engine.vision import VisualInputs, hidden
 
 
 def plain(inputs: VisualInputs, k: int, threshold: float, compat: bool) -> dict[int, list[int]]:

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.grid import Grid
-from foveate.engine.common.messages import Stage, VisualBudget
+from foveate.engine.common import Grid, Stage, VisualBudget
 from foveate.engine.methods import build
 from foveate.engine.reduce.base import Reducer
 from foveate.engine.reduce.cut import Offer, Way, plan_all

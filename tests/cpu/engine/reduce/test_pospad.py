@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.reduce.methods.pospad import PosPad, keep_with_runs
 
 

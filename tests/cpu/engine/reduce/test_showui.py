@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.primitives.math import largest_remainder
 from foveate.engine.reduce.methods.showui import ShowUI, distances
-from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision import VisualInputs
 
 SIDE = 4  # pixels along the edge of a cell
 STD = (0.26862954, 0.26130258, 0.27577711)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.methods import build_reducer
 from foveate.engine.reduce.methods.textmonkey import TextMonkey
 

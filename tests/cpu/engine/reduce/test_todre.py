@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.reduce.methods.todre import ToDRE
 
 MODES = ["max_sum", "k_center"]

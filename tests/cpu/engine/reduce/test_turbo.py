@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.methods import build_reducer
 from foveate.engine.primitives.merge import bipartite, merge_into
 from foveate.engine.reduce.methods.turbo import Turbo
-from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision import VisualInputs
 
 Value = bool | int | float
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.methods import build_reducer
 from foveate.engine.reduce.methods.vflowopt import VFlowOpt
-from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision import VisualInputs
 
 
 def plain_entropy(pixels: Tensor, grid: Grid) -> list[float]:

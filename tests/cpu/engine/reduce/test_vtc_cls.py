@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.reduce.methods.vtc_cls import VtcCls
 
 LAYERS = {  # the layers that count from each start: all layers that run, or those with full attention

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid
 from foveate.engine.reduce.methods.zoo_prune import ZooPrune
-from foveate.engine.vision.inputs import VisualInputs
+from foveate.engine.vision import VisualInputs
 
 
 def plain_sensitivity(inputs: VisualInputs, n_directions: int, step: float) -> list[float]:

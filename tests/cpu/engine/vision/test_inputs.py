@@ -4,13 +4,9 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate.engine.common.errors import ImageError
-from foveate.engine.common.grid import Grid
+from foveate.engine.common import Grid, ImageError
 from foveate.engine.images.anyres import Tiling, stack_tiles
-from foveate.engine.vision import signals
-from foveate.engine.vision.inputs import VisualInputs
-from foveate.engine.vision.signals import Tower
-from foveate.engine.vision.transform import TokenTransform
+from foveate.engine.vision import TokenTransform, Tower, VisualInputs, signals
 
 SIDE, CELL = 4, 5  # cells along a tile, pixels along a cell
 
