@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from foveate.engine.common import ImageError
+from foveate.engine.common import CAPTION, OF_REQUEST, PIXELS, QUESTION, ImageError, Signal
 from foveate.engine.models.base import Model
 from foveate.engine.request import Picture, Request
-from foveate.engine.vision import CAPTION, OF_REQUEST, PIXELS, QUESTION, Signal, TokenTransform, VisualInputs
+from foveate.engine.vision import TokenTransform, VisualInputs
 
 Wanted = tuple[Request, int]  # a request and the index of its picture
 Failure = tuple[Request, Exception]

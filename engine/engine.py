@@ -3,6 +3,7 @@
 A request that raises anywhere becomes one `Failed`, and the others go on.
 """
 
+import logging
 import time
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
@@ -29,7 +30,6 @@ from foveate.engine.common import (
 from foveate.engine.encoder import Encoder
 from foveate.engine.models.base import Model
 from foveate.engine.prune.depth import Decisions
-from foveate.engine.report import failed, usage
 from foveate.engine.request import Request
 from foveate.engine.resolve import Room, resolve
 from foveate.engine.runner import Runner
@@ -39,6 +39,7 @@ from foveate.engine.sequence import Sequence
 from foveate.kernels.hardware.device import describe
 
 Event = Accepted | Delta | Failed
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -87,7 +88,7 @@ class Engine:
                 raise QueueFullError(f"{limit} requests wait already; try again later")
             request = resolve(generate, self._model.geometry, str(self._model.dtype), self._room)
         except Exception as error:
-            self._events.append(failed(generate.id, error))
+            self._events.append(_failed(generate.id, error))
             return
         self._decisions.recall(request.depth)
         request.arrived = time.monotonic()
@@ -197,7 +198,7 @@ class Engine:
                 logprobs=logprobs,
                 finish=reason,
                 stop_token=token_id if reason == "stop" else None,
-                usage=usage(sequence),
+                usage=sequence.usage(),
             )
         )
         self._remove(sequence, reason)
@@ -208,7 +209,7 @@ class Engine:
             for sequence in request.sequences:
                 if not sequence.is_finished:
                     self._remove(sequence, "error")
-            self._events.append(failed(request.id, error))
+            self._events.append(_failed(request.id, error))
 
     def _remove(self, sequence: Sequence, reason: str) -> None:
         sequence.finish = reason
@@ -296,3 +297,11 @@ def _context(model: Model, config: Config) -> int:
     if asked > own:
         raise ConfigError(f"model.max_context: {asked} is more than the {own} tokens of the checkpoint; lower it")
     return asked or own
+
+
+def _failed(request_id: str, error: Exception) -> Failed:
+    """A request's own mistake says so; any other error is ours, and logged in full."""
+    if isinstance(error, RequestError):
+        return Failed(id=request_id, code=error.code, message=str(error), param=error.param)
+    log.error("request %s failed", request_id, exc_info=error)
+    return Failed(id=request_id, code="internal_error", message=f"{type(error).__name__}: {error}")

@@ -17,11 +17,12 @@ from foveate.engine.common import (
     FieldInfo,
     MethodInfo,
     Stage,
+    Tower,
     Value,
     VisualBudget,
-    find,
     is_share,
     label,
+    load_method,
     misplaced,
     names,
     setting,
@@ -30,7 +31,6 @@ from foveate.engine.common import (
 from foveate.engine.prune.base import Pruner
 from foveate.engine.reduce import split as split_family
 from foveate.engine.reduce.base import Chain, Reducer, Split
-from foveate.engine.vision import Tower
 
 
 def _type_name(hint: object) -> str:
@@ -69,7 +69,7 @@ def build_method(family: ModuleType, name: str, params: Mapping[str, Value]) -> 
     if name not in names(family):
         known = ", ".join(names(family))
         raise ConfigError(f"{where}.method: no {name!r}{_nearest(name, names(family))}; there are {known}")
-    method = find(family, name)
+    method = load_method(family, name)
     legal = {field.name: field for field in fields_of(method)}
     checked: dict[str, Value] = {}
     for key, value in params.items():
@@ -120,7 +120,7 @@ def build(visual: VisualBudget) -> Reducer:
 
 def build_split(name: str) -> Split:
     """Return a way to share one budget. Raises ConfigError: there is no such way; the message lists those there are."""
-    found: Split = find(split_family, name)()
+    found: Split = load_method(split_family, name)()
     return found
 
 
@@ -136,9 +136,9 @@ def _nearest(word: str, legal: list[str]) -> str:
 
 def describe() -> list[MethodInfo]:
     """Every reducer and then every pruner there is, by name. Imports them all."""
-    reducers = [_reducer_info(name, find(family, name)) for name in names(family)]
+    reducers = [_reducer_info(name, load_method(family, name)) for name in names(family)]
     inside = {"signals_cls": [], "signals_no_cls": [], "stage": "decoder"}
-    return reducers + [_info(name, find(prune_family, name), **inside) for name in names(prune_family)]
+    return reducers + [_info(name, load_method(prune_family, name), **inside) for name in names(prune_family)]
 
 
 def _info(name: str, method: type[Reducer] | type[Pruner], **more: Any) -> MethodInfo:

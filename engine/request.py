@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from foveate.engine.cache.prefix import ImageRun
-from foveate.engine.common import Grid, Image, SamplingParams, VisualUsage
+from foveate.engine.common import Grid, Image, SamplingParams, Signal, VisualUsage
 from foveate.engine.geometry.base import Geometry, Positions
 from foveate.engine.prune.depth import Depth
 from foveate.engine.reduce.base import AREA, Reducer, Split
-from foveate.engine.vision import Signal, TowerCut
+from foveate.engine.vision import TowerCut
 
 if TYPE_CHECKING:
     from foveate.engine.sequence import Sequence

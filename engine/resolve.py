@@ -14,6 +14,7 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.cache.groups import LayerGroup
 from foveate.engine.cache.prefix import decision_key, image_key, root_key
 from foveate.engine.common import (
+    PIXELS,
     BudgetError,
     Generate,
     Grid,
@@ -22,9 +23,12 @@ from foveate.engine.common import (
     ImageUsage,
     RequestError,
     SamplingParams,
+    Signal,
     TooLongError,
+    Tower,
     VisualBudget,
     VisualUsage,
+    saliency,
 )
 from foveate.engine.geometry.base import Geometry, ModelSpec
 from foveate.engine.methods import build, build_pruner, build_split
@@ -33,7 +37,6 @@ from foveate.engine.reduce.base import Part, Reducer, Split
 from foveate.engine.reduce.budget import split
 from foveate.engine.reduce.cut import Offer, plan_all
 from foveate.engine.request import Picture, Request, lay_out
-from foveate.engine.vision import PIXELS, Signal, Tower, saliency
 
 POSITION_SCHEME = "keep"  # original positions survive reduction
 _ANSWER_TOKENS = 256  # at most so many are kept free for the answer where pictures must be compressed to fit

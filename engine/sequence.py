@@ -1,5 +1,6 @@
 """One choice of a request: its tokens, what is computed of them, and how the next one is drawn."""
 
+import time
 from bisect import bisect_left
 from collections.abc import Sequence as Many
 from dataclasses import InitVar, dataclass, field
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate.engine.cache.sequence_cache import CacheSpace, SequenceCache
+from foveate.engine.common import Usage
 from foveate.engine.request import Request
 from foveate.engine.sampler import Draw
 
@@ -94,3 +96,26 @@ class Sequence:
             return prompt
         output = torch.tensor(self.output_positions(first, last))
         return torch.cat([prompt, output.expand(prompt.shape[0], -1)], dim=1)
+
+    def usage(self) -> Usage:
+        """What the choice spent, at its end.
+
+        Queue, prefill and decode add up to the life of the choice. `encode_s` (batches of the tower with its pictures)
+        and `reduce_s` lie within the first two.
+        """
+        now, request = time.monotonic(), self.request
+        admitted = self.admitted or now
+        answered = self.answered or now
+        return Usage(
+            cached_tokens=self.cached_tokens,
+            output_tokens=self.n_output,
+            encoder_hits=request.encoder_hits,
+            preemptions=self.n_preemptions,
+            queue_s=admitted - request.arrived,
+            encode_s=request.encode_s,
+            reduce_s=request.reduce_s,
+            prefill_s=answered - admitted,
+            decode_s=now - answered,
+            peak_kv_tokens=self.peak_kv_tokens,
+            kept=[picture.anchors.tolist() for picture in request.pictures] if request.explains else [],
+        )

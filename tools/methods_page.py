@@ -12,7 +12,7 @@ from typing import get_args
 import foveate.engine.prune.methods as prune_family
 import foveate.engine.reduce.methods as reduce_family
 from foveate.configs.describe import field_comments
-from foveate.engine.common import FieldInfo, MethodInfo, find, names
+from foveate.engine.common import FieldInfo, MethodInfo, load_method, names
 from foveate.engine.methods import describe
 from foveate.engine.prune.base import Pruner
 from foveate.engine.reduce.base import Group, Reducer
@@ -84,7 +84,7 @@ def _section(group: str, methods: Sequence[MethodInfo]) -> str:
 
 def _class_of(info: MethodInfo) -> type[Reducer] | type[Pruner]:
     family = reduce_family if info.name in names(reduce_family) else prune_family
-    return find(family, info.name)
+    return load_method(family, info.name)
 
 
 def _summary(info: MethodInfo) -> str:

@@ -23,7 +23,7 @@ from foveate.engine.common import (
 from foveate.engine.engine import Engine
 from foveate.engine.methods import describe
 from foveate.engine.models.family import Family
-from foveate.engine.models.parts.matrix import Matrix
+from foveate.engine.models.parts.layers import Matrix
 from foveate.engine.process import load
 from foveate.server.common.errors import ApiError
 from foveate.server.prepare.budget import ImageCap, ImageWish, resolve

@@ -27,7 +27,7 @@ from bench.report import Json, provenance, table, write
 from bench.scaling import decoding, filled
 from foveate.configs.errors import ConfigError
 from foveate.configs.load import load as load_config
-from foveate.engine.common import Grid, names
+from foveate.engine.common import OF_REQUEST, Grid, Signal, names
 from foveate.engine.methods import build_reducer
 from foveate.engine.models.base import Model
 from foveate.engine.process import load
@@ -35,7 +35,7 @@ from foveate.engine.reduce.base import Reducer
 from foveate.engine.reduce.cut import EncoderCut, PixelCut, plan
 from foveate.engine.runner import Runner
 from foveate.engine.scheduler import Chunk
-from foveate.engine.vision import OF_REQUEST, RowCut, Signal, TokenTransform, VisualInputs
+from foveate.engine.vision import RowCut, TokenTransform, VisualInputs
 
 RATIOS = (0.5, 0.25, 0.11)
 TEXT_TOKENS = 27

@@ -18,7 +18,7 @@ def label(family: ModuleType) -> str:
     return family.__name__.removesuffix(".methods").rpartition(".")[2]
 
 
-def find(family: ModuleType, name: str) -> type[Any]:
+def load_method(family: ModuleType, name: str) -> type[Any]:
     """Return the class that module `family`.`name` declares as ``METHOD``.
 
     Only that one module is imported, so a method may import a heavy or optional package at its top.

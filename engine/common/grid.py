@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Literal
 
 Newlines = Literal["none", "rows", "last"]
+Size = tuple[int, int]  # (height, width) of a picture in pixels
 
 
 @dataclass(frozen=True, slots=True)

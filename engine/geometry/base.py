@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import foveate.engine.geometry as folder
-from foveate.engine.common import Grid, ModelError, Section, names
+from foveate.engine.common import Grid, ModelError, Section, Size, Tower, names
 from foveate.engine.geometry.config import DecoderConfig
-from foveate.engine.images.anyres import Size
 from foveate.engine.images.preprocess import ImageProcessor
-from foveate.engine.vision import Tower
 
 _NOT_FAMILIES = {"base", "config"}
 Positions = tuple[Sequence[int], ...]  # of the tokens of one segment, by axis

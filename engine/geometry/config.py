@@ -6,8 +6,7 @@ Published files leave most settings out; the defaults are those of the classes o
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from foveate.engine.common import Grid, ModelError, Section
-from foveate.engine.vision import Tower
+from foveate.engine.common import Grid, ModelError, Section, Tower
 
 if TYPE_CHECKING:  # the kernels import torch
     from foveate.kernels.linear import Activation

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from foveate.engine.common import Grid, ImageError, ModelError, Section
+from foveate.engine.common import Grid, ImageError, ModelError, Section, Size
 from foveate.engine.geometry.base import Checkpoint, CheckpointGeometry, Positions
 from foveate.engine.geometry.config import (
     DecoderConfig,
@@ -13,7 +13,6 @@ from foveate.engine.geometry.config import (
     read_mistral,
     read_qwen2,
 )
-from foveate.engine.images.anyres import Size
 from foveate.engine.images.preprocess import ImageProcessor
 
 _DECODERS = {"llama": read_llama, "mistral": read_mistral, "qwen2": read_qwen2}

@@ -5,10 +5,10 @@ The thumbnail's tokens come first, then the crops' side by side, row by row, the
 
 from typing import ClassVar
 
-from foveate.engine.common import Grid, ImageError, ModelError, Section
+from foveate.engine.common import Grid, ImageError, ModelError, Section, Size
 from foveate.engine.geometry.base import Checkpoint
 from foveate.engine.geometry.llava import LlavaGeometry
-from foveate.engine.images.anyres import Size, Tiling, best_size
+from foveate.engine.images.anyres import Tiling, best_size
 
 
 class LlavaNextGeometry(LlavaGeometry):

@@ -4,9 +4,8 @@ import re
 from itertools import product
 from typing import ClassVar
 
-from foveate.engine.common import ModelError, Section
+from foveate.engine.common import ModelError, Section, Size
 from foveate.engine.geometry.llava_next import LlavaNextGeometry
-from foveate.engine.images.anyres import Size
 
 
 class LlavaOnevisionGeometry(LlavaNextGeometry):

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from foveate.engine.common import Grid, ModelError, Section
+from foveate.engine.common import Grid, ModelError, Section, Size
 from foveate.engine.geometry.base import Checkpoint, CheckpointGeometry, Positions
 from foveate.engine.geometry.config import QwenTowerConfig, read_qwen2_vl
-from foveate.engine.images.anyres import Size
 
 
 class Qwen2VLGeometry(CheckpointGeometry):

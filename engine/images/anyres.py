@@ -14,9 +14,7 @@ from itertools import product
 
 from PIL import Image
 
-from foveate.engine.common import Grid, ImageError
-
-Size = tuple[int, int]  # (height, width)
+from foveate.engine.common import Grid, ImageError, Size
 
 
 def best_size(size: Size, sizes: Sequence[Size]) -> Size:

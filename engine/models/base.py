@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from foveate.engine.common import Signal, Size
 from foveate.engine.geometry.base import Geometry, ModelSpec
-from foveate.engine.images.anyres import Size
 from foveate.engine.models.parts.attention import Attention, Rotary
-from foveate.engine.vision import Signal, TowerCut, VisualInputs
+from foveate.engine.vision import TowerCut, VisualInputs
 
 __all__ = ["Attention", "Model", "Rotary"]
 

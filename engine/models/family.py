@@ -9,7 +9,7 @@ from foveate.engine.geometry.base import CheckpointGeometry
 from foveate.engine.images.preprocess import ImageProcessor
 from foveate.engine.models.base import Attention, Model, Rotary
 from foveate.engine.models.parts.decoder import Decoder
-from foveate.engine.models.parts.matrix import Linear, multiply
+from foveate.engine.models.parts.layers import Linear, multiply
 
 HEAD = "lm_head.weight"
 EMBEDDING = "language_model.embed_tokens.weight"

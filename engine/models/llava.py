@@ -9,14 +9,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from foveate.engine.common import Grid
+from foveate.engine.common import CELLS, ENC, Grid, Signal, Size
 from foveate.engine.geometry.llava import LlavaGeometry
-from foveate.engine.images.anyres import Size
 from foveate.engine.models.family import Family
-from foveate.engine.models.parts.matrix import Linear
+from foveate.engine.models.parts.layers import Linear
 from foveate.engine.models.parts.tower import Taps, normalise
 from foveate.engine.models.parts.vit import Vit
-from foveate.engine.vision import CELLS, ENC, Signal, TowerCut, VisualInputs
+from foveate.engine.vision import TowerCut, VisualInputs
 
 _LAYER = re.compile(r"vision_tower\.encoder\.layers\.(\d+)\.")
 _UNUSED = ("vision_tower.post_layernorm.", "vision_tower.head.")

@@ -9,12 +9,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from foveate.engine.common import Grid
+from foveate.engine.common import Grid, Signal, Size
 from foveate.engine.geometry.llava_next import LlavaNextGeometry
-from foveate.engine.images.anyres import Size, Tiling
+from foveate.engine.images.anyres import Tiling
 from foveate.engine.models.llava import Llava
 from foveate.engine.models.parts.tower import Taps, normalise
-from foveate.engine.vision import Signal, VisualInputs
+from foveate.engine.vision import VisualInputs
 
 
 class LlavaNext(Llava):

@@ -18,12 +18,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-import foveate.engine.models as folder
 from foveate.configs.config import ModelConfig
 from foveate.engine.common import ModelError, Section
 from foveate.engine.geometry.base import CheckpointGeometry, load_geometry
 from foveate.engine.models.family import EMBEDDING, HEAD, Family
-from foveate.engine.models.parts.matrix import Linear, Matrix
+from foveate.engine.models.parts.layers import Linear, Matrix
 from foveate.engine.models.weights import WeightPlan
 
 _MAPPED_BYTES = 32 * 2**20  # of a file, read before it is opened again
@@ -46,7 +45,7 @@ def load_model(
         ConfigError: the image processor's settings are not supported, or weights cannot be held as asked here.
     """
     geometry, device = load_geometry(path), torch.device(device)
-    kind = f"{folder.__name__}.{geometry.spec.family}"
+    kind = f"{__package__}.{geometry.spec.family}"
     family: Callable[[CheckpointGeometry, torch.device], Family] = importlib.import_module(kind).FAMILY
     plan = WeightPlan.make(settings, dtype, device, _stored_dtype(path))
     with device, _default_dtype(plan.rows_dtype):

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from foveate.engine.common import Grid
 from foveate.engine.geometry.qwen2_5_vl import Qwen25VLGeometry
-from foveate.engine.models.parts.layers import RMSNorm
-from foveate.engine.models.parts.matrix import GatedLinear, Linear
+from foveate.engine.models.parts.layers import GatedLinear, Linear, RMSNorm
 from foveate.engine.models.parts.qwen_tower import QwenTower, TowerLayout
 from foveate.engine.models.qwen2_vl import NORM_EPS, Qwen2VL
 

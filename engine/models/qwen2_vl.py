@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from foveate.engine.common import CELLS, Signal, Size
 from foveate.engine.geometry.qwen2_vl import Qwen2VLGeometry
-from foveate.engine.images.anyres import Size
 from foveate.engine.models.family import Family
-from foveate.engine.models.parts.layers import LayerNorm
-from foveate.engine.models.parts.matrix import Linear
+from foveate.engine.models.parts.layers import LayerNorm, Linear
 from foveate.engine.models.parts.qwen_tower import QwenTower
 from foveate.engine.models.parts.tower import normalise
-from foveate.engine.vision import CELLS, Signal, TowerCut, VisualInputs
+from foveate.engine.vision import TowerCut, VisualInputs
 from foveate.kernels.linear import Activation
 
 NORM_EPS = 1e-6  # of the tower; not in any config

@@ -6,7 +6,7 @@ import torch
 
 from foveate.configs.config import ModelConfig
 from foveate.configs.errors import ConfigError
-from foveate.engine.models.parts.matrix import Embedding, Matrix, Storage
+from foveate.engine.models.parts.layers import Embedding, Matrix, Storage
 from foveate.kernels.cpu.weights import INTEGERS, Form
 from foveate.kernels.hardware.device import packed_forms, packs, rounded_form
 

@@ -6,8 +6,8 @@ Every function is deterministic: ties go to the lower index, and integers replac
 import torch
 from torch import Tensor
 
-from foveate.engine.common import Grid, ImageError
-from foveate.engine.vision import LayerRef, VisualInputs
+from foveate.engine.common import Grid, ImageError, LayerRef
+from foveate.engine.vision import VisualInputs
 
 
 def finite(what: str, values: Tensor) -> Tensor:

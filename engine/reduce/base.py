@@ -17,9 +17,9 @@ from typing import ClassVar, Literal, NamedTuple
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common import Grid
+from foveate.engine.common import Grid, Signal, Tower
 from foveate.engine.reduce.budget import apportion
-from foveate.engine.vision import Signal, TokenTransform, Tower, VisualInputs, concatenate
+from foveate.engine.vision import TokenTransform, VisualInputs, concatenate
 
 StageName = Literal["pixels", "encoder", "tokens"]  # before the tower, inside it, after it
 Fits = Literal["any", "cls", "no_cls", "tiles"]  # tiles: also of use without, but made for tiled pictures

@@ -14,20 +14,10 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common import Grid
+from foveate.engine.common import PIXELS, Grid, LayerRef, Signal, Tower, saliency
 from foveate.engine.primitives.ranking import top
 from foveate.engine.reduce.base import Chain, Group, Reducer, StageName
-from foveate.engine.vision import (
-    PIXELS,
-    LayerCut,
-    LayerRef,
-    Signal,
-    TokenTransform,
-    Tower,
-    TowerCut,
-    VisualInputs,
-    signals,
-)
+from foveate.engine.vision import LayerCut, TokenTransform, TowerCut, VisualInputs
 
 
 class Worth(NamedTuple):
@@ -111,7 +101,7 @@ class EncoderCut(Reducer):
 
 def whole_layer(tower: Tower, layer: LayerRef) -> int:
     """The layer itself, or the nearest one with full attention."""
-    return int(tower.resolve(signals.saliency(layer)).layer)
+    return int(tower.resolve(saliency(layer)).layer)
 
 
 class Offer(NamedTuple):

@@ -11,9 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from foveate.engine.common import Grid, ImageError, Tile
-from foveate.engine.vision import signals as named
-from foveate.engine.vision.signals import LayerRef, Signal, Tower
+from foveate.engine.common import Grid, ImageError, LayerRef, Signal, Tile, Tower
+from foveate.engine.common import signals as named
 from foveate.engine.vision.transform import Space, TokenTransform
 
 _HEADS_AT_ONCE = 1 << 22  # scores alive at once in `rows`

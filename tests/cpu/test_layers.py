@@ -17,11 +17,9 @@ MAY_IMPORT = {
 }
 STARTS = {"server/main.py": {"tune"}}  # the command line starts what lies above it, inside a function
 # Read by the server as well, which starts in a second because it imports none of these.
-LIGHT = [
-    "engine/__init__.py",
-    *(f"engine/common/{name}.py" for name in ("messages", "grid", "errors", "find", "section", "composition")),
-]
-LIGHT += [f"engine/images/{name}.py" for name in ("preprocess", "anyres", "resize")]
+FOLDERS = ("common", "images")
+LIGHT = ["engine/__init__.py"]
+LIGHT += sorted(f"engine/{name}/{path.name}" for name in FOLDERS for path in (ROOT / "engine" / name).glob("*.py"))
 # A back end that has its own tensors reads no more than this of a model.
 LIGHT += sorted(f"engine/geometry/{path.name}" for path in (ROOT / "engine" / "geometry").glob("*.py"))
 HEAVY = {"torch", "numpy", "transformers"}

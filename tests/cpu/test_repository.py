@@ -9,7 +9,7 @@ import pytest
 
 import foveate
 import foveate.engine.reduce.methods as reduce
-from foveate.engine.common import find, names
+from foveate.engine.common import load_method, names
 from foveate.engine.reduce.base import Reducer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +30,7 @@ def test_every_reducer_declares_itself() -> None:
     found = names(reduce)
     assert {"none", "random", "uniform", "pool", "fastervlm", "divprune", "visionzip"} <= set(found)
     for name in found:
-        assert issubclass(find(reduce, name), Reducer), f"engine/reduce/methods/{name}.py: METHOD is no Reducer"
+        assert issubclass(load_method(reduce, name), Reducer), f"engine/reduce/methods/{name}.py: METHOD is no Reducer"
 
 
 def targets() -> set[str]:

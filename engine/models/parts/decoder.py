@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from foveate.engine.geometry.config import DecoderConfig, RopeConfig
 from foveate.engine.models.parts.attention import Attention, Rotary
-from foveate.engine.models.parts.layers import RMSNorm, frequencies
-from foveate.engine.models.parts.matrix import Embedding, FusedLinear, GatedLinear, Linear
+from foveate.engine.models.parts.layers import Embedding, FusedLinear, GatedLinear, Linear, RMSNorm, frequencies
 from foveate.kernels.cpu.weights import PackedWeight
 from foveate.kernels.decoder import Layers, LayerWeights, Product
 from foveate.kernels.rotary import rotate

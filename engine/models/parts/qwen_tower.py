@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.engine.common import Grid
+from foveate.engine.common import CELLS, Grid, Signal
 from foveate.engine.geometry.config import QwenTowerConfig
-from foveate.engine.models.parts.layers import frequencies
-from foveate.engine.models.parts.matrix import Linear
+from foveate.engine.models.parts.layers import Linear, frequencies
 from foveate.engine.models.parts.tower import Cutting, Laid, LayerTaps, Taps, attend, patches
-from foveate.engine.vision import CELLS, Signal, TowerCut
+from foveate.engine.vision import TowerCut
 from foveate.kernels.rotary import rotate
 
 AxialRotary = tuple[Tensor, Tensor]  # cos and sin, [n, head_dim / 2] float32 each, of the axial angles

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from foveate.engine.common import Grid
+from foveate.engine.common import Grid, Kind, Signal, Tower
 from foveate.engine.images.preprocess import ImageProcessor
-from foveate.engine.vision import Kind, LayerCut, Signal, TokenTransform, Tower, TowerCut, VisualInputs
+from foveate.engine.vision import LayerCut, TokenTransform, TowerCut, VisualInputs
 from foveate.kernels.attention_rows import attention_rows
 from foveate.kernels.received import received
 from foveate.kernels.vision_attention import vision_attention

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from foveate.engine.common import Signal
 from foveate.engine.geometry.config import VitConfig
-from foveate.engine.models.parts.layers import Conv2d, LayerNorm, Table
-from foveate.engine.models.parts.matrix import FusedLinear, Linear
+from foveate.engine.models.parts.layers import Conv2d, FusedLinear, LayerNorm, Linear, Table
 from foveate.engine.models.parts.tower import Cutting, Laid, LayerTaps, Taps, attend, patches
-from foveate.engine.vision import Signal, TowerCut
+from foveate.engine.vision import TowerCut
 
 
 class Vit(nn.Module):

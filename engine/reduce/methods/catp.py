@@ -16,10 +16,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
+from foveate.engine.common import CAPTION, Signal, Tower
 from foveate.engine.primitives.greedy import coverage
 from foveate.engine.primitives.ranking import unit
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import CAPTION, Signal, Tower, VisualInputs
+from foveate.engine.vision import VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)

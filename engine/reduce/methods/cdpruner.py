@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
+from foveate.engine.common import QUESTION, Signal, Tower
 from foveate.engine.primitives.greedy import determinantal
 from foveate.engine.primitives.ranking import norm01, unit
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import QUESTION, Signal, Tower, VisualInputs
+from foveate.engine.vision import VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common import Grid
+from foveate.engine.common import Grid, Tower
 from foveate.engine.primitives.ranking import finite, lattice, lattice_cells
 from foveate.engine.reduce.cut import EncoderCut, whole_layer
-from foveate.engine.vision import TokenTransform, Tower, VisualInputs
+from foveate.engine.vision import TokenTransform, VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
+from foveate.engine.common import Signal, Tower, signals
 from foveate.engine.primitives.ranking import finite, saliency, top
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import Signal, Tower, VisualInputs, signals
+from foveate.engine.vision import VisualInputs
 
 _EPS = 1e-12
 

@@ -14,9 +14,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from foveate.engine.common import Signal, Tower, signals
 from foveate.engine.primitives.ranking import finite, top
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import Signal, Tower, VisualInputs, signals
+from foveate.engine.vision import VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)

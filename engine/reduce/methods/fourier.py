@@ -15,11 +15,11 @@ from typing import ClassVar
 
 import torch
 
-from foveate.engine.common import Grid
+from foveate.engine.common import ENC, Grid, Signal, Tower
 from foveate.engine.primitives.math import low_pass
 from foveate.engine.primitives.ranking import lattice, lattice_cells
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import ENC, Signal, TokenTransform, Tower, VisualInputs
+from foveate.engine.vision import TokenTransform, VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
+from foveate.engine.common import Signal, Tower, signals
 from foveate.engine.primitives.greedy import greedy
 from foveate.engine.primitives.ranking import finite, unit
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import Signal, Tower, VisualInputs, signals
+from foveate.engine.vision import VisualInputs
 
 _LEAST = 1e-6  # least attention, as a share of the largest; no token is worth nothing
 _SAME = 1e-4  # cosine distance below which rows are equal, and attention alone decides

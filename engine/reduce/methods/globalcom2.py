@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common import Grid, Tile
+from foveate.engine.common import Grid, Signal, Tile, Tower, signals
 from foveate.engine.primitives.math import largest_remainder
 from foveate.engine.primitives.ranking import saliency, top
 from foveate.engine.reduce.base import Fits, Group, Reducer
-from foveate.engine.vision import Signal, Tower, VisualInputs, signals
+from foveate.engine.vision import VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
+from foveate.engine.common import Signal, Tower, signals
 from foveate.engine.primitives.greedy import Quota, neighbours, quota_union
 from foveate.engine.primitives.ranking import finite
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import Signal, Tower, VisualInputs, signals
+from foveate.engine.vision import VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
+from foveate.engine.common import Signal, Tower, signals
 from foveate.engine.primitives.math import largest_remainder
 from foveate.engine.primitives.ranking import saliency, top, unit
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import Signal, Tower, VisualInputs, signals
+from foveate.engine.vision import VisualInputs
 
 _ATTENTION_SCALE, _EPS = 1000.0, 1e-6  # as released
 

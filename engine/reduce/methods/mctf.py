@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
+from foveate.engine.common import Signal, signals
 from foveate.engine.primitives.merge import merge_into
 from foveate.engine.primitives.ranking import complement, finite, top, unit
 from foveate.engine.reduce.methods.tome import ToMe
-from foveate.engine.vision import Signal, TokenTransform, VisualInputs, signals
+from foveate.engine.vision import TokenTransform, VisualInputs
 
 _LEAST = 1e-6  # least likeness and least attention
 

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
+from foveate.engine.common import QUESTION, Signal, Tower, signals
 from foveate.engine.primitives.greedy import coverage
 from foveate.engine.primitives.ranking import unit
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import QUESTION, Signal, Tower, VisualInputs, signals
+from foveate.engine.vision import VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
+from foveate.engine.common import ENC, Signal, Tower, signals
 from foveate.engine.primitives.math import window_cosine
 from foveate.engine.primitives.ranking import saliency, top
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import ENC, Signal, TokenTransform, Tower, VisualInputs, signals
+from foveate.engine.vision import TokenTransform, VisualInputs
 
 _SIDE = 3
 _GAIN = _SIDE * _SIDE - 1  # rows saved by one merged window

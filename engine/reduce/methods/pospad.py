@@ -16,9 +16,10 @@ from typing import ClassVar
 
 import torch
 
+from foveate.engine.common import ENC, Signal, Tower, signals
 from foveate.engine.primitives.ranking import saliency
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import ENC, Signal, TokenTransform, Tower, VisualInputs, signals
+from foveate.engine.vision import TokenTransform, VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)

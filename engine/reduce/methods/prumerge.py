@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
+from foveate.engine.common import ENC, Signal, Tower, signals
 from foveate.engine.primitives.ranking import centres, complement, finite, top, unit
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import ENC, Signal, TokenTransform, Tower, VisualInputs, signals, starts
+from foveate.engine.vision import TokenTransform, VisualInputs, starts
 
 _LEAST = 1e-12  # least attention, so that no weighted mean is 0 / 0
 

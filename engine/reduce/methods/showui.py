@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common import Grid
+from foveate.engine.common import PIXELS, Grid, Signal, Tower
 from foveate.engine.primitives.math import components, largest_remainder
 from foveate.engine.primitives.ranking import centres, top
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import PIXELS, Signal, Tower, VisualInputs
+from foveate.engine.vision import VisualInputs
 
 _DEVIATION = (0.26862954, 0.26130258, 0.27577711)  # of red, green and blue, in Qwen2-VL's normalisation
 _CELL = 28  # pixels along the edge of one token of Qwen2-VL

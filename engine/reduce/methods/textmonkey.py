@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
+from foveate.engine.common import ENC, Signal, Tower
 from foveate.engine.primitives.ranking import top, unit
 from foveate.engine.reduce.base import Fits, Group, Reducer
-from foveate.engine.vision import ENC, Signal, Tower, VisualInputs
+from foveate.engine.vision import VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)

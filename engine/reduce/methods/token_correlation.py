@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
+from foveate.engine.common import Signal, Tower, signals
 from foveate.engine.primitives.math import largest_remainder
 from foveate.engine.primitives.ranking import saliency, unit
 from foveate.engine.reduce.base import Fits, Group, Reducer
-from foveate.engine.vision import Signal, Tower, VisualInputs, signals
+from foveate.engine.vision import VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)

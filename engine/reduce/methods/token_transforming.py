@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.configs.errors import ConfigError
+from foveate.engine.common import ENC, Signal, Tower, signals
 from foveate.engine.primitives.ranking import saliency, top, unit
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import ENC, Signal, TokenTransform, Tower, VisualInputs, signals
+from foveate.engine.vision import TokenTransform, VisualInputs
 
 _LEAST = 1e-6  # share of the mean importance, added to all tokens: no row is empty where attention is 0
 

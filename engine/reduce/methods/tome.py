@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
+from foveate.engine.common import Signal, Tower, signals
 from foveate.engine.primitives.merge import bipartite, merge_into
 from foveate.engine.reduce.cut import EncoderCut, whole_layer
-from foveate.engine.vision import Signal, TokenTransform, Tower, VisualInputs, signals
+from foveate.engine.vision import TokenTransform, VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,10 +19,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
+from foveate.engine.common import ENC, Signal, Tower, signals
 from foveate.engine.primitives.merge import Pass, evenly, merge_by_layers
 from foveate.engine.primitives.ranking import saliency
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import ENC, Signal, TokenTransform, Tower, VisualInputs, signals
+from foveate.engine.vision import TokenTransform, VisualInputs
 
 _FACTOR = 30.0  # weight of attention against cosine, as released
 _USUAL = 576  # tokens of the pictures that the paper was tuned on

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
+from foveate.engine.common import ENC, PIXELS, Signal, Tower, signals
 from foveate.engine.primitives.merge import merge_into
 from foveate.engine.primitives.ranking import finite
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import ENC, PIXELS, Signal, TokenTransform, Tower, VisualInputs, signals
+from foveate.engine.vision import TokenTransform, VisualInputs
 
 _LEAST = 1e-12  # least importance, so that a square of unattended tokens is their plain mean
 _GREYS = 256

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
+from foveate.engine.common import ENC, Signal, Tower, signals
 from foveate.engine.primitives.ranking import complement, finite, saliency, top
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import ENC, Signal, TokenTransform, Tower, VisualInputs, signals, starts
+from foveate.engine.vision import TokenTransform, VisualInputs, starts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
+from foveate.engine.common import LayerRef, Signal, Tower, signals
 from foveate.engine.primitives.ranking import finite, top
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import LayerRef, Signal, Tower, VisualInputs, signals
+from foveate.engine.vision import VisualInputs
 
 
 @dataclass(frozen=True, kw_only=True)

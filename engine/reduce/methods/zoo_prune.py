@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
+from foveate.engine.common import CELLS, Signal, Tower
 from foveate.engine.primitives.greedy import greedy
 from foveate.engine.primitives.ranking import finite, norm01, unit
 from foveate.engine.reduce.base import Group, Reducer
-from foveate.engine.vision import CELLS, Signal, Tower, VisualInputs
+from foveate.engine.vision import VisualInputs
 
 _FLAT = 0.02  # differences below this share of the largest are noise of sampling and rounding
 

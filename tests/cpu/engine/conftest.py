@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from foveate.configs.config import CacheConfig, Config, SchedulerConfig, VisionConfig
-from foveate.engine.common import Grid, Image
+from foveate.engine.common import Grid, Image, Signal, Tower
 from foveate.engine.engine import Engine, Event
 from foveate.engine.geometry.base import Geometry, ModelSpec, Positions
 from foveate.engine.models.base import Attention, Model, Rotary
-from foveate.engine.vision import Signal, Tower, VisualInputs
+from foveate.engine.vision import VisualInputs
 
 IMAGE_ID, EOS_ID, CELL = 256, 257, 4
 TOWER = Tower(has_cls=False, depth=2)

@@ -10,7 +10,19 @@ import torch
 from torch import Tensor
 
 from foveate.configs.config import CacheConfig, Config
-from foveate.engine.common import Accepted, Delta, Failed, Generate, Image, SamplingParams, Stage, VisualBudget
+from foveate.engine.common import (
+    CELLS,
+    ENC,
+    Accepted,
+    Delta,
+    Failed,
+    Generate,
+    Image,
+    SamplingParams,
+    Signal,
+    Stage,
+    VisualBudget,
+)
 from foveate.engine.engine import Engine
 from foveate.engine.models.base import Model
 from foveate.engine.models.loader import load_model
@@ -18,7 +30,7 @@ from foveate.engine.models.parts import tower as parts
 from foveate.engine.reduce.methods.evit import EViT
 from foveate.engine.reduce.methods.expedite import Expedite
 from foveate.engine.reduce.methods.tome import ToMe
-from foveate.engine.vision import CELLS, ENC, LayerCut, Signal, TowerCut, VisualInputs
+from foveate.engine.vision import LayerCut, TowerCut, VisualInputs
 
 TOWERS = ["clip", "siglip", "qwen2_vl", "qwen2_5_vl"]
 every_tower = pytest.mark.parametrize("tower", TOWERS)

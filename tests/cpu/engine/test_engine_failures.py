@@ -9,11 +9,11 @@ from torch import Tensor
 
 from foveate.configs.config import CacheConfig, Config, ModelConfig
 from foveate.configs.errors import ConfigError
-from foveate.engine.common import Delta, Failed, Generate, Grid, Image, ModelError, SamplingParams, VisualBudget
+from foveate.engine.common import Delta, Failed, Generate, Grid, Image, ModelError, SamplingParams, Signal, VisualBudget
 from foveate.engine.encoder import FeatureCache, Features
 from foveate.engine.engine import Engine, Event
 from foveate.engine.reduce.methods import uniform
-from foveate.engine.vision import Signal, VisualInputs
+from foveate.engine.vision import VisualInputs
 
 MakeEngine = Callable[..., Engine]
 Run = Callable[[Engine], list[Event]]

@@ -15,10 +15,10 @@ from foveate.engine.cache.groups import LayerGroup, Waiting
 from foveate.engine.cache.pool import Block, BlockPool
 from foveate.engine.cache.sequence_cache import CacheSpace, SequenceCache
 from foveate.engine.cache.store import KVStore
+from foveate.engine.common import Tower
 from foveate.engine.geometry.base import ModelSpec
 from foveate.engine.prune.base import Kept
 from foveate.engine.prune.depth import Decision, Depth
-from foveate.engine.vision import Tower
 
 SIZE, N_PAGES = 4, 80
 TIGHT = 34  # pages: too few for some openings, copies and growth

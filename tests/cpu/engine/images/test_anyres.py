@@ -12,9 +12,9 @@ from transformers.image_processing_utils import ChannelDimension, get_patch_outp
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
 from foveate.configs.config import LimitsConfig
-from foveate.engine.common import Generate, Grid, Image, ImageError, VisualBudget
+from foveate.engine.common import Generate, Grid, Image, ImageError, Size, VisualBudget
 from foveate.engine.encoder import Encoder
-from foveate.engine.images.anyres import Size, Tiling, best_size, fitted
+from foveate.engine.images.anyres import Tiling, best_size, fitted
 from foveate.engine.images.preprocess import ImageProcessor
 from foveate.engine.models.base import Model
 from foveate.engine.models.loader import load_model

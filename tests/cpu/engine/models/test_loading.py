@@ -11,11 +11,10 @@ from transformers import AutoConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 from transformers.vision_utils import get_vision_window_index
 
-from foveate.engine.common import Grid, ModelError, Section
+from foveate.engine.common import CELLS, ENC, Grid, ModelError, Section, Signal
 from foveate.engine.geometry import config as d
 from foveate.engine.geometry.base import families, load_geometry
 from foveate.engine.models.loader import load_model
-from foveate.engine.vision import CELLS, ENC, Signal
 
 torch.set_num_threads(1)
 

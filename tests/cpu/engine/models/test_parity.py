@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from foveate.engine.common import Grid
-from foveate.engine.images.anyres import Size
+from foveate.engine.common import Grid, Size
 from foveate.engine.models.base import Attention, Model
 from foveate.engine.models.loader import load_model
 

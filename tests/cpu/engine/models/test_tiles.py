@@ -6,11 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from foveate.engine.common import ImageError, ModelError, Section
+from foveate.engine.common import CELLS, ENC, ImageError, ModelError, Section, Signal
 from foveate.engine.encoder import Features
 from foveate.engine.geometry.config import read_mistral
 from foveate.engine.models.loader import load_model
-from foveate.engine.vision import CELLS, ENC, Signal
 
 torch.set_num_threads(1)
 

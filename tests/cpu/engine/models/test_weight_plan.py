@@ -11,7 +11,7 @@ from foveate.configs.config import ModelConfig
 from foveate.configs.errors import ConfigError
 from foveate.engine.models.base import Attention, Model
 from foveate.engine.models.loader import load_model
-from foveate.engine.models.parts.matrix import Matrix
+from foveate.engine.models.parts.layers import Matrix
 from foveate.engine.models.weights import WeightPlan
 from foveate.kernels.cpu.levels import machine
 from foveate.kernels.cpu.weights import PackedWeight, unpack

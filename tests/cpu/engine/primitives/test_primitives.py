@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common import Grid
+from foveate.engine.common import Grid, Signal, Tower, signals
 from foveate.engine.primitives import greedy as greedy
 from foveate.engine.primitives import math as maths
 from foveate.engine.primitives import merge as merge
-from foveate.engine.vision import Signal, Tower, signals
 
 torch.set_num_threads(1)
 SEEDS = range(8)

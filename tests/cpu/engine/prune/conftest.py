@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import foveate.engine.prune.methods as family
-from foveate.engine.common import Grid, find
+from foveate.engine.common import Grid, load_method
 from foveate.engine.prune.base import Kept, Pruner
 from foveate.engine.prune.probe import Probe, View, Which
 
@@ -31,7 +31,7 @@ SCALE = HEAD_DIM**-0.5
 
 @cache
 def method(name: str) -> type[Pruner]:
-    found: type[Pruner] = find(family, name)
+    found: type[Pruner] = load_method(family, name)
     return found
 
 

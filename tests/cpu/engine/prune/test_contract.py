@@ -10,7 +10,7 @@ import torch
 
 import foveate.engine.prune.methods as family
 import foveate.engine.reduce.methods as reducers
-from foveate.engine.common import Grid, find, names
+from foveate.engine.common import Grid, load_method, names
 from foveate.engine.prune.base import Kept, Pruner
 from foveate.engine.prune.probe import Probe, View
 from foveate.engine.prune.schedule import mean_share, scaled
@@ -58,7 +58,7 @@ def without_question(probe: Probe) -> Probe:
 
 @every_method
 def test_it_declares_itself(name: str) -> None:
-    method = find(family, name)
+    method = load_method(family, name)
     assert issubclass(method, Pruner) and method.__dataclass_params__.frozen and method.source.startswith("arXiv:")
     assert name not in names(reducers), "a request names methods of both families in one line"
     for field in dataclasses.fields(method):
@@ -68,7 +68,7 @@ def test_it_declares_itself(name: str) -> None:
 @every_method
 def test_points_are_legal_at_every_depth(name: str) -> None:
     for n_layers in range(2, 41):
-        points = find(family, name)().points(n_layers)
+        points = load_method(family, name)().points(n_layers)
         assert 1 <= len(points) <= 4
         assert all(1 <= point.layer < n_layers for point in points)
         assert all(a.layer < b.layer for a, b in pairwise(points))
@@ -107,7 +107,7 @@ def test_equal_and_no_attention(prompts, name: str, lse: float | None) -> None:
     """Ties go to the lower index, unless the states, the keys, the place or a draw decide."""
     case = prompts.make(2, 2, [Grid(3, 5), Grid(2, 2)])
     probe, counts = prompts.flat(case, lse), [6, 1]
-    leaves = find(family, name)().select(probe, counts)
+    leaves = load_method(family, name)().select(probe, counts)
     check(leaves, probe, counts)
     if name not in ("horizon", "feather", "visiondrop2", "sparsevlm", "aim2"):
         assert leaves.keep.tolist() == [*range(6), 15]
@@ -121,7 +121,7 @@ def test_all_there_is_may_leave_and_one_token_is_enough(prompts, name: str) -> N
 
 @every_method
 def test_only_what_reads_the_question_depends_on_it(prompts, name: str) -> None:
-    method, changed = find(family, name), False
+    method, changed = load_method(family, name), False
     for seed in range(6):
         one, other = (prompts.draw(seed, layer=2, question=6, other_question=text) for text in (False, True))
         counts = prompts.counts(one, seed)
@@ -137,7 +137,7 @@ def test_only_what_reads_the_question_depends_on_it(prompts, name: str) -> None:
 
 @every_method
 def test_only_what_says_so_reads_the_inputs(prompts, name: str) -> None:
-    method, asked = find(family, name), []
+    method, asked = load_method(family, name), []
     case = prompts.draw(3, layer=2)
     inputs = case.probe.inputs
 
@@ -160,7 +160,7 @@ def test_half_precision_is_no_obstacle(prompts, name: str) -> None:
     probe = dataclasses.replace(
         case.probe, rows=case.probe.rows.bfloat16(), views=views, inputs=lambda: case.probe.inputs().bfloat16()
     )
-    leaves = find(family, name)().select(probe, [5, 4])
+    leaves = load_method(family, name)().select(probe, [5, 4])
     assert torch.bincount(probe.picture[leaves.keep], minlength=2).tolist() == [5, 4]
     assert leaves.mix is None or leaves.mix.dtype == torch.float32
 
@@ -168,7 +168,7 @@ def test_half_precision_is_no_obstacle(prompts, name: str) -> None:
 @every_method
 def test_nothing_is_decided_by_what_left_before(prompts, name: str) -> None:
     """Dropped tokens change nothing: a prompt without them is the same prompt, except for rules of the first point."""
-    method = find(family, name)
+    method = load_method(family, name)
     case = prompts.make(12, 2, [Grid(4, 5), Grid(3, 3)], left=0.6)
     probe = case.probe
     smaller = dataclasses.replace(probe, entered=[n + 1 for n in case.present])

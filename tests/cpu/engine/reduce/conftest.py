@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.engine.common import Grid
+from foveate.engine.common import CAPTION, CELLS, ENC, PIXELS, QUESTION, Grid, Signal, Tower
 from foveate.engine.methods import build_reducer
 from foveate.engine.reduce.base import Reducer
-from foveate.engine.vision import CAPTION, CELLS, ENC, PIXELS, QUESTION, Signal, Tower, VisualInputs
+from foveate.engine.vision import VisualInputs
 
 torch.set_num_threads(1)
 WIDTH, OUT, HEADS, HEAD_DIM, CELL_PIXELS = 12, 40, 2, 4, 4

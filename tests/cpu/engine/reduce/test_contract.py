@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 import foveate.engine.reduce.methods as family
-from foveate.engine.common import Grid, ImageError, find, names
+from foveate.engine.common import PIXELS, Grid, ImageError, load_method, names, saliency
 from foveate.engine.methods import build_split, splits
 from foveate.engine.reduce.base import Reducer
-from foveate.engine.vision import PIXELS, TokenTransform, VisualInputs, saliency
+from foveate.engine.vision import TokenTransform, VisualInputs
 
 torch.set_num_threads(1)
 GRIDS = [Grid(1, 1), Grid(1, 7), Grid(5, 1), Grid(4, 4), Grid(3, 11), Grid(9, 6)]
@@ -20,7 +20,7 @@ every_encoder = pytest.mark.parametrize("encoder", ENCODERS)
 
 
 def begin(pictures, name: str, encoder: str, grid: Grid, **more: float | None) -> tuple[Reducer, VisualInputs]:
-    reducer = find(family, name)()
+    reducer = load_method(family, name)()
     if not pictures.fits(reducer, encoder):
         pytest.skip("not for this encoder")
     return reducer, pictures.make(reducer, grid, encoder, **more)
@@ -201,7 +201,7 @@ def test_after_another_stage(pictures, name: str, encoder: str) -> None:
 @pytest.mark.parametrize("way", splits())
 def test_tiled_picture(pictures, name: str, encoder: str, way: str) -> None:
     grid = Grid(8, 5, thumbnail=4, row_cuts=(0, 4, 8), col_cuts=(0, 2, 5))  # a thumbnail and four crops
-    reducer, split = find(family, name)(), build_split(way)
+    reducer, split = load_method(family, name)(), build_split(way)
     if not pictures.fits(reducer, encoder):
         pytest.skip("not for this encoder")
     tower = pictures.towers[encoder]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.engine.common import Grid
+from foveate.engine.common import Grid, saliency, values
 from foveate.engine.reduce.methods.flowcut import FlowCut
-from foveate.engine.vision import VisualInputs, saliency, values
+from foveate.engine.vision import VisualInputs
 
 LAYERS = {"cls": list(range(22)), "no_cls": list(range(25)), "merging": [7, 15, 23], "shallow": [0]}
 

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common import Grid
+from foveate.engine.common import Grid, signals
 from foveate.engine.reduce.methods.foveal import Foveal
-from foveate.engine.vision import signals
 
 
 def plain(rows: Tensor, attention: list[float], k: int, sharpness: float) -> list[int]:

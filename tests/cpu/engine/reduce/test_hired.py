@@ -6,10 +6,10 @@ import itertools
 import pytest
 import torch
 
-from foveate.engine.common import Grid
+from foveate.engine.common import Grid, saliency
 from foveate.engine.primitives.math import largest_remainder
 from foveate.engine.reduce.methods.hired import HiRed
-from foveate.engine.vision import TokenTransform, VisualInputs, saliency
+from foveate.engine.vision import TokenTransform, VisualInputs
 
 GRIDS = [
     Grid(8, 6, thumbnail=4, row_cuts=(0, 4, 8), col_cuts=(0, 3, 6)),

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.engine.common import Grid
+from foveate.engine.common import Grid, Signal, Tower
 from foveate.engine.methods import build_reducer
 from foveate.engine.primitives.ranking import lattice
-from foveate.engine.vision import Signal, TokenTransform, Tower, VisualInputs
+from foveate.engine.vision import TokenTransform, VisualInputs
 
 torch.set_num_threads(1)
 SEEDS = range(20)

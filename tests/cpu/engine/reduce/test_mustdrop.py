@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.engine.common import Grid
+from foveate.engine.common import Grid, hidden
 from foveate.engine.methods import build_reducer
 from foveate.engine.reduce.methods.mustdrop import MustDrop
-from foveate.engine.vision import VisualInputs, hidden
+from foveate.engine.vision import VisualInputs
 
 
 def plain(inputs: VisualInputs, k: int, threshold: float, compat: bool) -> dict[int, list[int]]:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.engine.common import Grid
+from foveate.engine.common import Grid, cls_cat
 from foveate.engine.methods import build_reducer
 from foveate.engine.reduce.methods.prumerge import PruMerge
-from foveate.engine.vision import VisualInputs, cls_cat
+from foveate.engine.vision import VisualInputs
 
 
 def quartile(values: list[float], share: float) -> float:

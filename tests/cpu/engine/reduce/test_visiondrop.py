@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.engine.common import Grid
+from foveate.engine.common import ENC, Grid, keys, recv, saliency
 from foveate.engine.methods import build_reducer
 from foveate.engine.reduce.methods.visiondrop import VisionDrop
-from foveate.engine.vision import ENC, VisualInputs, keys, recv, saliency
+from foveate.engine.vision import VisualInputs
 
 
 def plain(inputs: VisualInputs, k: int, ratio: float, compat: bool) -> dict[int, tuple[set[int], Tensor]]:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate.engine.common import Grid, ImageError
+from foveate.engine.common import Grid, ImageError, Tower, signals
 from foveate.engine.images.anyres import Tiling, stack_tiles
-from foveate.engine.vision import TokenTransform, Tower, VisualInputs, signals
+from foveate.engine.vision import TokenTransform, VisualInputs
 
 SIDE, CELL = 4, 5  # cells along a tile, pixels along a cell
 
