@@ -57,14 +57,15 @@ check: .venv/.installed ## Lint, formatting and types, changing nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mypy bench tools/demo.py tools/methods_page.py
+	$(BIN)/mypy bench tools/demo.py tools/methods_page.py tools/usage_page.py
 
 fix: .venv/.installed ## Repair what ruff can repair
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: .venv/.installed ## Write docs/methods.md from the method files
+docs: .venv/.installed ## Write docs/methods.md and the table of docs/usage.md
 	$(BIN)/python tools/methods_page.py
+	$(BIN)/python tools/usage_page.py
 
 # `-m bench...` finds the folder `bench` through the working directory, which PYTHONSAFEPATH hides.
 bench: .venv/.installed ## Measure quality at each budget, latency, throughput, host overhead: bench/results (takes long)

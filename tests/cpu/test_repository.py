@@ -69,6 +69,13 @@ def test_the_first_page_is_short() -> None:
     assert len((ROOT / "README.md").read_text().split()) < 900
 
 
+def test_a_request_passes_few_files() -> None:
+    text = (ROOT / "docs" / "request.md").read_text()
+    named = set(re.findall(r"`((?:configs|engine|kernels|server)/[\w./-]+\.py)`", text))
+    hops = re.findall(r"^(\d+)\. \*\*", text, re.MULTILINE)
+    assert hops == [str(i) for i in range(1, 12)] and 11 <= len(named) <= 20, sorted(named)
+
+
 def python_files() -> list[Path]:
     folders = ("bench", "configs", "engine", "foveate/bundled", "kernels", "server", "tests", "tools", "tune")
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,3 +107,9 @@ def test_the_cap_bounds_only_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> 
     bounded = clamp(level, 9)
     assert (bounded.count(free.path), bounded.count("vlm.visual.floor")) == (50, 9)
     assert clamp(level, 0).stated == level.stated
+
+
+def test_the_documented_table_is_that_of_the_fields() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "usage.md").read_text()
+    table = page.partition("<!-- budget fields: begin")[2].partition("-->\n")[2].partition("<!-- budget fields: end")[0]
+    assert table == budget_fields.markdown(), "run make docs"
