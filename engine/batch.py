@@ -18,7 +18,7 @@ from torch import Tensor
 from foveate.engine.cache.sequence_cache import SequenceCache
 
 
-class Span(NamedTuple):
+class QuerySpan(NamedTuple):
     """The rows of one sequence in a batch: its newest tokens in one layer group, which follow each other in slots."""
 
     first_slot: int
@@ -44,8 +44,8 @@ class Batch:
     tables: Tensor  # [n_layers, n_sequences, n_blocks] int32; entries behind a sequence's blocks mean nothing
     queries: Tensor  # [n_sequences + 1] int32, on the host
     lengths: Tensor  # [n_sequences] int32, on the host
-    spans: Sequence[Span]
-    ancestors: Sequence[Tensor | None] | None  # per sequence, as in `Span`; None: the causal rule for all
+    spans: Sequence[QuerySpan]
+    ancestors: Sequence[Tensor | None] | None  # per sequence, as in `QuerySpan`; None: the causal rule for all
 
     def sampled(self) -> list[int]:
         """Rows after which logits are wanted, increasing."""
@@ -168,7 +168,7 @@ class BatchBuffers:
         self._sent = self._tables.send()
         return self._sent
 
-    def batch(self, spans: Sequence[Span], places: Sequence[int]) -> Batch:
+    def batch(self, spans: Sequence[QuerySpan], places: Sequence[int]) -> Batch:
         """The batch of one segment of the layers.
 
         Args:
@@ -213,7 +213,7 @@ class BatchBuffers:
             ancestors=None if batch.ancestors is None else [span.ancestors for span in spans],
         )
 
-    def _fill_slots(self, spans: Sequence[Span], places: Sequence[int]) -> Tensor:
+    def _fill_slots(self, spans: Sequence[QuerySpan], places: Sequence[int]) -> Tensor:
         """[n_layers, n_rows] int64. In numpy: torch takes several microseconds for an operation on a few values."""
         at = np.array([slot for span in spans for slot in range(span.first_slot, span.n_keys)])
         pages, width = self._tables.rows()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foveate.engine.attention import attention_backend
-from foveate.engine.batch import Batch, BatchBuffers, Span
+from foveate.engine.batch import Batch, BatchBuffers, QuerySpan
 from foveate.engine.cache.store import KVStore
 from foveate.engine.models.base import Model, Rotary
 from foveate.engine.pruning import Lane, Pruning
@@ -122,6 +122,6 @@ def _positions_of(chunk: Chunk) -> Tensor:
     return chunk.sequence.positions(chunk.start, chunk.start + 1) + torch.tensor(chunk.offsets)
 
 
-def _span(lane: Lane) -> Span:
+def _span(lane: Lane) -> QuerySpan:
     chunk = lane.chunk
-    return Span(lane.slot, lane.n_rows, lane.n_shared, chunk.n_sampled, chunk.ancestors)
+    return QuerySpan(lane.slot, lane.n_rows, lane.n_shared, chunk.n_sampled, chunk.ancestors)

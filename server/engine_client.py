@@ -18,7 +18,6 @@ import msgspec
 from foveate.configs.config import Config
 from foveate.engine.common import (
     Abort,
-    Accepted,
     Delta,
     Failed,
     FromEngine,
@@ -28,6 +27,7 @@ from foveate.engine.common import (
     ModelInfo,
     Ready,
 )
+from foveate.server.common.engine_api import Event
 from foveate.server.engine_process import Death, EngineProcess
 
 log = logging.getLogger("foveate.server.engine_client")
@@ -40,7 +40,6 @@ DEATH_WINDOW_S = 60.0
 STOP_GRACE_S = 3.0
 
 State = Literal["starting", "ready", "dead"]
-Event = Accepted | Delta | Failed
 
 _LIST: msgspec.msgpack.Decoder[list[FromEngine]] = msgspec.msgpack.Decoder(list[FromEngine])
 _RAW_LIST: msgspec.msgpack.Decoder[list[msgspec.Raw]] = msgspec.msgpack.Decoder(list[msgspec.Raw])

@@ -27,7 +27,7 @@ from foveate.engine.models.parts.layers import Matrix
 from foveate.engine.process import load
 from foveate.server.common.errors import ApiError
 from foveate.server.prepare.budget import ImageCap, ImageWish, resolve
-from foveate.server.prepare.conversation import Picture, Text, Turn
+from foveate.server.prepare.conversation import MessageText, PicturePlace, Turn
 from foveate.server.prepare.media import Media
 from foveate.server.prepare.prompt import Prompter
 from foveate.server.prepare.question import caption_ids, question_ids
@@ -192,7 +192,7 @@ class Asker:
         )
 
     def _asked(self, pair: Pair, image: Image) -> Asked:
-        turns = [Turn("user", [Picture(), Text(pair.question)])]
+        turns = [Turn("user", [PicturePlace(), MessageText(pair.question)])]
         try:
             ids = self.prompter.chat(turns, self._info)
         except ApiError as error:

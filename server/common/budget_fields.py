@@ -17,7 +17,7 @@ from foveate.server.common.header_fields import Bare, parse
 
 MAX_COUNT = 1_000_000  # of visual tokens: far above any context
 MAX_HEADER_CHARS = 1024
-Value = bool | int | float | str
+FieldValue = bool | int | float | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Count:
     def legal(self) -> str:
         return " or ".join(["a count", *(f"`{word}`" for word in self.words)]) if self.words else "a count"
 
-    def read(self, where: str, value: Bare) -> Value:
+    def read(self, where: str, value: Bare) -> FieldValue:
         if isinstance(value, str) and value in self.words:
             return value
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
@@ -51,7 +51,7 @@ class Ratio:
     annotation: Any = Annotated[FiniteFloat, Field(gt=0, le=1)]
     legal: str = "above 0, up to 1"
 
-    def read(self, where: str, value: Bare) -> Value:
+    def read(self, where: str, value: Bare) -> FieldValue:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
             raise invalid_vlm(where, "expected a number above 0 and up to 1")
         return float(value)
@@ -64,7 +64,7 @@ class Flag:
     annotation: Any = bool
     legal: str = "`?1` or `?0`; in the body true or false"
 
-    def read(self, where: str, value: Bare) -> Value:
+    def read(self, where: str, value: Bare) -> FieldValue:
         if not isinstance(value, bool):
             raise invalid_vlm(where, "expected ?1 or ?0")
         return value
@@ -84,7 +84,7 @@ class Word:
     def legal(self) -> str:
         return " or ".join(f"`{word}`" for word in self.words)
 
-    def read(self, where: str, value: Bare) -> Value:
+    def read(self, where: str, value: Bare) -> FieldValue:
         if value is False:
             return ""
         if value not in self.words:
@@ -106,13 +106,13 @@ class Text:
     def annotation(self) -> Any:
         return Annotated[str, Field(max_length=self.max_chars, description=self.description)]
 
-    def read(self, where: str, value: Bare) -> Value:
+    def read(self, where: str, value: Bare) -> FieldValue:
         if not isinstance(value, str):
             raise invalid_vlm(where, f"expected {self.example}")
         return value
 
 
-Kind = Count | Ratio | Flag | Word | Text
+FieldKind = Count | Ratio | Flag | Word | Text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +133,7 @@ class BudgetField:
 
     header: str
     path: str
-    kind: Kind
+    kind: FieldKind
     meaning: str
     is_amount: bool = False
     is_clamped: bool = False
@@ -232,17 +232,17 @@ FIELDS: list[BudgetField] = [
 class Stated:
     """A value and the name under which the client stated it: a header or a path of the body."""
 
-    value: Value
+    value: FieldValue
     where: str
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class BudgetLevel:
     """What one level (header, body, or both merged) states, by the paths of the fields."""
 
     stated: Mapping[str, Stated] = field(default_factory=dict)
 
-    def value(self, path: str) -> Value | None:
+    def value(self, path: str) -> FieldValue | None:
         found = self.stated.get(path)
         return None if found is None else found.value
 
@@ -262,8 +262,8 @@ class Level:
     def states_amount(self) -> bool:
         return any(each.is_amount and each.path in self.stated for each in FIELDS)
 
-    def without(self, *paths: str) -> "Level":
-        return Level({path: stated for path, stated in self.stated.items() if path not in paths})
+    def without(self, *paths: str) -> "BudgetLevel":
+        return BudgetLevel({path: stated for path, stated in self.stated.items() if path not in paths})
 
 
 def body_annotations(section: str) -> dict[str, Any]:
@@ -271,7 +271,7 @@ def body_annotations(section: str) -> dict[str, Any]:
     return {each.key: (each.kind.annotation | None, None) for each in FIELDS if each.section == section}
 
 
-def header_level(headers: Mapping[str, Sequence[str]]) -> Level:
+def header_level(headers: Mapping[str, Sequence[str]]) -> BudgetLevel:
     """What the headers state.
 
     Args:
@@ -285,7 +285,7 @@ def header_level(headers: Mapping[str, Sequence[str]]) -> Level:
         texts = headers.get(each.header.lower(), ())
         if texts:
             stated[each.path] = Stated(_header_value(each, texts), each.header)
-    return Level(stated)
+    return BudgetLevel(stated)
 
 
 def unknown_headers(headers: Mapping[str, Sequence[str]]) -> list[str]:
@@ -294,7 +294,7 @@ def unknown_headers(headers: Mapping[str, Sequence[str]]) -> list[str]:
     return [name for name in headers if name.startswith("vlm-") and name not in known]
 
 
-def merge(above: Level, below: Level) -> Level:
+def merge(above: BudgetLevel, below: BudgetLevel) -> BudgetLevel:
     """Field by field the higher level. `full` cancels the amounts of a lower level, and yields to those of a higher."""
     amounts = {each.path: each for each in FIELDS if each.is_amount}
     full = [path for path in amounts if above.value(path) == "full"]
@@ -302,21 +302,21 @@ def merge(above: Level, below: Level) -> Level:
         below = below.without(*(path for path in amounts if path not in full))
     if above.states_amount():
         below = below.without(*(path for path in amounts if below.value(path) == "full"))
-    return Level({**below.stated, **above.stated})
+    return BudgetLevel({**below.stated, **above.stated})
 
 
-def clamp(level: Level, most: int) -> Level:
+def clamp(level: BudgetLevel, most: int) -> BudgetLevel:
     """What is stated, at most `most` where the server's cap bounds the field; 0: no cap."""
     above = {each.path: Stated(most, level.stated[each.path].where) for each in over_cap(level, most)}
-    return Level({**level.stated, **above})
+    return BudgetLevel({**level.stated, **above})
 
 
-def over_cap(level: Level, most: int) -> list[BudgetField]:
+def over_cap(level: BudgetLevel, most: int) -> list[BudgetField]:
     """The fields whose stated amount is more than the server's cap; 0: no cap."""
     return [each for each in FIELDS if each.is_clamped and most and (level.count(each.path) or 0) > most]
 
 
-def resolved_figures(level: Level) -> Iterator[str]:
+def resolved_figures(level: BudgetLevel) -> Iterator[str]:
     """`name=value` for VLM-Resolved, of the fields that name themselves there."""
     for each in FIELDS:
         value = level.value(each.path)
@@ -332,7 +332,7 @@ def markdown() -> str:
     return "\n".join(rows) + "\n"
 
 
-def _header_value(each: BudgetField, texts: Sequence[str]) -> Value:
+def _header_value(each: BudgetField, texts: Sequence[str]) -> FieldValue:
     if len(texts) > 1:
         raise invalid_vlm(each.header, "given more than once")
     (text,) = texts

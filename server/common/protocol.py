@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag, create_model
 
-from foveate.server.common.budget_fields import FIELDS, MAX_COUNT, Level, Stated, body_annotations
+from foveate.server.common.budget_fields import FIELDS, MAX_COUNT, BudgetLevel, Stated, body_annotations
 
 MAX_MESSAGES = 4096
 MAX_PROMPTS = 128
 MAX_TOKEN_ID = 2**31 - 1
 MAX_DETOKENIZED = 100_000  # a tenth of a second in which nothing else is served
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
-Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+TokenCount = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 
 
 class Strict(BaseModel):
@@ -43,7 +43,7 @@ else:
     )
 
 
-def body_level(body: VlmFields | None) -> Level:
+def body_level(body: VlmFields | None) -> BudgetLevel:
     """What the body states of the budget fields."""
     objects: dict[str, BaseModel | None] = {"vlm": body, "vlm.visual": None if body is None else body.visual}
     stated = {}
@@ -51,13 +51,13 @@ def body_level(body: VlmFields | None) -> Level:
         value = getattr(objects[each.section], each.key, None)
         if value is not None:
             stated[each.path] = Stated(value, each.path)
-    return Level(stated)
+    return BudgetLevel(stated)
 
 
 class ImageVlmFields(Strict):
     """Beside `image_url` in a content part; goes before everything said of the whole request."""
 
-    tokens: Count | None = None
+    tokens: TokenCount | None = None
     detail: Literal["low", "high", "auto"] | None = None
 
 

@@ -14,7 +14,7 @@ from msgspec import structs
 from foveate.configs.config import BudgetConfig
 from foveate.engine.common import MethodInfo, VisualBudget
 from foveate.server.common.budget_fields import (
-    Level,
+    BudgetLevel,
     Stated,
     clamp,
     header_level,
@@ -25,7 +25,7 @@ from foveate.server.common.budget_fields import (
 )
 from foveate.server.common.errors import invalid_vlm, printable
 from foveate.server.common.protocol import VlmFields, body_level
-from foveate.server.prepare.stages import Method, read_method
+from foveate.server.prepare.stages import MethodChoice, read_method
 
 TOKENS, PER_IMAGE, RATIO = "vlm.visual.tokens", "vlm.visual.per_image", "vlm.visual.ratio"
 FLOOR, METHOD, SPLIT = "vlm.visual.floor", "vlm.visual.method", "vlm.visual.split"
@@ -97,13 +97,13 @@ def resolve(
         visual=visual,
         caps=caps,
         warnings=[f"unknown header {printable(name)}" for name in unknown],
-        figures=list(resolved_figures(Level({**merged.stated, FLOOR: Stated(visual.floor, FLOOR)}))),
+        figures=list(resolved_figures(BudgetLevel({**merged.stated, FLOOR: Stated(visual.floor, FLOOR)}))),
         reads_question=method.question_aware,
         explain=merged.text(EXPLAIN) or "",
     )
 
 
-def _check_strict(unknown: Sequence[str], merged: Level, most: int) -> None:
+def _check_strict(unknown: Sequence[str], merged: BudgetLevel, most: int) -> None:
     """What the request itself states, named where it states it: the server's own defaults are never its mistake."""
     if unknown:
         raise invalid_vlm(printable(unknown[0]), "no such header")
@@ -124,7 +124,7 @@ def _own_cap(image: ImageWish, config: BudgetConfig) -> ImageCap | None:
     return None
 
 
-def _amounts(level: Level, own: Sequence[ImageCap | None], config: BudgetConfig) -> VisualBudget:
+def _amounts(level: BudgetLevel, own: Sequence[ImageCap | None], config: BudgetConfig) -> VisualBudget:
     tokens, per_image, ratio, floor = (
         level.count(TOKENS),
         level.count(PER_IMAGE),
@@ -156,7 +156,7 @@ def _distribute(visual: VisualBudget, own: Sequence[ImageCap | None]) -> tuple[V
     return total, [others if cap is None else cap for cap in own]
 
 
-def _method(merged: Level, default: str, methods: Sequence[MethodInfo]) -> Method:
+def _method(merged: BudgetLevel, default: str, methods: Sequence[MethodInfo]) -> MethodChoice:
     stated = merged.stated.get(METHOD)
     if stated is None:
         return read_method("budget.method", default, methods)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class MessageText:
     """A text part of a message; `path` is its place in the request, for errors."""
 
     text: str
@@ -13,7 +13,7 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class PicturePlace:
     """The place of a picture in a message."""
 
     path: str = ""
@@ -24,10 +24,10 @@ class Turn:
     """One message: its content is a text, or parts in order."""
 
     role: str
-    content: str | Sequence[Text | Picture]
+    content: str | Sequence[MessageText | PicturePlace]
     path: str = ""
 
-    def parts(self) -> Iterator[Text | Picture]:
+    def parts(self) -> Iterator[MessageText | PicturePlace]:
         """The parts; none for plain text."""
         if not isinstance(self.content, str):
             yield from self.content
@@ -39,5 +39,5 @@ def n_chars(turns: Sequence[Turn]) -> int:
     for turn in turns:
         if isinstance(turn.content, str):
             total += len(turn.content)
-        total += sum(len(part.text) for part in turn.parts() if isinstance(part, Text))
+        total += sum(len(part.text) for part in turn.parts() if isinstance(part, MessageText))
     return total

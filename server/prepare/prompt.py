@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from foveate.configs.errors import ConfigError
 from foveate.engine.common import ModelInfo
 from foveate.server.common.errors import ApiError
-from foveate.server.prepare.conversation import Picture, Text, Turn
+from foveate.server.prepare.conversation import MessageText, PicturePlace, Turn
 from foveate.server.prepare.template import Template, TemplateFailed, find_source, read_json
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -78,7 +78,7 @@ class Prompter:
             text = self._template.render([self._message(turn, placeholder) for turn in turns], add_generation_prompt)
         except TemplateFailed as error:
             raise ApiError(f"messages: the model's chat template refuses: {error}", "messages") from None
-        n_images = sum(isinstance(part, Picture) for turn in turns for part in turn.parts())
+        n_images = sum(isinstance(part, PicturePlace) for turn in turns for part in turn.parts())
         bos_is_there = self._bos is not None and text.startswith(self._bos)
         ids = self._encode(text, not bos_is_there, model, "messages")
         n_places = ids.count(model.image_token_id)
@@ -137,11 +137,11 @@ class Prompter:
             plain = self._template.takes_text or not self._template.takes_parts
             return {"role": role, "content": content if plain else [{"type": "text", "text": content}]}
         if not self._template.takes_parts:
-            texts = [part.text if isinstance(part, Text) else placeholder for part in content]
+            texts = [part.text if isinstance(part, MessageText) else placeholder for part in content]
             return {"role": role, "content": "\n".join(texts)}
-        listed: list[JsonValue] = [
-            {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": "image"} for part in content
-        ]
+        listed: list[JsonValue] = []
+        for part in content:
+            listed.append({"type": "text", "text": part.text} if isinstance(part, MessageText) else {"type": "image"})
         return {"role": role, "content": listed}
 
     def _check_texts(self, turns: Sequence[Turn], placeholder: str) -> None:
@@ -152,9 +152,9 @@ class Prompter:
                 continue
             joined = ""  # parts stand next to each other in the prompt: <ima + ge> must not slip through
             for part in turn.parts():
-                if isinstance(part, Text):
+                if isinstance(part, MessageText):
                     self._check_text(part.text, f"{part.path}.text", placeholder)
-                joined += part.text if isinstance(part, Text) else "\0"
+                joined += part.text if isinstance(part, MessageText) else "\0"
             self._check_text(joined, where, placeholder)
 
     def _check_text(self, text: str, param: str, placeholder: str) -> None:

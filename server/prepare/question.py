@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
-from foveate.server.prepare.conversation import Picture, Text, Turn
+from foveate.server.prepare.conversation import MessageText, PicturePlace, Turn
 
 
 def question_ids(tokenizer: Tokenizer, turns: Sequence[Turn]) -> list[int]:
@@ -24,9 +24,9 @@ def caption_ids(tokenizer: Tokenizer, turns: Sequence[Turn]) -> list[list[int]]:
     for turn in turns:
         first = len(captions)
         for part in turn.parts():
-            if isinstance(part, Picture):
+            if isinstance(part, PicturePlace):
                 captions.append("")
-            elif isinstance(part, Text) and len(captions) > first:
+            elif isinstance(part, MessageText) and len(captions) > first:
                 captions[-1] += f" {part.text}"
     return [_ids(tokenizer, caption.strip()) for caption in captions]
 
@@ -34,7 +34,7 @@ def caption_ids(tokenizer: Tokenizer, turns: Sequence[Turn]) -> list[list[int]]:
 def _text(turn: Turn) -> str:
     if isinstance(turn.content, str):
         return turn.content.strip()
-    return " ".join(part.text for part in turn.parts() if isinstance(part, Text)).strip()
+    return " ".join(part.text for part in turn.parts() if isinstance(part, MessageText)).strip()
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:

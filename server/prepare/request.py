@@ -15,7 +15,7 @@ from foveate.server.common.errors import ApiError
 from foveate.server.common.protocol import ChatRequest, CompletionRequest, ImagePart, Message, Sampling, TextPart
 from foveate.server.prepare import checks
 from foveate.server.prepare.budget import Headers, ImageWish, Resolved, resolve
-from foveate.server.prepare.conversation import Picture, Text, Turn, n_chars
+from foveate.server.prepare.conversation import MessageText, PicturePlace, Turn, n_chars
 from foveate.server.prepare.media import Media
 from foveate.server.prepare.prompt import Prompter
 from foveate.server.prepare.question import caption_ids, question_ids
@@ -143,10 +143,10 @@ def conversation(messages: Sequence[Message]) -> list[Turn]:
     turns = []
     for number, message in enumerate(messages):
         path = f"messages[{number}]"
-        content: str | list[Text | Picture]
+        content: str | list[MessageText | PicturePlace]
         if isinstance(message.content, list):
             listed = checks.parts(message, path)
-            content = [Text(p.text, at) if isinstance(p, TextPart) else Picture(at) for at, p in listed]
+            content = [MessageText(p.text, at) if isinstance(p, TextPart) else PicturePlace(at) for at, p in listed]
         else:
             content = message.content or ""
         turns.append(Turn(message.role, content, path))

@@ -18,7 +18,7 @@ MAX_STAGES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class MethodChoice:
     """What a request reduces with."""
 
     name: str  # of the reducers
@@ -29,7 +29,7 @@ class Method:
     enter: float | None = None  # share of the tokens offered that the reducers leave to it
 
 
-def read_method(where: str, text: str, methods: Sequence[MethodInfo]) -> Method:
+def read_method(where: str, text: str, methods: Sequence[MethodInfo]) -> MethodChoice:
     """Raises ApiError `invalid_vlm_parameter`, with what is legal."""
     texts = _STAGE.findall(text)
     if "+".join(texts) != text or not texts:
@@ -50,15 +50,15 @@ def read_method(where: str, text: str, methods: Sequence[MethodInfo]) -> Method:
     return replace(method, prune=prune, enter=enter)
 
 
-def _reducers(read: Sequence[tuple[MethodInfo, Stage]]) -> Method:
+def _reducers(read: Sequence[tuple[MethodInfo, Stage]]) -> MethodChoice:
     stages = [stage for _, stage in read]
     aware = any(info.question_aware for info, _ in read)
     match stages:
         case []:
-            return Method("none")
+            return MethodChoice("none")
         case [stage]:
-            return Method(stage.method, stage.params, [], aware)
-    return Method("+".join(stage.method for stage in stages), {}, stages, aware)
+            return MethodChoice(stage.method, stage.params, [], aware)
+    return MethodChoice("+".join(stage.method for stage in stages), {}, stages, aware)
 
 
 def _stage(where: str, text: str, methods: Sequence[MethodInfo], may_keep: bool) -> tuple[MethodInfo, Stage]:

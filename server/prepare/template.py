@@ -21,7 +21,7 @@ from foveate.configs.errors import ConfigError
 MAX_GROWTH = 16  # characters rendered per character given, beyond the fixed part
 FIXED_CHARS = 1_000_000
 _PROBE = "foveate probe"
-ChatMessage = Mapping[str, JsonValue]
+TemplateMessage = Mapping[str, JsonValue]
 
 
 class TemplateFailed(Exception):
@@ -107,7 +107,7 @@ class Template:
         self.takes_text = self._renders(_PROBE)
         self.takes_parts = self._renders([{"type": "text", "text": _PROBE}])
 
-    def render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool) -> str:
+    def render(self, messages: Sequence[TemplateMessage], add_generation_prompt: bool) -> str:
         """The prompt as text. Raises TemplateFailed."""
         most = FIXED_CHARS + MAX_GROWTH * sum(len(str(message.get("content"))) for message in messages)
         variables: dict[str, object] = {

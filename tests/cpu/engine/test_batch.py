@@ -8,7 +8,7 @@ from torch import Tensor
 
 from foveate.configs.config import CacheConfig
 from foveate.engine.attention import AttentionBackend, CpuBackend, ReferenceBackend, attention_backend
-from foveate.engine.batch import Batch, BatchBuffers, Span
+from foveate.engine.batch import Batch, BatchBuffers, QuerySpan
 from foveate.engine.cache.groups import LayerGroup
 from foveate.engine.cache.pool import BlockPool
 from foveate.engine.cache.sequence_cache import CacheSpace
@@ -163,7 +163,7 @@ def test_batches_of_some_sequences_lie_in_buffers_too(bench: Bench) -> None:
     for step in range(3):
         tables = buffers.tables([choice.cache for choice in choices])
         left = [step % 2, 2]
-        batch = buffers.batch([Span(5, 1, 0), Span(4, 2, 0, n_sampled=1)], left)
+        batch = buffers.batch([QuerySpan(5, 1, 0), QuerySpan(4, 2, 0, n_sampled=1)], left)
         asking = buffers.sampled_only(batch)
         assert asking is not None and torch.equal(batch.tables, tables[:, left])
         assert batch.queries.tolist() == [0, 1, 3] and torch.equal(asking.tables, tables[:, 2:])
@@ -176,10 +176,10 @@ def test_batches_of_some_sequences_lie_in_buffers_too(bench: Bench) -> None:
 def test_a_part_of_a_draft_tree_cannot_ask_alone() -> None:
     tree = torch.eye(3, dtype=torch.bool)
     empty, buffers = torch.zeros(2, 1, 1, dtype=torch.int32), BatchBuffers(2, 1, 4, torch.device("cpu"))
-    spans = [Span(4, 3, 0, 2, tree)]
+    spans = [QuerySpan(4, 3, 0, 2, tree)]
     batch = Batch(empty, empty, torch.tensor([0, 3]), torch.tensor([7]), spans, [tree])
     assert batch.sampled() == [1, 2] and buffers.sampled_only(batch) is None
-    whole = Batch(empty, empty, torch.tensor([0, 3]), torch.tensor([7]), [Span(4, 3, 0, 3, tree)], [tree])
+    whole = Batch(empty, empty, torch.tensor([0, 3]), torch.tensor([7]), [QuerySpan(4, 3, 0, 3, tree)], [tree])
     asking = buffers.sampled_only(whole)
     assert asking is not None and asking.queries.tolist() == [0, 3] and asking.ancestors == [tree]
 

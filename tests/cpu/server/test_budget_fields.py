@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from foveate.server.common import budget_fields
-from foveate.server.common.budget_fields import FIELDS, BudgetField, Count, Level, Stated, clamp, header_level, merge
+from foveate.server.common.budget_fields import (
+    FIELDS,
+    BudgetField,
+    BudgetLevel,
+    Count,
+    Stated,
+    clamp,
+    header_level,
+    merge,
+)
 from foveate.server.common.errors import ApiError
 
 # In a process of its own: the pydantic models are made of the table when they are imported.
@@ -93,17 +102,17 @@ def test_every_field_is_read_from_its_header_and_refuses_nonsense(each: BudgetFi
 
 def test_amounts_of_a_lower_level_yield_to_full_and_full_to_amounts() -> None:
     tokens, ratio, floor = ("vlm.visual.tokens", "vlm.visual.ratio", "vlm.visual.floor")
-    below = Level({ratio: Stated(0.5, "h"), floor: Stated(3, "h")})
-    assert set(merge(Level({tokens: Stated("full", "b")}), below).stated) == {tokens, floor}
-    full = Level({tokens: Stated("full", "h")})
-    assert set(merge(Level({ratio: Stated(0.5, "b")}), full).stated) == {ratio}
-    assert set(merge(Level({floor: Stated(2, "b")}), full).stated) == {floor, tokens}
+    below = BudgetLevel({ratio: Stated(0.5, "h"), floor: Stated(3, "h")})
+    assert set(merge(BudgetLevel({tokens: Stated("full", "b")}), below).stated) == {tokens, floor}
+    full = BudgetLevel({tokens: Stated("full", "h")})
+    assert set(merge(BudgetLevel({ratio: Stated(0.5, "b")}), full).stated) == {ratio}
+    assert set(merge(BudgetLevel({floor: Stated(2, "b")}), full).stated) == {floor, tokens}
 
 
 def test_the_cap_bounds_only_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
     free = BudgetField(header="VLM-Free", path="vlm.visual.free", kind=Count(), meaning="")
     monkeypatch.setattr(budget_fields, "FIELDS", [*FIELDS, free])
-    level = Level({free.path: Stated(50, "b"), "vlm.visual.floor": Stated(50, "b")})
+    level = BudgetLevel({free.path: Stated(50, "b"), "vlm.visual.floor": Stated(50, "b")})
     bounded = clamp(level, 9)
     assert (bounded.count(free.path), bounded.count("vlm.visual.floor")) == (50, 9)
     assert clamp(level, 0).stated == level.stated
