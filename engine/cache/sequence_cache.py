@@ -108,6 +108,7 @@ class SequenceCache:
         self.waiting: Waiting | None = None
         self.version = 0
         self._may_share_next = False  # whether the next token's block may be one that other sequences read or find
+        self._n_roomy = 0  # a sequence of so many tokens has room in blocks that no other sequence reads
 
     @property
     def is_open(self) -> bool:
@@ -144,6 +145,8 @@ class SequenceCache:
     def grow(self) -> bool:
         """Make room for all tokens, in blocks that no other sequence reads; False, with nothing changed, if pages run
         out."""
+        if len(self._token_ids) <= self._n_roomy:
+            return True
         if self._n_missing() > self._pool.n_available:
             return False
         for g, table in enumerate(self._tables):
@@ -154,6 +157,7 @@ class SequenceCache:
                 table.blocks += self._allocate(lacking, len(table.group.layers))
                 self.version += 1
         self._may_share_next = False
+        self._n_roomy = self._room()
         return True
 
     def commit(self, n: int) -> None:
@@ -185,7 +189,7 @@ class SequenceCache:
             n_held = self.n_held(g)
             self._trim(table, n_held)
             del self._keys[g][n_held // self._size :]
-        self.n_computed, self._may_share_next = left, True
+        self.n_computed, self._may_share_next, self._n_roomy = left, True, 0
         if self.waiting is not None:
             n_waiting = max(0, left - self._map.start)
             self.waiting = self.waiting.first(n_waiting) if n_waiting else None
@@ -239,7 +243,7 @@ class SequenceCache:
             forget: the contents are suspect, so nobody shall find the blocks again.
         """
         tables, self._tables = self._tables, []
-        self.n_computed, self.waiting, self._pages = 0, None, None
+        self.n_computed, self.waiting, self._pages, self._n_roomy = 0, None, None, 0
         self.version += 1
         for table in tables:
             if forget:
@@ -317,7 +321,7 @@ class SequenceCache:
         for g, table in enumerate(self._tables[first:], first):
             table.is_altered = True
             self._trim(table, self.n_held(g))
-        self._may_share_next = True
+        self._may_share_next, self._n_roomy = True, 0
 
     def _held(self, group: int) -> list[int]:
         """Tokens of a group by slot."""
@@ -330,6 +334,12 @@ class SequenceCache:
         if table.held is not None:
             n += len(table.held) - self._map.count(group, table.n_reached)
         return self._space.n_blocks(n)
+
+    def _room(self) -> int:
+        """Largest sequence length that surely fits the tables."""
+        if any(table.held is not None for table in self._tables):
+            return len(self._token_ids)
+        return min(self._map.reach(g, len(table.blocks) * self._size) for g, table in enumerate(self._tables))
 
     def _n_missing(self) -> int:
         """Pages that `grow` takes."""
