@@ -156,9 +156,7 @@ class Engine:
     def _commit(self, chunks: Many[Chunk]) -> None:
         """The chunks' keys and values are in the cache."""
         for chunk in chunks:
-            sequence = chunk.sequence
-            sequence.cache.commit(chunk.stop - chunk.start)
-            sequence.peak_kv_tokens = max(sequence.peak_kv_tokens, sequence.cache.mean_tokens())
+            chunk.sequence.cache.commit(chunk.stop - chunk.start)
         for request in {id(c.sequence.request): c.sequence.request for c in chunks}.values():
             self._decisions.keep(request.depth)
             request.drop_rows()

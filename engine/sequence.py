@@ -27,7 +27,6 @@ class Sequence:
     draw: Draw = field(init=False)  # of its next token
     cache: SequenceCache = field(init=False)  # which of its tokens lies in which slot
     cached_tokens: int = 0  # prompt tokens found in the cache at the first admission
-    peak_kv_tokens: int = 0
     n_preemptions: int = 0
     admitted: float | None = None  # monotonic seconds: first in a batch
     answered: float | None = None  # first token
@@ -116,6 +115,6 @@ class Sequence:
             reduce_s=request.reduce_s,
             prefill_s=answered - admitted,
             decode_s=now - answered,
-            peak_kv_tokens=self.peak_kv_tokens,
+            peak_kv_tokens=self.cache.peak_tokens(),
             kept=[picture.anchors.tolist() for picture in request.pictures] if request.explains else [],
         )

@@ -108,6 +108,7 @@ class SequenceCache:
         self.waiting: Waiting | None = None
         self.version = 0
         self._may_share_next = False  # whether the next token's block may be one that other sequences read or find
+        self._peak_tokens = 0  # before the last call that let tokens go
         self._n_roomy = 0  # a sequence of so many tokens has room in blocks that no other sequence reads
 
     @property
@@ -179,7 +180,7 @@ class SequenceCache:
         A cut into a span whose rows were mixed forgets the whole span: only all of its rows together repeat a mix.
         """
         assert self.is_open and 0 <= n <= self.n_computed, "only computed tokens can be forgotten"
-        left = self.n_computed - n
+        left, self._peak_tokens = self.n_computed - n, self.peak_tokens()
         if self.waiting is None:
             left = self._map.resume(left)
         for g, table in enumerate(self._tables):
@@ -211,6 +212,7 @@ class SequenceCache:
         assert self.waiting is None, "a span that waits is read whole when it is decided"
         if not tokens:
             return True
+        self._peak_tokens = self.peak_tokens()
         table = self._tables[group]
         held = self._held(group)
         gone = set(tokens)
@@ -242,6 +244,7 @@ class SequenceCache:
         Args:
             forget: the contents are suspect, so nobody shall find the blocks again.
         """
+        self._peak_tokens = self.peak_tokens()
         tables, self._tables = self._tables, []
         self.n_computed, self.waiting, self._pages, self._n_roomy = 0, None, None, 0
         self.version += 1
@@ -269,10 +272,10 @@ class SequenceCache:
             return bisect_left(table.held, token)
         return len(table.held) + self._map.count(group, token) - self._map.count(group, table.n_reached)
 
-    def mean_tokens(self) -> int:
-        """Tokens in the cache, as if every layer held the same: the mean over layers, rounded up."""
+    def peak_tokens(self) -> int:
+        """Most tokens that the cache has held, as if every layer held the same: the mean over layers, rounded up."""
         held = sum(self.n_held(g) * len(table.group.layers) for g, table in enumerate(self._tables))
-        return -(-held // self._map.n_layers)
+        return max(self._peak_tokens, -(-held // self._map.n_layers))
 
     def widest(self) -> int:
         """Blocks of the longest table."""
