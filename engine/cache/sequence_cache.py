@@ -281,10 +281,6 @@ class SequenceCache:
         """Blocks of the longest table."""
         return max(len(table.blocks) for table in self._tables)
 
-    def lacks_room(self) -> bool:
-        """Whether some token of the sequence has no slot yet."""
-        return any(len(table.blocks) < self._n_blocks_wanted(g, table) for g, table in enumerate(self._tables))
-
     def blocks(self) -> list[Block]:
         """All blocks that the cache holds a reference of, group by group."""
         return [block for table in self._tables for block in table.blocks]

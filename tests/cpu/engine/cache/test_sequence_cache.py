@@ -154,7 +154,8 @@ class CacheMachine(RuleBasedStateMachine):
         before, found = self.space.pool.n_available, model.cache.n_found()
         if model.cache.open(spare):
             assert model.cache.n_computed == found < len(model.ids), "open finds what it promised"
-            assert self.space.pool.n_available >= spare and not model.cache.lacks_room()
+            left = self.space.pool.n_available
+            assert left >= spare and model.cache.grow() and self.space.pool.n_available == left, "all tokens have room"
             model.n_computed = found
             return True
         assert self.space.pool.n_available == before and not model.cache.is_open, "nothing changed"
