@@ -1,7 +1,7 @@
 """One engine request from `Generate` to text: what chat and text completions share."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
@@ -17,7 +17,7 @@ from foveate.server.prepare.request import Prepared
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What is new in one choice; `finish` comes with the last piece."""
+    """What is new in one choice, numbered over all answers of a request; `finish` comes with the last piece."""
 
     choice: int
     text: str
@@ -36,13 +36,16 @@ class Choice:
 class Answer:
     """Runs one prepared request. Call `start`, then iterate over `pieces` once; `aclose` in every case."""
 
-    def __init__(self, engine: EngineApi, tokenizer: Tokenizer, prepared: Prepared, track: Track) -> None:
+    def __init__(
+        self, engine: EngineApi, tokenizer: Tokenizer, prepared: Prepared, track: Track, first: int = 0
+    ) -> None:
         generate = prepared.generate
         self.id = generate.id
         self.choices = [
             Choice(TextStream(tokenizer, prepared.stop, generate.sampling.min_tokens)) for _ in range(generate.n)
         ]
         self._engine = engine
+        self._first = first
         self._prompt_param = prepared.prompt_param
         self._track = track
         self._accepted: Accepted | None = None
@@ -61,7 +64,7 @@ class Answer:
         assert isinstance(event, Accepted), "the engine answers Accepted or Failed first"
         self._accepted = event
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
         """New text as it comes; ends when all choices have. Raises ApiError if the engine fails."""
         async for event in self._events:
             if isinstance(event, Failed):
@@ -99,7 +102,7 @@ class Answer:
         logprobs = (delta.logprobs or [])[:n_read]
         if not text and not logprobs and choice.finish is None:
             return None
-        return Piece(delta.choice, text, logprobs, choice.finish)
+        return Piece(self._first + delta.choice, text, logprobs, choice.finish)
 
 
 def _reason(finish: str) -> FinishReason:
@@ -127,26 +130,24 @@ async def close_all(answers: Sequence[Answer]) -> None:
         await answer.aclose()
 
 
-async def merge(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Piece], None]:
-    """Pieces of all answers as they come, each with the number of its answer. Closing the generator closes them."""
-    if len(answers) == 1:
-        try:
-            async for piece in answers[0].pieces():
-                yield 0, piece
-        finally:
-            await close_all(answers)
-        return
-    queue: asyncio.Queue[tuple[int, Piece] | Exception | None] = asyncio.Queue()
+def pieces_of(answers: Sequence[Answer]) -> AsyncGenerator[Piece, None]:
+    """Pieces of all answers as they come. A single answer is read directly: a layer less for every token."""
+    return answers[0].pieces() if len(answers) == 1 else _merged(answers)
 
-    async def pump(number: int, answer: Answer) -> None:
+
+async def _merged(answers: Sequence[Answer]) -> AsyncGenerator[Piece, None]:
+    """Closing the generator closes the answers."""
+    queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
+
+    async def pump(answer: Answer) -> None:
         try:
             async for piece in answer.pieces():
-                queue.put_nowait((number, piece))
+                queue.put_nowait(piece)
             queue.put_nowait(None)
         except Exception as error:  # raised again by the reader, below
             queue.put_nowait(error)
 
-    tasks = [asyncio.create_task(pump(number, answer)) for number, answer in enumerate(answers)]
+    tasks = [asyncio.create_task(pump(answer)) for answer in answers]
     try:
         unfinished = len(tasks)
         while unfinished:

@@ -65,14 +65,17 @@ class ChatFormatter:
         for index in range(self._n_choices):
             yield self._event(index, ChatDelta(role="assistant", content=""))
 
-    def events(self, index: int, piece: Piece) -> Iterator[bytes]:
+    def events(self, piece: Piece) -> list[bytes]:
+        events = []
         if self._texts is not None and piece.logprobs:
-            yield self._event(index, ChatDelta(content=piece.text), None, self._texts.chat(piece.logprobs))
+            logprobs = self._texts.chat(piece.logprobs)
+            events.append(self._event(piece.choice, ChatDelta(content=piece.text), None, logprobs))
         elif piece.text:
-            before, after = self._around[index]
-            yield before + orjson.dumps(piece.text) + after
+            before, after = self._around[piece.choice]
+            events.append(before + orjson.dumps(piece.text) + after)
         if piece.finish is not None:
-            yield self._event(index, ChatDelta(), piece.finish)
+            events.append(self._event(piece.choice, ChatDelta(), piece.finish))
+        return events
 
     def closing(self, usage: UsageReport | None) -> Iterator[bytes]:
         if usage is not None:

@@ -46,16 +46,17 @@ class TextFormatter:
     def opening(self) -> Iterator[bytes]:
         return iter(())
 
-    def events(self, index: int, piece: Piece) -> Iterator[bytes]:
+    def events(self, piece: Piece) -> list[bytes]:
+        index = piece.choice
         if self._texts is None and piece.finish is None:  # most chunks: they differ in their text alone
             before, after = self._around[index]
-            yield before + orjson.dumps(piece.text) + after
-            return
+            return [before + orjson.dumps(piece.text) + after]
         logprobs = None
         if self._texts is not None and piece.logprobs:
             logprobs = self._texts.completion(piece.logprobs, self._offsets[index])
         self._offsets[index] += len(piece.text)
-        yield self._event(TextChoice(index=index, text=piece.text, logprobs=logprobs, finish_reason=piece.finish))
+        choice = TextChoice(index=index, text=piece.text, logprobs=logprobs, finish_reason=piece.finish)
+        return [self._event(choice)]
 
     def closing(self, usage: UsageReport | None) -> Iterator[bytes]:
         if usage is not None:

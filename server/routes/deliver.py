@@ -8,7 +8,7 @@ import orjson
 from fastapi import Request, Response
 
 from foveate.engine.common import TokenLogprob
-from foveate.server.answer.answer import Answer, Piece, close_all, merge, start_all
+from foveate.server.answer.answer import Answer, Piece, close_all, pieces_of, start_all
 from foveate.server.answer.usage import report, resolved_header, spent_headers
 from foveate.server.common.replies import FinishReason, Reply, UsageReport
 from foveate.server.common.track import Track
@@ -36,8 +36,8 @@ class Formatter(Protocol):
         """Events before the first piece."""
         ...
 
-    def events(self, index: int, piece: Piece) -> Iterator[bytes]:
-        """Events of one piece of choice `index`."""
+    def events(self, piece: Piece) -> Sequence[bytes]:
+        """Events of one piece."""
         ...
 
     def closing(self, usage: UsageReport | None) -> Iterator[bytes]:
@@ -63,11 +63,10 @@ class Delivery:
     async def stream(self) -> AsyncGenerator[bytes, None]:
         for event in self.formatter.opening():
             yield event
-        n = len(self.answers[0].choices)
-        pieces = merge(self.answers)
+        pieces = pieces_of(self.answers)
         try:
-            async for number, piece in pieces:
-                for event in self.formatter.events(number * n + piece.choice, piece):
+            async for piece in pieces:
+                for event in self.formatter.events(piece):
                     yield event
             usage = self._finish()
             for event in self.formatter.closing(usage if self.with_usage else None):
@@ -76,10 +75,9 @@ class Delivery:
             await pieces.aclose()
 
     async def collect(self) -> Response:
-        n = len(self.answers[0].choices)
-        collected = [Collected() for _ in range(n * len(self.answers))]
-        async for number, piece in merge(self.answers):
-            entry = collected[number * n + piece.choice]
+        collected = [Collected() for answer in self.answers for _ in answer.choices]
+        async for piece in pieces_of(self.answers):
+            entry = collected[piece.choice]
             entry.text += piece.text
             entry.tokens += piece.logprobs
             entry.finish = piece.finish or entry.finish
@@ -101,7 +99,10 @@ async def deliver(
 ) -> Response:
     """Start the answers, then stream or collect. Raises ApiError."""
     track: Track = request.state.track
-    answers = [Answer(context.engine, context.prompter.tokenizer, each, track) for each in prepared]
+    tokenizer = context.prompter.tokenizer
+    answers = [
+        Answer(context.engine, tokenizer, each, track, first=i * each.generate.n) for i, each in enumerate(prepared)
+    ]
     try:
         await start_all(answers)
         headers = answer_headers(answers[0], prepared[0]) | {"VLM-Request-Id": stream.reply_id}
