@@ -10,6 +10,7 @@ layers. All backends read the same batch and leave the same contents in the cach
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from foveate.engine.batch import Batch
@@ -50,8 +51,10 @@ class AttentionBackend(Attention):
         self._watched, self.seen = watched, None
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        store.reference(*self._pages, k, v, self._slots[layer])
-        out, lse = attention.reference(q, *self._pages, self._batch, self._scale, self._ancestors, layer)
+        store.store(*self._pages, k, v, self._slots[layer])
+        out, lse = attention.paged_attention(
+            q, *self._pages, self._batch, scale=self._scale, tree_mask=self._ancestors, layer=layer
+        )
         return self._watch(layer, q, out, lse)
 
     def _watch(self, layer: int, q: Tensor, out: Tensor, lse: Tensor) -> Tensor:
@@ -69,18 +72,16 @@ class AttentionBackend(Attention):
 
 
 class ReferenceBackend(AttentionBackend):
-    """The definition."""
+    """The definition, whatever other versions of the operations there are."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        store.reference(*self._pages, k, v, self._slots[layer])
+        out, lse = attention.reference(q, *self._pages, self._batch, self._scale, self._ancestors, layer)
+        return self._watch(layer, q, out, lse)
 
 
 class CpuBackend(AttentionBackend):
     """The C++ kernels, with the bits of their operations one by one."""
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        store.store(*self._pages, k, v, self._slots[layer])
-        out, lse = attention.paged_attention(
-            q, *self._pages, self._batch, scale=self._scale, tree_mask=self._ancestors, layer=layer
-        )
-        return self._watch(layer, q, out, lse)
 
     def joins_layers(self, n_rows: int) -> bool:
         return n_rows <= MOST_ROWS
@@ -104,6 +105,6 @@ _BACKENDS: dict[str, type[AttentionBackend]] = {
 }
 
 
-def attention_backend(pages: KVPages, scale: float) -> AttentionBackend:
+def attention_backend(pages: KVPages, device: torch.device, scale: float) -> AttentionBackend:
     """The backend for the device of the cache and the kernels there are."""
-    return _BACKENDS[version(pages.keys.device)](pages, scale)
+    return _BACKENDS[version(device)](pages, scale)

@@ -37,6 +37,7 @@ class Lane:
         self.sequence = chunk.sequence
         self.cache = chunk.sequence.cache
         self.depth = chunk.sequence.request.depth
+        assert chunk.ancestors is None or chunk.start >= self.depth.stop, "drafts follow the prompt"
         self.group = 0
         self.tokens: Sequence[int] = range(chunk.start, chunk.stop)
         self.slot = self.cache.first_slot(0, chunk.start)
@@ -141,7 +142,7 @@ class Pruning:
         if not lane.completes and lane.group == 0:
             assert seen is not None, "what a waiting lane needs was watched"
             own = Waiting(*(t[low:high].clone() for t in (rows, *seen)))  # a view would keep the whole batch
-            lane.cache.waiting = own if lane.cache.waiting is None else lane.cache.waiting.joined(own)
+            lane.cache.put_aside(own)
             lane.tokens = [t for t in lane.tokens if t < depth.start]
         if not lane.completes:
             lane.group += 1
@@ -204,7 +205,7 @@ class Pruning:
 
     def _settle(self, lane: Lane) -> None:
         """All points are decided: keep it for every choice, and for later."""
-        lane.cache.waiting = None
+        lane.cache.take_up()
         depth = lane.depth
         if depth.decision is None:
             key = sha256(depth.key)

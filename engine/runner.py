@@ -26,7 +26,7 @@ class Runner:
         self._n_layers = kv.n_layers
         self._pruning = Pruning(model, kv, self._rows)
         self._buffers = BatchBuffers(kv.n_layers, model.spec.n_pos_axes, kv.block_tokens, model.device)
-        self._attention = attention_backend(kv.pages, model.spec.head_dim**-0.5)
+        self._attention = attention_backend(kv.pages, model.device, model.spec.head_dim**-0.5)
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> Tensor:

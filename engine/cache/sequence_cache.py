@@ -87,7 +87,6 @@ class SequenceCache:
 
     Attributes:
         n_computed: tokens of the sequence whose keys and values need not be computed any more.
-        waiting: rows before the first pruning point of an undecided prompt.
         version: grows whenever a block of a table changes.
     """
 
@@ -105,7 +104,7 @@ class SequenceCache:
         self._keys: list[list[bytes]] = [[] for _ in token_map.groups]  # of full blocks; they outlive `close`
         self._pages: Tensor | None = None
         self.n_computed = 0
-        self.waiting: Waiting | None = None
+        self._waiting: Waiting | None = None
         self.version = 0
         self._may_share_next = False  # whether the next token's block may be one that other sequences read or find
         self._peak_tokens = 0  # before the last call that let tokens go
@@ -114,6 +113,19 @@ class SequenceCache:
     @property
     def is_open(self) -> bool:
         return bool(self._tables)
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """Rows before the first pruning point of an undecided prompt."""
+        return self._waiting
+
+    def put_aside(self, rows: Waiting) -> None:
+        """Let further rows of the span wait, behind those that wait already."""
+        self._waiting = rows if self._waiting is None else self._waiting.joined(rows)
+
+    def take_up(self) -> None:
+        """The span is decided: no row waits any more."""
+        self._waiting = None
 
     def n_found(self) -> int:
         """Tokens that `open` would find computed. Changes nothing."""
@@ -167,7 +179,7 @@ class SequenceCache:
         self.n_computed += n
         for g, table in enumerate(self._tables):
             first, table.n_reached = table.n_reached, self.n_computed
-            if g and self.waiting is not None:
+            if g and self._waiting is not None:
                 table.n_reached = min(self.n_computed, self._map.start)
             if table.held is not None:
                 table.held += self._map.tokens(g, first, table.n_reached)
@@ -181,7 +193,7 @@ class SequenceCache:
         """
         assert self.is_open and 0 <= n <= self.n_computed, "only computed tokens can be forgotten"
         left, self._peak_tokens = self.n_computed - n, self.peak_tokens()
-        if self.waiting is None:
+        if self._waiting is None:
             left = self._map.resume(left)
         for g, table in enumerate(self._tables):
             table.n_reached = min(left, table.n_reached)
@@ -191,15 +203,27 @@ class SequenceCache:
             self._trim(table, n_held)
             del self._keys[g][n_held // self._size :]
         self.n_computed, self._may_share_next, self._n_roomy = left, True, 0
-        if self.waiting is not None:
+        if self._waiting is not None:
             n_waiting = max(0, left - self._map.start)
-            self.waiting = self.waiting.first(n_waiting) if n_waiting else None
+            self._waiting = self._waiting.first(n_waiting) if n_waiting else None
+
+    def shorten(self, n: int) -> None:
+        """The sequence keeps its first `n` tokens, and other tokens may follow; the cache may be closed.
+
+        Computed tokens behind them are forgotten, and so are keys of blocks, which the search makes ahead of
+        computation.
+        """
+        if self.is_open and n < self.n_computed:
+            self.truncate(self.n_computed - n)
+        for g, keys in enumerate(self._keys):
+            del keys[self._map.n_known(g, n) // self._size :]
+        self._n_roomy = 0
 
     def evict(self, group: int, tokens: Sequence[int]) -> bool:
         """Drop computed tokens of one layer group; the slots behind them move up, and whole blocks go back.
 
         Blocks that other sequences can read are copied first, so such an eviction takes pages before it gives any.
-        The blocks of the group from the first evicted token on are never found by key again. Tokens computed later see
+        This sequence registers no block of the group again from the first evicted token on. Tokens computed later see
         less in this group, so what deeper groups hold of those tokens is not found by key either.
 
         Args:
@@ -209,7 +233,7 @@ class SequenceCache:
             False, with nothing changed, if there are too few pages for those copies.
         """
         assert self.is_open, "a closed cache holds nothing"
-        assert self.waiting is None, "a span that waits is read whole when it is decided"
+        assert self._waiting is None, "a span that waits is read whole when it is decided"
         if not tokens:
             return True
         self._peak_tokens = self.peak_tokens()
@@ -246,7 +270,7 @@ class SequenceCache:
         """
         self._peak_tokens = self.peak_tokens()
         tables, self._tables = self._tables, []
-        self.n_computed, self.waiting, self._pages, self._n_roomy = 0, None, None, 0
+        self.n_computed, self._waiting, self._pages, self._n_roomy = 0, None, None, 0
         self.version += 1
         for table in tables:
             if forget:

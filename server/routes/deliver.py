@@ -68,7 +68,8 @@ class Delivery:
             async for piece in pieces:
                 for event in self.formatter.events(piece):
                     yield event
-            usage = self._finish()
+            usage = report(self.answers)
+            self._succeed(usage)
             for event in self.formatter.closing(usage if self.with_usage else None):
                 yield event
         finally:
@@ -81,17 +82,16 @@ class Delivery:
             entry.text += piece.text
             entry.tokens += piece.logprobs
             entry.finish = piece.finish or entry.finish
-        usage = self._finish()
-        headers = {**self.headers, **spent_headers(self.answers, usage)}
-        reply = self.formatter.whole(collected, usage)
-        return Response(reply.to_json(), headers=headers, media_type="application/json")
-
-    def _finish(self) -> UsageReport:
-        """Count the request as a success."""
         usage = report(self.answers)
+        headers = {**self.headers, **spent_headers(self.answers, usage)}
+        body = self.formatter.whole(collected, usage).to_json()
+        self._succeed(usage)
+        return Response(body, headers=headers, media_type="application/json")
+
+    def _succeed(self, usage: UsageReport) -> None:
+        """Count the request as a success."""
         self.context.metrics.usage(usage)
         self.track.finish("success", self.answers[0].choices[0].finish or "stop")
-        return usage
 
 
 async def deliver(

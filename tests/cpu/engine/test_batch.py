@@ -198,4 +198,4 @@ def test_the_backend_follows_the_kernels_there_are(bench: Bench) -> None:
     for level in ("reference", levels.machine()):
         with levels.force(level):
             backend = ReferenceBackend if level == "reference" else CpuBackend
-            assert type(attention_backend(bench.kv.pages, 1.0)) is backend
+            assert type(attention_backend(bench.kv.pages, torch.device("cpu"), 1.0)) is backend

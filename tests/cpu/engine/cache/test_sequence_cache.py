@@ -185,11 +185,11 @@ class CacheMachine(RuleBasedStateMachine):
             return
         if stop >= STOP:
             model.depth.decision = Decision((), INSIDE, b"one")
-            model.cache.waiting = None
+            model.cache.take_up()
         elif stop > START:
             rows = torch.arange(max(start, START), stop)[:, None]
             own = Waiting(rows, rows, rows)
-            model.cache.waiting = own if model.cache.waiting is None else model.cache.waiting.joined(own)
+            model.cache.put_aside(own)
 
     def write(self, model: Model, g: int, group: LayerGroup, tokens: list[int]) -> None:
         model.own.update({(g, token): model.altered[g] for token in tokens})
@@ -229,11 +229,31 @@ class CacheMachine(RuleBasedStateMachine):
         for own in model.evicted:
             own -= set(range(model.n_computed, 99))
         if replaced and model.n_computed >= PROMPT:
+            model.cache.shorten(model.n_computed)
             model.ids[model.n_computed :] = [50, 51, 50, 51]
         for g in range(len(model.depth.groups)):
             blocks = model.cache._tables[g].blocks
             assert len(blocks) == self.space.n_blocks(len(model.held(g))), "whole blocks return"
         assert all(self.read(block) == kept[id(block)] for block in shared), "shared blocks are untouched"
+
+    @rule(i=st.integers(0, 5), n=st.integers(0, 6), look=st.booleans())
+    def replace(self, i: int, n: int, look: bool) -> None:
+        """Other tokens stand at the end of the sequence, computed or not, the cache open or closed."""
+        type(self).n_operations += 1
+        if not self.models:
+            return
+        model = self.models[i % len(self.models)]
+        if look and not model.cache.is_open:
+            model.cache.n_found()
+        left = len(model.ids) - n
+        if left < PROMPT:
+            return
+        model.cache.shorten(left)
+        model.ids[left:] = [51, 50, 51, 51, 50][: max(1, n)]
+        if model.cache.is_open:
+            model.n_computed = min(model.n_computed, left)
+            for own in model.evicted:
+                own -= set(range(model.n_computed, 99))
 
     @rule(i=st.integers(0, 5), g=st.integers(0, 2), seed=st.integers(0, 999), share=st.floats(0.05, 1.0))
     def evict(self, i: int, g: int, seed: int, share: float) -> None:
@@ -370,7 +390,7 @@ def test_rows_that_wait_are_cut_with_their_tokens() -> None:
     depth.decision = None
     cache = SequenceCache(space, list(range(PROMPT)), depth, b"root", ())
     assert cache.open()
-    cache.waiting = Waiting(torch.arange(5.0)[:, None], torch.zeros(5, 1, 1), torch.zeros(5, 1))
+    cache.put_aside(Waiting(torch.arange(5.0)[:, None], torch.zeros(5, 1, 1), torch.zeros(5, 1)))
     cache.commit(START + 5)
     assert (cache.n_held(0), cache.n_held(1)) == (START + 5, START), "deeper layers hold nothing of the span"
     cache.truncate(2)
@@ -417,7 +437,7 @@ def test_a_span_that_waits_is_not_evicted_from() -> None:
     depth.decision = None
     cache = SequenceCache(space, list(range(PROMPT)), depth, b"root", ())
     assert cache.open()
-    cache.waiting = Waiting(torch.zeros(2, 1), torch.zeros(2, 1, 1), torch.zeros(2, 1))
+    cache.put_aside(Waiting(torch.zeros(2, 1), torch.zeros(2, 1, 1), torch.zeros(2, 1)))
     cache.commit(START + 2)
     with pytest.raises(AssertionError, match="read whole"):
         cache.evict(0, [START])
