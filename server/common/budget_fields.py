@@ -6,12 +6,13 @@ VLM-Warning and VLM-Strict), and the row in docs/usage.md. A new field is a new 
 learns of the field by a member of its `VisualBudget`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat
 
+from foveate.configs.config import BudgetConfig
 from foveate.server.common.errors import invalid_vlm
 from foveate.server.common.header_fields import Bare, parse
 
@@ -124,9 +125,10 @@ class BudgetField:
         path: of the body, "vlm.visual.<key>" or "vlm.<key>".
         kind: type and bounds.
         meaning: for the documentation.
-        is_amount: amounts limit each other: the server's default amounts hold only for a request that states none, and
-            the word `full` of a higher level cancels all amounts of a lower one.
-        is_clamped: the server's `budget.max_tokens` bounds the field.
+        amount_of: amounts of one thing limit each other: the server's default amounts hold only for a request that
+            states none, and the word `full` of a higher level cancels these amounts of a lower level.
+        clamped_by: the setting of the section `budget` that bounds the field; 0 there: no bound.
+        is_option: read from its header only where the body does not state the field.
         resolved_as: its name in VLM-Resolved; None: the engine reports what became of the field.
         reported: where the answer tells of the field, for the documentation.
     """
@@ -135,8 +137,9 @@ class BudgetField:
     path: str
     kind: FieldKind
     meaning: str
-    is_amount: bool = False
-    is_clamped: bool = False
+    amount_of: str | None = None
+    clamped_by: str | None = None
+    is_option: bool = False
     resolved_as: str | None = None
     reported: str = ""
 
@@ -157,8 +160,8 @@ FIELDS: list[BudgetField] = [
         kind=Count(("auto", "full")),
         meaning="visual tokens of all images together. `auto` (the default) compresses further if the prompt would not "
         "fit the context; `full` refuses instead",
-        is_amount=True,
-        is_clamped=True,
+        amount_of="visual",
+        clamped_by="max_tokens",
         reported="`vis` in VLM-Resolved, `usage.vlm.visual.kept`",
     ),
     BudgetField(
@@ -166,7 +169,7 @@ FIELDS: list[BudgetField] = [
         path="vlm.visual.per_image",
         kind=Count(),
         meaning="cap of each image",
-        is_amount=True,
+        amount_of="visual",
         reported="`usage.vlm.visual.per_image`",
     ),
     BudgetField(
@@ -174,7 +177,7 @@ FIELDS: list[BudgetField] = [
         path="vlm.visual.ratio",
         kind=Ratio(),
         meaning="share of the tokens that the images offer",
-        is_amount=True,
+        amount_of="visual",
         reported="`vis` in VLM-Resolved, `usage.vlm.visual.kept` of `offered`",
     ),
     BudgetField(
@@ -182,7 +185,7 @@ FIELDS: list[BudgetField] = [
         path="vlm.visual.floor",
         kind=Count(),
         meaning="least number of visual tokens of all images together",
-        is_clamped=True,
+        clamped_by="max_tokens",
         resolved_as="floor",
         reported="`floor` in VLM-Resolved",
     ),
@@ -215,6 +218,7 @@ FIELDS: list[BudgetField] = [
         header="VLM-Strict",
         path="vlm.strict",
         kind=Flag(),
+        is_option=True,
         meaning="refuse unknown fields and headers, and amounts above the server's cap, instead of warning or clamping",
         reported="a 400 in place of VLM-Warning",
     ),
@@ -222,6 +226,7 @@ FIELDS: list[BudgetField] = [
         header="VLM-Explain",
         path="vlm.explain",
         kind=Word(("kept_map",)),
+        is_option=True,
         meaning="add to each image the map of the tokens that survived",
         reported="`kept_map` in `usage.vlm.visual.per_image`",
     ),
@@ -259,11 +264,16 @@ class BudgetLevel:
         value = self.value(path)
         return value if isinstance(value, str) else None
 
-    def states_amount(self) -> bool:
-        return any(each.is_amount and each.path in self.stated for each in FIELDS)
+    def states_amount(self, of: str) -> bool:
+        return any(each.amount_of == of and each.path in self.stated for each in FIELDS)
 
     def without(self, *paths: str) -> "BudgetLevel":
         return BudgetLevel({path: stated for path, stated in self.stated.items() if path not in paths})
+
+
+def sections() -> list[str]:
+    """The objects of the body that hold fields: "vlm", then "vlm.visual" and the like in the order of the table."""
+    return sorted(dict.fromkeys(each.section for each in FIELDS), key=lambda section: section.count("."))
 
 
 def body_annotations(section: str) -> dict[str, Any]:
@@ -271,18 +281,19 @@ def body_annotations(section: str) -> dict[str, Any]:
     return {each.key: (each.kind.annotation | None, None) for each in FIELDS if each.section == section}
 
 
-def header_level(headers: Mapping[str, Sequence[str]]) -> BudgetLevel:
+def header_level(headers: Mapping[str, Sequence[str]], paths: Iterable[str] | None = None) -> BudgetLevel:
     """What the headers state.
 
     Args:
         headers: values by header name in lower case, one for each time the header was given.
+        paths: of the fields to read; None: all.
 
     Raises:
         ApiError: `invalid_vlm_parameter`, naming the header.
     """
     stated = {}
     for each in FIELDS:
-        texts = headers.get(each.header.lower(), ())
+        texts = headers.get(each.header.lower(), ()) if paths is None or each.path in paths else ()
         if texts:
             stated[each.path] = Stated(_header_value(each, texts), each.header)
     return BudgetLevel(stated)
@@ -291,29 +302,33 @@ def header_level(headers: Mapping[str, Sequence[str]]) -> BudgetLevel:
 def unknown_headers(headers: Mapping[str, Sequence[str]]) -> list[str]:
     """Names that begin with `vlm-` and that no field has."""
     known = {each.header.lower() for each in FIELDS}
-    return [name for name in headers if name.startswith("vlm-") and name not in known]
+    return [name for name, texts in headers.items() if name.startswith("vlm-") and name not in known for _ in texts]
 
 
 def merge(above: BudgetLevel, below: BudgetLevel) -> BudgetLevel:
-    """Field by field the higher level. `full` cancels the amounts of a lower level, and yields to those of a higher."""
-    amounts = {each.path: each for each in FIELDS if each.is_amount}
-    full = [path for path in amounts if above.value(path) == "full"]
-    if full:
-        below = below.without(*(path for path in amounts if path not in full))
-    if above.states_amount():
-        below = below.without(*(path for path in amounts if below.value(path) == "full"))
+    """The higher level wins field by field.
+
+    `full` of a higher level cancels the amounts of a lower level; `full` of a lower level yields to a higher amount.
+    """
+    for of in {each.amount_of for each in FIELDS if each.amount_of is not None}:
+        amounts = [each.path for each in FIELDS if each.amount_of == of]
+        if any(above.value(path) == "full" for path in amounts):
+            below = below.without(*(path for path in amounts if above.value(path) != "full"))
+        if above.states_amount(of):
+            below = below.without(*(path for path in amounts if below.value(path) == "full"))
     return BudgetLevel({**below.stated, **above.stated})
 
 
-def clamp(level: BudgetLevel, most: int) -> BudgetLevel:
-    """What is stated, at most `most` where the server's cap bounds the field; 0: no cap."""
-    above = {each.path: Stated(most, level.stated[each.path].where) for each in over_cap(level, most)}
-    return BudgetLevel({**level.stated, **above})
+def clamp(level: BudgetLevel, config: BudgetConfig) -> BudgetLevel:
+    """What is stated, at most what the server's settings allow."""
+    bounded = {each.path: Stated(most, level.stated[each.path].where) for each, most in over_cap(level, config)}
+    return BudgetLevel({**level.stated, **bounded})
 
 
-def over_cap(level: BudgetLevel, most: int) -> list[BudgetField]:
-    """The fields whose stated amount is more than the server's cap; 0: no cap."""
-    return [each for each in FIELDS if each.is_clamped and most and (level.count(each.path) or 0) > most]
+def over_cap(level: BudgetLevel, config: BudgetConfig) -> list[tuple[BudgetField, int]]:
+    """The fields whose stated amount is more than the server's cap, with the cap."""
+    caps = [(each, getattr(config, each.clamped_by)) for each in FIELDS if each.clamped_by is not None]
+    return [(each, most) for each, most in caps if most and (level.count(each.path) or 0) > most]
 
 
 def resolved_figures(level: BudgetLevel) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag, create_model
 
-from foveate.server.common.budget_fields import FIELDS, MAX_COUNT, BudgetLevel, Stated, body_annotations
+from foveate.server.common.budget_fields import FIELDS, MAX_COUNT, BudgetLevel, Stated, body_annotations, sections
 
 MAX_MESSAGES = 4096
 MAX_PROMPTS = 128
@@ -26,30 +26,39 @@ class Strict(BaseModel):
 
 if TYPE_CHECKING:  # the fields come from the table
 
-    class VisualFields(Strict): ...
-
-    class VlmFields(Strict):
-        visual: VisualFields | None
+    class VlmFields(Strict): ...
 
 else:
-    VisualFields = create_model(
-        "VisualFields",
-        __base__=Strict,
-        __doc__="`vlm.visual`: the visual budget of a request. Each has a header, VLM-Visual-*.",
-        **body_annotations("vlm.visual"),
-    )
+    _NAMES = [section.partition(".")[2] for section in sections() if section != "vlm"]
+    _INNER = {
+        name: create_model(
+            f"{name.title()}Fields",
+            __base__=Strict,
+            __doc__=f"`vlm.{name}`: the {name} budget of a request. Each has a header, VLM-{name.title()}-*.",
+            **body_annotations(f"vlm.{name}"),
+        )
+        for name in _NAMES
+    }
     VlmFields = create_model(
-        "VlmFields", __base__=Strict, visual=(VisualFields | None, None), **body_annotations("vlm")
+        "VlmFields",
+        __base__=Strict,
+        **{name: (model | None, None) for name, model in _INNER.items()},
+        **body_annotations("vlm"),
     )
+
+
+def vlm_objects(body: VlmFields | None) -> dict[str, BaseModel | None]:
+    """The objects of the body that hold budget fields, by path."""
+    inner = {section: getattr(body, section.partition(".")[2], None) for section in sections() if section != "vlm"}
+    return {"vlm": body, **inner}
 
 
 def body_level(body: VlmFields | None) -> BudgetLevel:
-    """What the body states of the budget fields."""
-    objects: dict[str, BaseModel | None] = {"vlm": body, "vlm.visual": None if body is None else body.visual}
-    stated = {}
+    """What the body states of the budget fields. An empty text states nothing, except for the method."""
+    objects, stated = vlm_objects(body), {}
     for each in FIELDS:
         value = getattr(objects[each.section], each.key, None)
-        if value is not None:
+        if value is not None and not (value == "" and each.path == "vlm.visual.split"):
             stated[each.path] = Stated(value, each.path)
     return BudgetLevel(stated)
 

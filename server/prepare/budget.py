@@ -14,6 +14,7 @@ from msgspec import structs
 from foveate.configs.config import BudgetConfig
 from foveate.engine.common import MethodInfo, VisualBudget
 from foveate.server.common.budget_fields import (
+    FIELDS,
     BudgetLevel,
     Stated,
     clamp,
@@ -73,12 +74,7 @@ def resolve(
     """
     own = [_own_cap(image, config) for image in images]
     unknown = unknown_headers(headers or {})
-    above, below = body_level(body), header_level(headers or {})
-    merged = merge(above, below)
-    if merged.value(STRICT):
-        _check_strict(unknown, merged, config.max_tokens)
-    merged = clamp(merged, config.max_tokens)
-    method = _method(merged, config.method, methods)
+    merged, method = _merged(body_level(body), headers or {}, config, methods)
     visual = _amounts(merged, own, config)
     if config.max_tokens:
         most = config.max_tokens
@@ -103,13 +99,22 @@ def resolve(
     )
 
 
-def _check_strict(unknown: Sequence[str], merged: BudgetLevel, most: int) -> None:
-    """What the request itself states, named where it states it: the server's own defaults are never its mistake."""
+def _merged(
+    above: BudgetLevel, headers: Headers, config: BudgetConfig, methods: Sequence[MethodInfo]
+) -> tuple[BudgetLevel, MethodChoice]:
+    """Body over headers, clamped, and the method. A strict request is refused instead of warned or clamped."""
+    options = {each.path for each in FIELDS if each.is_option}
+    strict = merge(above, header_level(headers, {STRICT} - above.stated.keys())).value(STRICT)
+    unknown = unknown_headers(headers) if strict else []
     if unknown:
         raise invalid_vlm(printable(unknown[0]), "no such header")
-    for each in over_cap(merged, most):
-        stated = merged.stated[each.path]
-        raise invalid_vlm(stated.where, f"{stated.value} is more than budget.max_tokens {most}")
+    stated = merge(above, header_level(headers, {each.path for each in FIELDS} - options))
+    method = _method(stated, config.method, methods)
+    # The server's own defaults are never the request's mistake: only stated amounts are compared.
+    for each, most in over_cap(stated, config) if strict else ():
+        found = stated.stated[each.path]
+        raise invalid_vlm(found.where, f"{found.value} is more than budget.{each.clamped_by} {most}")
+    return clamp(merge(stated, header_level(headers, options - above.stated.keys())), config), method
 
 
 def _own_cap(image: ImageWish, config: BudgetConfig) -> ImageCap | None:

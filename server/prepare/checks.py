@@ -15,6 +15,7 @@ from foveate.server.common.protocol import (
     Sampling,
     TextPart,
     body_level,
+    vlm_objects,
 )
 
 MAX_WARNINGS = 8
@@ -176,8 +177,8 @@ def warnings(request: Sampling) -> list[str]:
     found = [name for name in request.model_extra or {} if name not in known]
     in_vlm: list[str] = []
     if request.vlm is not None:
-        in_vlm += _unknown(request.vlm, "vlm")
-        in_vlm += _unknown(request.vlm.visual, "vlm.visual")
+        for where, fields in vlm_objects(request.vlm).items():
+            in_vlm += _unknown(fields, where)
         if in_vlm and body_level(request.vlm).value("vlm.strict"):
             name = printable(in_vlm[0])
             raise ApiError(f"{name}: no such field", name, VLM_PARAMETER)

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from foveate.configs.config import BudgetConfig
+from foveate.engine.common import MethodInfo
 from foveate.server.common import budget_fields
 from foveate.server.common.budget_fields import (
     FIELDS,
@@ -20,15 +22,24 @@ from foveate.server.common.budget_fields import (
     merge,
 )
 from foveate.server.common.errors import ApiError
+from foveate.server.common.protocol import VlmFields
+from foveate.server.prepare.budget import resolve
+
+METHOD = MethodInfo(
+    name="foveal", summary="", source="", fields=[], question_aware=False, shared=True, signals_cls=[],
+    signals_no_cls=[],
+)  # fmt: skip
 
 # In a process of its own: the pydantic models are made of the table when they are imported.
 DUMMY = """
 import json
+from foveate.configs.config import BudgetConfig
+from foveate.engine.common import MethodInfo
 from foveate.server.common import budget_fields
 from foveate.server.common.budget_fields import BudgetField, Count
 budget_fields.FIELDS.append(BudgetField(
-    header="VLM-Kv-Dummies", path="vlm.visual.dummies", kind=Count(("none",)), meaning="tokens of a dummy",
-    is_clamped=True, resolved_as="dummies", reported="`dummies` in VLM-Resolved",
+    header="VLM-Kv-Dummies", path="vlm.kv.dummies", kind=Count(("none",)), meaning="tokens of a dummy",
+    clamped_by="max_tokens", resolved_as="dummies", reported="`dummies` in VLM-Resolved",
 ))
 from foveate.configs.config import BudgetConfig
 from foveate.engine.common.messages import MethodInfo
@@ -40,7 +51,7 @@ METHOD = MethodInfo(name="foveal", summary="", source="", fields=[], question_aw
                     signals_cls=[], signals_no_cls=[])
 
 def resolved(body, headers, **config):
-    fields = None if body is None else VlmFields.model_validate({"visual": body})
+    fields = None if body is None else VlmFields.model_validate({"kv": body})
     try:
         return resolve(fields, [], BudgetConfig(**config), [METHOD], headers).figures
     except ApiError as error:
@@ -48,7 +59,7 @@ def resolved(body, headers, **config):
 
 def valid(body):
     try:
-        VlmFields.model_validate({"visual": body})
+        VlmFields.model_validate({"kv": body})
         return True
     except ValueError:
         return False
@@ -61,9 +72,9 @@ print(json.dumps({
     "too small in a header": resolved(None, {"vlm-kv-dummies": ["0"]}),
     "strict": resolved(None, {"vlm-kv-dummies": ["70"], "vlm-strict": ["?1"]}, max_tokens=9),
     "valid": [valid({"dummies": n}) for n in (1, 10**6, "none", 0, 10**6 + 1, "all", 1.5)],
-    "schema": ChatRequest.model_json_schema()["$defs"]["VisualFields"]["properties"]["dummies"],
+    "schema": ChatRequest.model_json_schema()["$defs"]["KvFields"]["properties"]["dummies"],
     "known": warnings(ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "x"}],
-                                                  "vlm": {"visual": {"dummies": 3, "dumies": 3}}})),
+                                                  "vlm": {"kv": {"dummies": 3, "dumies": 3}}})),
     "documented": budget_fields.markdown(),
 }))
 """
@@ -80,13 +91,13 @@ def test_a_new_field_is_one_row() -> None:
     assert found["strict"] == ["VLM-Kv-Dummies", "VLM-Kv-Dummies: 70 is more than budget.max_tokens 9"]
     assert found["valid"] == [True, True, True, False, False, False, False]
     assert {"minimum": 1, "maximum": 10**6, "type": "integer"} in found["schema"]["anyOf"]
-    assert found["known"] == ["unknown field vlm.visual.dumies"]
-    assert "| `VLM-Kv-Dummies` | `vlm.visual.dummies` | a count or `none` | tokens of a dummy |" in found["documented"]
+    assert found["known"] == ["unknown field vlm.kv.dumies"]
+    assert "| `VLM-Kv-Dummies` | `vlm.kv.dummies` | a count or `none` | tokens of a dummy |" in found["documented"]
 
 
 def test_headers_and_paths_are_unique() -> None:
     assert len({each.header.lower() for each in FIELDS}) == len({each.path for each in FIELDS}) == len(FIELDS)
-    assert {each.section for each in FIELDS} <= {"vlm", "vlm.visual"}
+    assert budget_fields.sections() == ["vlm", "vlm.visual"]
 
 
 @pytest.mark.parametrize("each", FIELDS, ids=lambda each: each.path)
@@ -110,12 +121,28 @@ def test_amounts_of_a_lower_level_yield_to_full_and_full_to_amounts() -> None:
 
 
 def test_the_cap_bounds_only_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = BudgetField(header="VLM-Free", path="vlm.visual.free", kind=Count(), meaning="")
+    free = BudgetField(header="VLM-Free", path="vlm.kv.free", kind=Count(), meaning="", amount_of="kv")
     monkeypatch.setattr(budget_fields, "FIELDS", [*FIELDS, free])
     level = BudgetLevel({free.path: Stated(50, "b"), "vlm.visual.floor": Stated(50, "b")})
-    bounded = clamp(level, 9)
+    bounded = clamp(level, BudgetConfig(max_tokens=9))
     assert (bounded.count(free.path), bounded.count("vlm.visual.floor")) == (50, 9)
-    assert clamp(level, 0).stated == level.stated
+    assert clamp(level, BudgetConfig()).stated == level.stated
+    other = BudgetLevel({"vlm.visual.tokens": Stated("full", "b")})
+    assert free.path in merge(other, level).stated, "amounts of one thing do not cancel those of another"
+
+
+def test_options_of_the_body_leave_their_headers_unread_and_strict_comes_first() -> None:
+    headers = {"vlm-strict": ["1"], "vlm-explain": ["foo"]}
+    body = VlmFields.model_validate({"strict": False, "explain": "kept_map"})
+    assert resolve(body, [], BudgetConfig(), [METHOD], headers).explain == "kept_map"
+    mistakes = {"vlm-strict": ["?1"], "vlm-visual-ratio": ["7"], "vlm-visual-nonsense": ["1"], "vlm-explain": ["foo"]}
+    for name in ("vlm-visual-nonsense", "VLM-Visual-Ratio", "VLM-Explain"):
+        with pytest.raises(ApiError) as caught:
+            resolve(None, [], BudgetConfig(), [METHOD], mistakes)
+        assert caught.value.param == name
+        mistakes = {key: value for key, value in mistakes.items() if key != name.lower()}
+    split = VlmFields.model_validate({"visual": {"split": ""}})
+    assert resolve(split, [], BudgetConfig(), [METHOD], {"vlm-visual-split": ["uniform"]}).visual.split == "uniform"
 
 
 def test_the_documented_table_is_that_of_the_fields() -> None:
