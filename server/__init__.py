@@ -1,1 +1,1 @@
-"""HTTP in, HTTP out: the OpenAI protocol, media, budgets on the wire, metrics. Knows no tensors."""
+"""The HTTP server: the OpenAI protocol, media, budgets on the wire, metrics. The server handles no tensors."""

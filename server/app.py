@@ -1,4 +1,4 @@
-"""The web application: routes, keys, errors. All state is in one `Context`; nothing is global."""
+"""The web application: routes, keys, errors. One `Context` holds all state; there are no globals."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,14 +32,14 @@ from foveate.server.transport.route import ApiRoute
 
 
 def create_app(config: Config, client: EngineClient, counts: Metrics, model_dir: Path) -> FastAPI:
-    """The application; `client` may become ready later.
+    """Create the application. `client` may become ready later.
 
     Args:
-        config: as `find_model` completed it: `model.name` is what clients call the model.
-        model_dir: holds tokenizer, chat template and image processor files.
+        config: as returned by `find_model`. Clients name the model by `model.name`.
+        model_dir: directory with the files of tokenizer, chat template and image processor.
 
     Raises:
-        ConfigError: one of these files is missing or broken.
+        ConfigError: one of the model's files is missing or broken.
     """
     fetch = _fetcher(config)
     media = Media(ImageProcessor.load(model_dir), config.limits, config.server.decode_workers, fetch)
@@ -52,7 +52,7 @@ def create_app(config: Config, client: EngineClient, counts: Metrics, model_dir:
         if fetch is not None:
             await fetch.aclose()
 
-    # No /docs page: it would load its scripts from a stranger's server.
+    # No /docs page: the page would load scripts from a third-party server.
     app = FastAPI(title="Foveate", version=foveate.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.routes = context
     for router in (_generating(context), models_router(context), tokens_router(context)):
@@ -79,7 +79,7 @@ def _context(config: Config, client: EngineClient, counts: Metrics, prompter: Pr
 def _fetcher(config: Config) -> Fetch | None:
     if not config.server.image_urls:
         return None
-    from foveate.server.prepare.fetch import Fetcher  # imports httpx: a tenth of a second that few servers need
+    from foveate.server.prepare.fetch import Fetcher  # late: httpx takes 0.1 s to import, and few servers need httpx
 
     return Fetcher(config.limits, config.server.image_url_hosts)
 
@@ -101,7 +101,7 @@ def _generating(context: Context) -> APIRouter:
 
 
 def _openapi(app: FastAPI) -> dict[str, JsonValue]:
-    """FastAPI's own, without the 422 that it adds to every route: here such errors are 400 in OpenAI's shape."""
+    """Return FastAPI's schema without the 422 of every route: this server answers 400 in OpenAI's format instead."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
         for operations in schema["paths"].values():

@@ -1,8 +1,9 @@
-"""The server's side of the engine process: start it, talk to it, start it again when it dies.
+"""The server's side of the engine process: start the process, exchange messages, restart the process after a crash.
 
     starting --Ready--> ready --death--> starting ...      a wrong setting, or MAX_DEATHS in DEATH_WINDOW_S --> dead
 
-Every request ends in exactly one way: all its choices finish, or one `Failed`. A caller that stops listening aborts.
+Every request ends in exactly one way: all choices finish, or the request gets one `Failed`. If the caller stops
+listening, the client aborts the request.
 """
 
 import asyncio
@@ -33,8 +34,8 @@ from foveate.server.engine_process import Death, EngineProcess
 log = logging.getLogger("foveate.server.engine_client")
 
 ENGINE_COMMAND = (sys.executable, "-P", "-m", "foveate.engine.process")
-ENGINE_RESTARTED = "engine_restarted"  # the code of requests that an engine's death ended, or that came during it
-ABORTED = "aborted"  # the code of requests that were cut off at the end of the drain
+ENGINE_RESTARTED = "engine_restarted"  # code of requests that were in flight or arrived while the engine was down
+ABORTED = "aborted"  # code of requests that the end of the drain aborted
 MAX_DEATHS = 3
 DEATH_WINDOW_S = 60.0
 STOP_GRACE_S = 3.0
@@ -58,10 +59,10 @@ _COUNTERS = (
 
 
 class EngineDown(Exception):
-    """The engine process stays down; the message is one line that says why.
+    """The engine process stays down. The message gives the reason in one line.
 
     Args:
-        wrong_setting: it refused its settings or the checkpoint, rather than crashing.
+        wrong_setting: True if the engine refused a setting or the checkpoint; False after crashes.
     """
 
     def __init__(self, reason: str, wrong_setting: bool) -> None:
@@ -70,14 +71,14 @@ class EngineDown(Exception):
 
 
 class EngineClient:
-    """Owns the engine process. All methods belong to one event loop.
+    """Owns the engine process. All methods run in one event loop.
 
     Attributes:
-        state: "ready" is the only one in which requests are served.
-        restarts: how often a dead process was replaced.
-        methods: what the engine can reduce with, from its last `Ready`.
-        heartbeat: the last one; its counters go on over restarts.
-        heartbeat_at: when it came, `time.monotonic()`.
+        state: the client serves requests only in the state "ready".
+        restarts: number of restarts of the engine process.
+        methods: reduction methods of the engine, from the last `Ready`.
+        heartbeat: last heartbeat; its counters continue across restarts.
+        heartbeat_at: arrival time of the last heartbeat, `time.monotonic()`.
     """
 
     def __init__(self, config: Config, command: Sequence[str] = ENGINE_COMMAND) -> None:
@@ -92,14 +93,14 @@ class EngineClient:
         self._down: EngineDown | None = None
         self._last_death = ""
         self._streams: dict[str, asyncio.Queue[Event]] = {}
-        self._counted = dict.fromkeys(_COUNTERS, 0)  # by processes that are dead
+        self._counted = dict.fromkeys(_COUNTERS, 0)  # totals of earlier processes
         self._process: EngineProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._turned = asyncio.Event()  # set and replaced whenever `state` changes
 
     @property
     def model(self) -> ModelInfo:
-        """Of the last engine that was ready; there is none before `ready()` returned once."""
+        """The model of the last ready engine. Available once `ready()` has returned."""
         assert self._model is not None, "asked for the model before the engine was ready"
         return self._model
 
@@ -119,16 +120,16 @@ class EngineClient:
         self._supervisor = asyncio.create_task(self._supervise(), name="engine supervisor")
 
     async def ready(self) -> None:
-        """Wait until requests are served. Raises EngineDown if they never will be."""
+        """Wait until the state is "ready". Raises EngineDown if the engine stays down."""
         while self.state == "starting":
             await self._turned.wait()
         if self._down is not None:
             raise self._down
 
     async def generate(self, request: Generate) -> AsyncGenerator[Event, None]:
-        """Run one request; ends after the last choice's `finish` or after `Failed`.
+        """Run one request. The iterator ends after the last choice's `finish` or after `Failed`.
 
-        Closing the iterator before that, or cancelling the task that reads it, aborts the request in the engine.
+        Closing the iterator early, or cancelling the task that reads the iterator, aborts the request in the engine.
         """
         assert request.id not in self._streams, f"request id {request.id!r} is in flight already"
         if self.state != "ready" or self._process is None:
@@ -147,17 +148,17 @@ class EngineClient:
                     unfinished -= 1
                 yield event
         finally:
-            # Gone already if `cut_off` or the death of the process ended it.
+            # `cut_off` or the death of the process may have removed the stream.
             if self._streams.pop(request.id, None) is not None and unfinished and process is self._process:
                 process.send(Abort(request.id))
 
     def end_choice(self, request_id: str, choice: int) -> None:
-        """End one choice of a request in flight; its last `Delta`, with the usage, still comes."""
+        """End one choice of a request in flight. The engine still sends the last `Delta`, which has the usage."""
         if request_id in self._streams and self._process is not None:
             self._process.send(Abort(request_id, choice))
 
     def cut_off(self, message: str) -> None:
-        """Abort every request in flight: each reader gets `Failed` with the code `ABORTED`."""
+        """Abort every request in flight. Each reader gets `Failed` with the code `ABORTED`."""
         streams, self._streams = self._streams, {}
         for request_id, queue in streams.items():
             if self._process is not None:
@@ -165,12 +166,12 @@ class EngineClient:
             queue.put_nowait(Failed(id=request_id, code=ABORTED, message=message))
 
     async def aclose(self, grace_s: float = STOP_GRACE_S) -> None:
-        """Stop the process; requests in flight end with `Failed`. May be called twice."""
+        """Stop the process. Requests in flight end with `Failed`. A second call has no effect."""
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
             self._supervisor = None
-        if self.state == "starting":  # it reads no messages while it loads the model
+        if self.state == "starting":  # the engine reads no messages while it loads the model
             grace_s = 0.0
         if self._down is None:
             self._give_up(EngineDown("the server is shutting down", wrong_setting=False))
@@ -192,7 +193,7 @@ class EngineClient:
                     reason = f"it died {MAX_DEATHS} times within {DEATH_WINDOW_S:.0f} s, last with {death.reason}"
                     return self._give_up(EngineDown(reason, wrong_setting=False))
                 await self._replace(self._process)
-        except Exception as error:  # the last line of defence: without a supervisor no request would ever end
+        except Exception as error:  # without a supervisor, requests would never end
             log.exception("the supervisor of the engine process failed")
             self._give_up(EngineDown(f"internal error: {error}", wrong_setting=False))
 
@@ -207,13 +208,13 @@ class EngineClient:
         self._process = await EngineProcess.spawn(self._config, self._command)
 
     async def _live(self, process: EngineProcess) -> Death:
-        """Hand out events until the process ends."""
+        """Dispatch events until the process ends."""
         receiver = asyncio.create_task(self._receive(process))
         waiter = asyncio.create_task(process.wait())
         try:
             await asyncio.wait((receiver, waiter), return_when=asyncio.FIRST_COMPLETED)
             if receiver.done():
-                receiver.result()  # it never returns: raises our own bug
+                receiver.result()  # the receiver never returns; this raises our own bug
             return await waiter
         finally:
             receiver.cancel()
@@ -236,7 +237,7 @@ class EngineClient:
                 self.heartbeat, self.heartbeat_at = msgspec.structs.replace(event, **sums), time.monotonic()
             case _:
                 queue = self._streams.get(event.id)
-                if queue is not None:  # else it was aborted while this event was on its way
+                if queue is not None:  # else the request was aborted while this event was in transit
                     queue.put_nowait(event)
 
     def _give_up(self, down: EngineDown) -> None:
@@ -257,11 +258,11 @@ class EngineClient:
 
 
 def _decode(frame: bytes) -> Sequence[FromEngine]:
-    """The events of one frame; one that cannot be read is logged, and the others still count."""
+    """Decode the events of one frame. An event that cannot be decoded is logged and skipped."""
     try:
         return _LIST.decode(frame)
     except msgspec.DecodeError:
-        events = []  # one of them is broken: read them one by one, below
+        events = []  # one event is broken: decode the events one by one, below
     try:
         for raw in _RAW_LIST.decode(frame):
             try:

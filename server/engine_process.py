@@ -1,7 +1,6 @@
-"""One life of the engine process: its sockets, its stdin, its stderr, its end.
+"""One run of the engine process: sockets, stdin, stderr and exit.
 
-Nothing is reused from one life to the next: a new process gets a new directory, so a message meant for a dead one
-never reaches its successor.
+Every run has a new process and a new directory. So a message for a dead process never reaches the next process.
 """
 
 import asyncio
@@ -23,21 +22,21 @@ import zmq.asyncio
 from foveate.configs.config import Config
 from foveate.engine.common import Shutdown, ToEngine
 
-WRONG_SETTING = 2  # exit status: a setting or the checkpoint is wrong, and starting again would not help
-_SOCKET_PATH_LIMIT = 100  # bytes; the kernel's is 107
+WRONG_SETTING = 2  # exit status: a setting or the checkpoint is wrong; a restart would not help
+_SOCKET_PATH_LIMIT = 100  # bytes; the kernel's limit is 107
 _ENCODER = msgspec.msgpack.Encoder()
 
 
 @dataclass(frozen=True)
 class Death:
-    """How a process ended."""
+    """The end of a process."""
 
     reason: str  # one line
-    final: bool  # the same would happen again
+    final: bool  # a restart would end in the same way
 
 
 class EngineProcess:
-    """A running engine. Made by `spawn`; `stop` must be called once, also after the process died."""
+    """A running engine. `spawn` creates it. Call `stop` once, even after the process died."""
 
     def __init__(self, process: Process, directory: Path, context: zmq.asyncio.Context) -> None:
         self.pid = process.pid
@@ -47,7 +46,7 @@ class EngineProcess:
         self._push = context.socket(zmq.PUSH)
         self._pull = context.socket(zmq.PULL)
         for socket, name in ((self._push, "to_engine"), (self._pull, "from_engine")):
-            socket.set_hwm(0)  # neither side blocks on a slow other one; requests in flight bound what waits
+            socket.set_hwm(0)  # a slow peer blocks neither side; the requests in flight bound the queues
             socket.setsockopt(zmq.LINGER, 0)
             socket.bind(f"ipc://{directory}/{name}")
         self._outbox: asyncio.Queue[ToEngine] = asyncio.Queue()
@@ -58,7 +57,7 @@ class EngineProcess:
     async def spawn(cls, config: Config, command: Sequence[str]) -> "EngineProcess":
         """Start `command DIRECTORY` with the configuration on stdin.
 
-        In a session of its own: Ctrl-C in a terminal would otherwise end the engine while the server drains.
+        The process gets its own session. Otherwise Ctrl-C in a terminal would end the engine while the server drains.
 
         Raises:
             OSError: the command cannot be started.
@@ -84,11 +83,11 @@ class EngineProcess:
         return engine
 
     def send(self, message: ToEngine) -> None:
-        """Queue a message; the order is kept. Never blocks, so that a cancelled task can still abort its request."""
+        """Queue a message; messages keep their order. Never blocks, so a cancelled task can still abort its request."""
         self._outbox.put_nowait(message)
 
     async def receive(self) -> bytes:
-        """The next list of events, encoded."""
+        """Wait for the next list of events, encoded."""
         frame = await self._pull.recv()
         assert isinstance(frame, bytes), "received with copy=True"
         return frame
@@ -96,7 +95,7 @@ class EngineProcess:
     async def wait(self) -> Death:
         """Wait until the process ends."""
         status = await self._process.wait()
-        # All it wrote has arrived, unless a child of it still holds the pipe.
+        # The whole stderr has been read, unless a child of the process still holds the pipe.
         await asyncio.wait([self._tasks[1]], timeout=0.5)
         if status == WRONG_SETTING:
             return Death(self._error_line or "it refused its settings", final=True)
@@ -104,13 +103,13 @@ class EngineProcess:
         return Death(f"{how}: {self._error_line}" if self._error_line else how, final=False)
 
     async def stop(self, grace_s: float) -> None:
-        """End the process: ask, wait `grace_s`, kill. Then free the sockets and the directory."""
+        """End the process: send `Shutdown`, wait `grace_s`, kill. Then free the sockets and the directory."""
         if self._process.returncode is None and grace_s > 0:
             self.send(Shutdown())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), grace_s)
         if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):  # it ended this moment
+            with contextlib.suppress(ProcessLookupError):  # the process may have just ended
                 self._process.kill()
             await self._process.wait()
         for task in self._tasks:
@@ -124,7 +123,7 @@ class EngineProcess:
             await self._push.send(_ENCODER.encode(await self._outbox.get()))
 
     async def _read_stderr(self) -> None:
-        """Pass stderr on; the line `error: ...`, which says why it ends, is kept for the reason of its death."""
+        """Copy stderr to our stderr. Keep the line `error: ...` as the reason of the process's death."""
         assert self._process.stderr is not None, "stderr is a pipe"
         while chunk := await _line(self._process.stderr):
             text = chunk.decode(errors="replace").rstrip()
@@ -135,7 +134,7 @@ class EngineProcess:
 
 
 async def _line(stream: asyncio.StreamReader) -> bytes:
-    """The next line, or as much of an overlong one as was buffered; empty at the end."""
+    """Return the next line, or the buffered part of an overlong line. Empty at the end."""
     try:
         return await stream.readuntil()
     except asyncio.IncompleteReadError as error:
@@ -145,7 +144,7 @@ async def _line(stream: asyncio.StreamReader) -> bytes:
 
 
 def _private_directory() -> Path:
-    """A directory only this user can enter, with a path short enough for a Unix socket."""
+    """Create a directory that only this user can enter, with a path short enough for a Unix socket."""
     base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
     if (
         not os.access(base, os.W_OK)

@@ -1,1 +1,1 @@
-"""From the events of the engine to text, log-probabilities and usage."""
+"""Turn the engine's events into text, log-probabilities and usage."""

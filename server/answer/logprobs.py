@@ -1,4 +1,4 @@
-"""Log-probabilities in the two shapes of OpenAI's API, with the text and the bytes of each token."""
+"""Log-probabilities in the two formats of OpenAI's API, with the text and the bytes of each token."""
 
 import re
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from tokenizers import Tokenizer, decoders
 from foveate.engine.common import TokenLogprob
 from foveate.server.common.replies import ChatLogprobs, ContentLogprob, TextLogprobs, TopLogprob
 
-LEAST = -9999.0  # what OpenAI writes for a token that cannot come; JSON has no infinity
+LEAST = -9999.0  # OpenAI's value for an impossible token; JSON has no infinity
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The printable characters that byte-level BPE writes its 256 bytes with."""
+    """Map each printable character of byte-level BPE to its byte (256 entries)."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(rest)}
@@ -28,7 +28,7 @@ class TokenTexts:
         self._verbatim = {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items()}
 
     def raw(self, token_id: int) -> bytes:
-        """The bytes a token stands for; not always whole characters. Empty for ids that no token has."""
+        """Return the bytes of a token; they may end inside a character. Empty for an unknown id."""
         if token_id in self._verbatim:
             return self._verbatim[token_id].encode()
         piece = self._tokenizer.id_to_token(token_id) or ""
@@ -56,7 +56,7 @@ class TokenTexts:
         return ChatLogprobs(content=content, refusal=None)
 
     def completion(self, tokens: Sequence[TokenLogprob], offset: int) -> TextLogprobs:
-        """`offset`: characters of the answer before these tokens."""
+        """Format for text completions. `offset`: number of characters of the answer before these tokens."""
         texts = [self.text(token.token_id) for token in tokens]
         offsets = [offset + sum(map(len, texts[:i])) for i in range(len(texts))]
         return TextLogprobs(

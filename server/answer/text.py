@@ -1,28 +1,28 @@
-"""From token ids to text, piece by piece: whole characters only, and nothing of a stop string."""
+"""Turn token ids into text, piece by piece. Pieces hold whole characters and no part of a stop string."""
 
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
 _REPLACEMENT = "\ufffd"
-_MAX_PENDING = 8  # tokens; a character has at most 4 bytes, so more than that is not UTF-8 at all
+_MAX_PENDING = 8  # tokens; a character has at most 4 bytes, so a longer run is not UTF-8
 
 
 class Detokenizer:
-    """Turns ids into text as they come. The pieces joined are the text of all ids together.
+    """Turns ids into text as they arrive. The joined pieces equal the text of all ids decoded together.
 
-    Decoding looks at the tokens of the last piece as well, because decoders treat the first token of a text in a
-    special way (Llama strips its leading space).
+    Each decoding includes the tokens of the last piece, because decoders treat the first token of a text specially
+    (Llama strips the leading space).
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []  # of the last piece, then those not yet text
-        self._n_done = 0  # of _ids are text already
-        self._done = ""  # the text of those
+        self._ids: list[int] = []  # ids of the last piece, then ids not yet decoded
+        self._n_done = 0  # number of leading ids in _ids that are already text
+        self._done = ""  # the text of the first _n_done ids
 
     def push(self, token_id: int) -> str:
-        """Text that this token completes; empty within a character or for a special token."""
+        """Return the text that this token completes. Empty inside a character or for a special token."""
         self._ids.append(token_id)
         text = self._new_text()
         pending = len(self._ids) - self._n_done
@@ -33,7 +33,7 @@ class Detokenizer:
         return text
 
     def flush(self) -> str:
-        """What is still held at the end, without a character that was cut in the middle."""
+        """Return the pending text at the end, without an incomplete last character."""
         text = self._new_text().rstrip(_REPLACEMENT)
         self._n_done, self._done = len(self._ids), self._decode(self._ids)
         return text
@@ -47,10 +47,10 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Cuts a stream of text before the first stop string, holding back what may become one.
+    """Cuts a stream of text before the first stop string. Holds back text that may become a stop string.
 
-    "First" is the one that is complete first, the longest of those that end together: the result does not depend on
-    where the stream is split.
+    The first stop string is the one that completes first; if several end together, the longest. So the result does
+    not depend on where the stream is split.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
@@ -59,7 +59,7 @@ class StopStrings:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """Text that is certainly part of the answer. After a stop: nothing more."""
+        """Return text that is certainly part of the answer; empty after a stop."""
         if self.stopped or not self._strings:
             return "" if self.stopped else text
         buffer = self._held + text
@@ -73,13 +73,13 @@ class StopStrings:
         return buffer[: len(buffer) - n_held]
 
     def flush(self) -> str:
-        """What was held back and became no stop string."""
+        """Return the text held back, which did not become a stop string."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop` without being all of it."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if stop.startswith(text[-length:]):
             return length
@@ -90,7 +90,7 @@ class TextStream:
     """The text of one choice.
 
     Args:
-        min_tokens: stop strings do not count among the first so many tokens.
+        min_tokens: ignore stop strings within the first `min_tokens` tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], min_tokens: int) -> None:
@@ -104,7 +104,7 @@ class TextStream:
         return self._stop.stopped
 
     def push(self, token_ids: Sequence[int]) -> tuple[str, int]:
-        """New text, and how many of the tokens were read: fewer than all if a stop string ended the answer."""
+        """Return new text and the number of tokens read. After a stop string, the remaining tokens are not read."""
         text = ""
         for number, token_id in enumerate(token_ids):
             self.n_tokens += 1
@@ -115,7 +115,7 @@ class TextStream:
         return text, len(token_ids)
 
     def flush(self) -> str:
-        """The rest, once the engine has finished the choice; a stop string may still be in it."""
+        """Return the remaining text once the engine has finished the choice. Stop strings still apply to this text."""
         if self.stopped:
             return ""
         text = self._stop.push(self._detokenizer.flush())

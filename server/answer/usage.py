@@ -1,4 +1,4 @@
-"""What a request cost: `usage`, VLM-Resolved, VLM-Spent and Server-Timing, all from the same figures."""
+"""The cost of a request: `usage`, VLM-Resolved, VLM-Spent and Server-Timing, all from the same figures."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ from foveate.server.common.replies import (
 
 
 def _usages(answer: Answer) -> list[Usage]:
-    """The engine's figures of every choice of a finished answer."""
+    """Return the engine's usage for every choice of a finished answer."""
     found = [choice.usage for choice in answer.choices if choice.usage is not None]
     assert len(found) == len(answer.choices), "usage is asked for once all choices have ended"
     return found
@@ -28,14 +28,14 @@ def _milliseconds(seconds: Sequence[float]) -> float:
 
 
 def _cached(answers: Sequence[Answer]) -> int:
-    """Choices share a prompt: what the first of them found in the cache is what the prompt found there."""
+    """Return the number of cached prompt tokens. Choices share a prompt, so the first choice's number counts."""
     return sum(min(usage.cached_tokens for usage in _usages(answer)) for answer in answers)
 
 
 def kept_map(kept: Sequence[int], offered: int) -> list[int]:
-    """Run lengths over the tokens of an image in reading order: dropped, kept, dropped, ...; they add up to `offered`.
+    """Return run lengths over an image's tokens in reading order: dropped, kept, dropped, ... Their sum is `offered`.
 
-    The first run is 0 where the first token survived.
+    The first run is 0 if the first token was kept.
     """
     survived = set(kept)
     runs, now = [0], False
@@ -48,7 +48,7 @@ def kept_map(kept: Sequence[int], offered: int) -> list[int]:
 
 
 def _visual(visual: VisualUsage, kept: Sequence[Sequence[int]]) -> VisualReport:
-    """With the map of each image, if there are any."""
+    """Build the report on visual tokens, with the kept map of each image if the engine sent kept tokens."""
     images = [
         ImageReport(grid=[image.rows, image.cols], offered=image.offered, kept=image.kept) for image in visual.per_image
     ]
@@ -68,7 +68,7 @@ def _visual(visual: VisualUsage, kept: Sequence[Sequence[int]]) -> VisualReport:
 
 
 def report(answers: Sequence[Answer]) -> UsageReport:
-    """The usage of a finished request; text completions have one answer per prompt, chats have one."""
+    """Return the usage of a finished request. A text completion has one answer per prompt; a chat has one answer."""
     n_prompt = sum(answer.accepted.prompt_tokens for answer in answers)
     n_output = sum(choice.n_tokens for answer in answers for choice in answer.choices)
     usages = [usage for answer in answers for usage in _usages(answer)]
@@ -95,14 +95,14 @@ def report(answers: Sequence[Answer]) -> UsageReport:
 
 
 def resolved_header(answer: Answer, figures: Sequence[str]) -> str:
-    """VLM-Resolved: known once the engine has accepted; `figures` were known before."""
+    """Return VLM-Resolved, known once the engine has accepted. `figures` were known before."""
     visual = answer.accepted.visual
     mean = f"vis_mean={visual.mean:.2f}, " if visual.layers else ""
     return ", ".join([f"vis={visual.kept}, {mean}method={visual.method}", *figures])
 
 
 def spent_headers(answers: Sequence[Answer], usage: UsageReport) -> dict[str, str]:
-    """VLM-Spent and Server-Timing of a request that has ended."""
+    """Return VLM-Spent and Server-Timing of a finished request."""
     visual, cached = usage.vlm.visual, usage.prompt_tokens_details.cached_tokens
     hits = max(u.encoder_hits for answer in answers for u in _usages(answer))
     spent = f"vis_in={visual.offered}, vis_kept={visual.kept}, enc_hits={hits}, prefix_hit={cached}"

@@ -1,1 +1,1 @@
-"""What every folder of the server uses: errors, the shapes of requests and replies, budget fields, metrics. No HTTP."""
+"""Code shared by all folders of the server: errors, request and reply models, budget fields, metrics. No HTTP."""

@@ -1,4 +1,4 @@
-"""Who sends a request: travels with the request from the door to the engine's salt."""
+"""The caller: the sender of a request. The gate creates the caller; the engine's cache salt depends on the caller."""
 
 import hashlib
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The holder of an API key; `key` is empty where the server has no keys."""
+    """The holder of an API key. `key` is empty if the server has no keys."""
 
     key: bytes = b""
 
     def salt(self, cache_salt: str | None) -> bytes:
-        """Prefix-cache namespace: prompts of one key never tell anything about prompts of another."""
+        """Return the prefix-cache namespace: cache hits of one key never reveal prompts of another key."""
         if not self.key and cache_salt is None:
             return b""
         return hashlib.sha256(hashlib.sha256(self.key).digest() + (cache_salt or "").encode()).digest()

@@ -1,4 +1,4 @@
-"""What the server needs of the engine, however it is reached."""
+"""The interface through which the server uses the engine."""
 
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
@@ -9,7 +9,7 @@ Event = Accepted | Delta | Failed
 
 
 class EngineApi(Protocol):
-    """`engine_client.EngineClient`, as the routes see it."""
+    """The members of `engine_client.EngineClient` that the routes use."""
 
     @property
     def state(self) -> str: ...
@@ -27,9 +27,9 @@ class EngineApi(Protocol):
     def restarts(self) -> int: ...
 
     def generate(self, request: Generate) -> AsyncGenerator[Event, None]:
-        """An async generator; closing the generator before its end aborts the request in the engine."""
+        """Run one request. Closing the generator before its end aborts the request in the engine."""
         ...
 
     def end_choice(self, request_id: str, choice: int) -> None:
-        """The choice ends as if by itself: its last `Delta` still comes."""
+        """End one choice normally: the engine still sends the last `Delta` of the choice."""
         ...

@@ -1,7 +1,7 @@
-"""Errors of the API, all in OpenAI's shape.
+"""Errors of the API, all in OpenAI's format.
 
-    ApiError      one refusal: status, type, code, the request's own name of the mistake, one sentence
-    RequestError  (engine.common.errors) raised by the image processor; becomes an ApiError
+    ApiError      one refusal: status, type, code, path of the wrong field in the request, one sentence
+    RequestError  (engine.common.errors) the image processor raises this error; becomes an ApiError
     Failed        (engine.common.messages) the engine's refusal; becomes an ApiError by its code
 
 `transport/errors.py` turns an ApiError into a response.
@@ -54,19 +54,19 @@ class ApiError(Exception):
 
     @property
     def body(self) -> bytes:
-        """The JSON object that clients of OpenAI parse."""
+        """Return the JSON error object that OpenAI clients parse."""
         kind = _TYPES.get(self.status, "invalid_request_error")
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return orjson.dumps({"error": error})
 
 
 def unsupported(param: str, why: str) -> ApiError:
-    """A field that this server knows and does not honour."""
+    """Return the error for a known field that this server does not support."""
     return ApiError(f"{param}: {why}", param, "unsupported_parameter")
 
 
 def invalid_vlm(param: str, why: str) -> ApiError:
-    """A wrong budget; `param` is the body's path or the header's name."""
+    """Return the error for a wrong budget field. `param`: path in the body or name of the header."""
     return ApiError(f"{param}: {why}", param, VLM_PARAMETER)
 
 
@@ -75,7 +75,7 @@ def not_ready(reason: str) -> ApiError:
 
 
 def from_failed(failed: Failed, prompt_param: str) -> ApiError:
-    """The HTTP face of an engine's refusal; the engine calls the prompt "messages" whatever the route."""
+    """Turn the engine's refusal into an ApiError. The engine calls the prompt "messages" for every route."""
     status = _STATUS_OF_FAILED.get(failed.code, 500)
     if status == 500:
         log.error("request %s failed in the engine: %s: %s", failed.id, failed.code, failed.message)
@@ -85,5 +85,5 @@ def from_failed(failed: Failed, prompt_param: str) -> ApiError:
 
 
 def printable(name: str) -> str:
-    """A client's own word, safe to put into a header."""
+    """Make a client's text safe for a header."""
     return _PRINTABLE.sub("?", name[:64])

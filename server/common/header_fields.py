@@ -1,7 +1,7 @@
-"""The part of RFC 8941 (structured header fields) that VLM-* headers use: one item, with parameters.
+"""Parse the part of RFC 8941 (structured header fields) that VLM-* headers use: one item with parameters.
 
-Departs from it: a decimal may have any number of digits (a ratio of 0.1111 is common), and values of parameters may
-be bare words.
+Differences from the RFC: a decimal may have any number of digits (a ratio of 0.1111 is common), and parameter values
+may be bare words.
 """
 
 import re
@@ -24,7 +24,7 @@ class Item:
 
 
 def bare(text: str) -> Bare:
-    """One value: 12, 0.25, ?1, word or "quoted". Raises ValueError."""
+    """Parse one value: 12, 0.25, ?1, word or "quoted". Raises ValueError."""
     if text in ("?0", "?1"):
         return text == "?1"
     if _INTEGER.fullmatch(text):
@@ -39,7 +39,7 @@ def bare(text: str) -> Bare:
 
 
 def parse(text: str) -> Item:
-    """`value` or `value;key=value;flag`. Raises ValueError."""
+    """Parse `value` or `value;key=value;flag`. Raises ValueError."""
     head, semicolon, _ = text.strip(" ").partition(";")
     value = bare(head.strip(" "))
     params: dict[str, Bare] = {}

@@ -32,9 +32,9 @@ class ServerState:
     """The server's own figures at the time of a scrape.
 
     Attributes:
-        restarts: of the engine process.
-        received: the number of requests by route.
-        ended: the number of ended requests by (outcome, code); see `Metrics.finished`.
+        restarts: number of restarts of the engine process.
+        received: number of requests by route.
+        ended: number of ended requests by (outcome, code); see `Metrics.finished`.
     """
 
     model_name: str
@@ -202,7 +202,7 @@ class Metrics:
     def __init__(self, model_name: str) -> None:
         self._model_name = model_name
         self._received: Counter[str] = Counter()
-        # each outcome starts at 0, so that a rate over each outcome exists from the start
+        # each outcome starts at 0, so that its rate exists from the start
         self._ended: Counter[tuple[str, str]] = Counter({(outcome, ""): 0 for outcome in get_args(Outcome)})
         self._spent = {row: 0.0 for row in TABLE if row.usage is not None}
         self._observed = {
@@ -215,7 +215,7 @@ class Metrics:
         self._received[route] += 1
 
     def finished(self, outcome: Outcome, code: str) -> None:
-        """Call once for each `received`; `code` is the finish reason of a success, else the error's code."""
+        """Call once for each `received`. `code`: finish reason of a success, else the error's code."""
         self._ended[outcome, code] += 1
 
     def first_token(self, seconds: float) -> None:
@@ -234,12 +234,12 @@ class Metrics:
                 self._spent[row] += row.usage(usage)
 
     def render(self, heartbeat: Heartbeat | None, model: ModelInfo | None = None, restarts: int = 0) -> bytes:
-        """The exposition in the text format of `CONTENT_TYPE`.
+        """Return the metrics in the text format of `CONTENT_TYPE`.
 
         Args:
-            heartbeat: the last one; None before the engine was ready, and then its metrics are absent.
-            model: None before the engine was ready.
-            restarts: of the engine process.
+            heartbeat: last heartbeat; None before the engine is ready: then the engine's metrics are absent.
+            model: None before the engine is ready.
+            restarts: number of restarts of the engine process.
         """
         server = ServerState(model_name=self._model_name, restarts=restarts, received=self._received, ended=self._ended)
         families: list[Metric] = []
@@ -259,7 +259,7 @@ class Metrics:
     def _value(
         self, row: Row, server: ServerState, heartbeat: Heartbeat | None, model: ModelInfo | None
     ) -> Value | None:
-        """None: the source of the row is not there yet."""
+        """Return None if the row's source does not exist yet."""
         if row.usage is not None:
             return self._spent[row]
         if row.server is not None:
@@ -270,7 +270,7 @@ class Metrics:
         return None if model is None else row.model(self._model_name, model)
 
     def _alias(self, family: Metric, name: str) -> Metric:
-        """The samples of `family` under another name, labelled with the model's name."""
+        """Return the samples of `family` under another name, with the label `model_name`."""
         alias = Metric(name, _ALIAS, family.type)
         alias.samples = [
             Sample(name + s.name.removeprefix(family.name), {"model_name": self._model_name, **s.labels}, s.value)
@@ -280,7 +280,7 @@ class Metrics:
 
 
 class _Families:
-    """A collector of families that are there already."""
+    """A collector of ready-made metric families."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families
@@ -298,7 +298,7 @@ def _family(row: Row, value: Value) -> Metric:
 
 
 def _without_created(histogram: Histogram) -> Metric:
-    """The family of a histogram, without its time of creation: few read it."""
+    """Return the family of a histogram without the `_created` sample, which few readers use."""
     (family,) = histogram.collect()
     family.samples = [s for s in family.samples if not s.name.endswith("_created")]
     return family

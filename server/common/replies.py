@@ -1,4 +1,4 @@
-"""What the server answers, as pydantic models: /openapi.json is made of them. `to_json` leaves out what was not set."""
+"""Reply bodies as pydantic models, which also define /openapi.json. `to_json` omits fields that were not set."""
 
 from typing import Literal
 
@@ -11,11 +11,11 @@ class Reply(BaseModel):
     model_config = ConfigDict(protected_namespaces=(), frozen=True)
 
     def to_json(self) -> bytes:
-        """JSON; fields that were not given do not appear, those given as None are null."""
+        """Return JSON. Fields that were not set are omitted; fields set to None are null."""
         return self.model_dump_json(exclude_unset=True).encode()
 
     def to_event(self) -> bytes:
-        """The same as one server-sent event."""
+        """Return the JSON as one server-sent event."""
         return b"data: " + self.to_json() + b"\n\n"
 
 
@@ -31,7 +31,7 @@ class ErrorReply(Reply):
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, type[ErrorReply]]]:
-    """The errors of a route, for /openapi.json."""
+    """Return the error replies of a route, for /openapi.json."""
     return {status: {"model": ErrorReply} for status in statuses}
 
 
@@ -44,9 +44,9 @@ class ImageReport(Reply):
 
 class VisualReport(Reply):
     offered: int
-    kept: int  # enter the decoder
-    kept_mean: float  # in a layer of the decoder, on average
-    by_layer: list[tuple[int, int]] | None = None  # (first layer, tokens from there on), if some leave on the way
+    kept: int  # tokens that enter the decoder
+    kept_mean: float  # tokens in a decoder layer, mean over the layers
+    by_layer: list[tuple[int, int]] | None = None  # (first layer, tokens from this layer on), if the decoder drops tokens
     method: str
     per_image: list[ImageReport]
 
@@ -162,7 +162,7 @@ class TextChoice(Reply):
 
 
 class TextReply(Reply):
-    """The whole answer, and with fewer fields each chunk of a stream."""
+    """The whole answer. A chunk of a stream has fewer fields."""
 
     id: str
     object: Literal["text_completion"]

@@ -1,4 +1,4 @@
-"""Counts one request in the metrics: once received, once finished."""
+"""Count one request in the metrics."""
 
 import time
 
@@ -6,17 +6,17 @@ from foveate.server.common.metrics import Metrics, Outcome
 
 
 class Track:
-    """Counts one request: once received, once finished, whatever happens between."""
+    """Counts one request exactly twice: once as received, once as finished."""
 
     def __init__(self, metrics: Metrics, route: str) -> None:
         self._metrics = metrics
         self._started = time.monotonic()
         self._finished = False
-        self._last: dict[int, float] = {}  # when each choice had its last token
+        self._last: dict[int, float] = {}  # time of the last token of each choice
         metrics.received(route)
 
     def tokens(self, choice: int, n_tokens: int) -> None:
-        """`choice` got tokens just now."""
+        """Record that `choice` received tokens now."""
         now = time.monotonic()
         if not self._last:
             self._metrics.first_token(now - self._started)
@@ -27,7 +27,7 @@ class Track:
         self._last[choice] = now
 
     def finish(self, outcome: Outcome, code: str) -> None:
-        """Only the first call counts."""
+        """Count the request as finished. Only the first call counts."""
         if not self._finished:
             self._finished = True
             self._metrics.finished(outcome, code)
