@@ -1,1 +1,1 @@
-"""What a user may set: frozen, validated dataclasses and presets. Imports nothing of ours."""
+"""The user's settings: frozen, validated dataclasses and presets. Imports no other folder of the project."""

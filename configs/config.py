@@ -1,4 +1,4 @@
-"""Every setting, its default and its range. Values are final once built; nothing computed is written back here."""
+"""Every setting, its default and its range. Values are final once built; computed values live elsewhere."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,18 +18,18 @@ def _ratio(key: str, value: float) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """Which model, and how it is held."""
+    """The model and the storage of its weights."""
 
     path: str = "tiny-llava"  # a bundled name, a local Hugging Face directory, or a hub name
     name: str = ""  # in /v1/models; empty: the last part of the path
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the hardware multiplies it natively
-    # How matrices are held on the CPU; auto: the least memory without loss, and int16 for dtype bfloat16 where none is
-    # multiplied natively. Integers are quantized at load, whatever the checkpoint; int8 and int4 in the decoder only.
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 if the hardware has native bfloat16
+    # Format of matrices on the CPU. auto: the least memory without loss; int16 for dtype bfloat16 if the hardware lacks
+    # native bfloat16. Any checkpoint is quantized at load. int8 and int4 apply to the decoder only.
     weights: Literal["auto", "fp32", "bf16", "int16", "int8", "int4"] = "auto"
-    quantize: tuple[str, ...] = ("head",)  # what int8 and int4 put in int8 besides: head, embeddings, tower
-    threads: int = 0  # of the CPU; 0: all this process may use, or one for a model under 30 M parameters
-    max_context: int = 0  # tokens of prompt and answer; 0: as the checkpoint says
+    quantize: tuple[str, ...] = ("head",)  # other parts stored in int8 by int8 and int4: head, embeddings, tower
+    threads: int = 0  # CPU threads; 0: all that this process may use, or one for a model under 30 M parameters
+    max_context: int = 0  # tokens of prompt and answer; 0: the checkpoint's value
 
     def __post_init__(self) -> None:
         for part in self.quantize:
@@ -43,10 +43,10 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheConfig:
-    """How much memory the KV cache takes, and in what pieces."""
+    """The memory and the block size of the KV cache."""
 
     block_tokens: int = 16  # tokens in one block; a power of two, so slot = id * block + offset is a shift
-    memory_mb: int = 0  # of the KV pool; 0: `memory_fraction` of what is free on a GPU, 256 on a CPU
+    memory_mb: int = 0  # size of the KV pool; 0: `memory_fraction` of the free memory on a GPU, 256 on a CPU
     memory_fraction: float = 0.90  # of *free* device memory after the weights are loaded
     prefix_sharing: bool = True
 
@@ -60,12 +60,12 @@ class CacheConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SchedulerConfig:
-    """What one step may hold."""
+    """The limits of one step."""
 
     max_running: int = 64  # sequences in one batch
-    max_waiting: int = 1024  # requests queued before new ones are refused
+    max_waiting: int = 1024  # queued requests before the server refuses new requests
     step_tokens: int = 2048  # rows of the language model per step
-    chunk_tokens: int = 512  # of one prompt per step
+    chunk_tokens: int = 512  # tokens of one prompt per step
     encode_patches: int = 1024  # rows of the vision tower per step; one image always fits
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class SchedulerConfig:
 class VisionConfig:
     """The encode stage."""
 
-    feature_cache_mb: int = 256  # encoder features kept for images that come again
+    feature_cache_mb: int = 256  # encoder features kept for repeated images
 
     def __post_init__(self) -> None:
         _positive("vision.feature_cache_mb", self.feature_cache_mb)
@@ -90,14 +90,14 @@ class VisionConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BudgetConfig:
-    """The visual budget of a request that states none, and the bounds of one that does."""
+    """The default visual budget of requests, and the bounds of stated budgets."""
 
-    method: str = "foveal"  # as VLM-Visual-Method; reducers act once a budget is below what the images offer
+    method: str = "foveal"  # as VLM-Visual-Method; reducers act if the budget is below the offered tokens
     tokens: int = 0  # default total per request; 0: no cap
     ratio: float = 1.0  # default share of the offered tokens
-    floor: int = 1  # default least number of visual tokens per request
-    max_tokens: int = 0  # hard cap per request, clamps what requests ask for; 0: none
-    low_detail_ratio: float = 0.25  # what `image_url.detail: low` asks for
+    floor: int = 1  # default minimum number of visual tokens per request
+    max_tokens: int = 0  # hard cap per request; larger requested budgets are clamped; 0: no cap
+    low_detail_ratio: float = 0.25  # share of tokens kept for `image_url.detail: low`
 
     def __post_init__(self) -> None:
         _ratio("budget.ratio", self.ratio)
@@ -110,7 +110,7 @@ class BudgetConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LimitsConfig:
-    """What a request may ask for at most: every integer of the API has its ceiling here."""
+    """The upper bounds of a request. Every integer of the API has its bound here."""
 
     body_mb: int = 64
     images: int = 16
@@ -138,7 +138,7 @@ class ServerConfig:
     image_url_hosts: tuple[str, ...] = ()  # hosts that may be fetched; empty: any public address
     decode_workers: int = 2  # threads that fetch, decode and resize images
     api_keys: tuple[str, ...] = ()  # empty: no authentication
-    drain_s: float = 30.0  # how long open requests may go on after SIGTERM or Ctrl-C
+    drain_s: float = 30.0  # time for open requests to finish after SIGTERM or Ctrl-C
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def __post_init__(self) -> None:
@@ -151,7 +151,7 @@ class ServerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """Everything `--set a.b=c` and `--config FILE` can reach."""
+    """All settings that `--set a.b=c` and `--config FILE` can change."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)

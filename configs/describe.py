@@ -1,4 +1,4 @@
-"""The settings as a user reads them: key, type, default and the comment that stands beside the field."""
+"""Describe the settings for users: key, type, default and the comment beside the field."""
 
 import ast
 import dataclasses
@@ -14,16 +14,16 @@ from foveate.configs.config import Config
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One setting that `--set`, a file or the environment can reach."""
+    """One setting that `--set`, a file or the environment can change."""
 
     key: str  # "cache.block_tokens"
     kind: Any  # the field's annotation: int, float, bool, str, tuple[str, ...] or a Literal of strings
     default: object
-    comment: str  # of the field in config.py; empty where the name says all
+    comment: str  # the field's comment in config.py; empty if the name is clear
 
     @property
     def legal(self) -> str:
-        """What may be written, in words."""
+        """Return the legal values in words."""
         if get_origin(self.kind) is Literal:
             return "one of " + ", ".join(get_args(self.kind))
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -31,13 +31,13 @@ class Setting:
 
 
 def sections() -> dict[str, type[Any]]:
-    """The sections of a `Config` in order, by name."""
+    """Return the sections of a `Config` by name, in order."""
     hints = get_type_hints(Config)
     return {f.name: hints[f.name] for f in dataclasses.fields(Config)}
 
 
 def describe_settings() -> list[Setting]:
-    """Every setting in the order of config.py."""
+    """Return every setting in the order of config.py."""
     settings = []
     for name, section in sections().items():
         hints, comments = get_type_hints(section), field_comments(section)
@@ -48,7 +48,7 @@ def describe_settings() -> list[Setting]:
 
 
 def render(config: Config) -> str:
-    """Write `config` as YAML that `load` reads back to an equal one, each setting with its comment."""
+    """Render `config` as YAML with each setting's comment. `load` of this YAML returns an equal `Config`."""
     lines: list[str] = []
     section = ""
     for setting in describe_settings():
@@ -72,7 +72,7 @@ def _scalar(value: object) -> str:
 
 
 def field_comments(section: type[Any] | types.ModuleType) -> dict[str, str]:
-    """The comment that ends the line of each field of `section`, from its source."""
+    """Return the comment at the end of each field's line, from the source of `section`."""
     source = inspect.getsource(section)
     lines = source.splitlines()
     found = {}

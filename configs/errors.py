@@ -1,5 +1,5 @@
-"""The error a user's setting causes."""
+"""The error for a wrong setting."""
 
 
 class ConfigError(ValueError):
-    """A setting is wrong. The message is one line: the key, the value, what is legal, the remedy."""
+    """A setting is wrong. The message is one line: the key, the value, the legal values, the remedy."""

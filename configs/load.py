@@ -1,7 +1,7 @@
-"""Settings from a YAML file or preset, the environment and `--set`: strict, and every error is one line.
+"""Load settings from a YAML file or preset, the environment and `--set`. Loading is strict; every error is one line.
 
-Later wins: defaults < file < environment < `--set`. The environment is spelled FOVEATE__SECTION__KEY, with two
-underscores, because Kubernetes injects FOVEATE_SERVER_PORT=tcp://... into pods beside a service of that name.
+Later sources win: defaults < file < environment < `--set`. Environment variables are named FOVEATE__SECTION__KEY, with
+two underscores, because Kubernetes injects FOVEATE_SERVER_PORT=tcp://... into pods for a service `foveate-server`.
 """
 
 import difflib
@@ -26,12 +26,12 @@ def load(
     """Build the settings.
 
     Args:
-        file: a YAML file of sections and keys, or the bare name of a preset (`preset_names`).
-        sets: "section.key=value" each; the last one of a key wins.
-        environment: usually `os.environ`; only names that begin with FOVEATE__ are read.
+        file: path of a YAML file with sections and keys, or the name of a preset (`preset_names`).
+        sets: each item is "section.key=value". For a repeated key, the last item wins.
+        environment: usually `os.environ`. Only names that begin with FOVEATE__ are read.
 
     Raises:
-        ConfigError: an unknown key, a value of the wrong type or out of range, a file that cannot be read.
+        ConfigError: a key is unknown, a value has the wrong type or is out of range, or a file is unreadable.
     """
     known = {s.key: s for s in describe_settings()}
     values = {} if file is None else _from_file(file, known)
@@ -52,7 +52,7 @@ def preset_names() -> list[str]:
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """Return '; did you mean X?' for the closest of `names`, or '' when none is close."""
+    """Return '; did you mean X?' for the closest of `names`, or '' if no name is close."""
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -114,7 +114,7 @@ def _mapping(content: object, path: Path, of: str) -> dict[Any, object]:
 
 
 def _parse(setting: Setting, text: str) -> object:
-    """Read a value from the text of `--set` or the environment."""
+    """Parse a value from the text of `--set` or the environment."""
     text = text.strip()
     if setting.kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
@@ -129,7 +129,7 @@ def _parse(setting: Setting, text: str) -> object:
 
 
 def _check(setting: Setting, value: object) -> object:
-    """Return `value` in the type of the field; YAML has typed it already."""
+    """Check a value that YAML has already typed. Return the value in the type of the field."""
     kind = setting.kind
     if get_origin(kind) is Literal:
         if value in get_args(kind):
@@ -143,7 +143,7 @@ def _check(setting: Setting, value: object) -> object:
         if math.isfinite(value):
             return float(value)
     elif kind is int and isinstance(value, int) and not isinstance(value, bool):
-        if abs(value) < 2**63:  # what the message to the engine can carry
+        if abs(value) < 2**63:  # the message to the engine cannot carry more
             return value
     elif kind in (bool, str) and isinstance(value, kind):
         return value
@@ -155,6 +155,6 @@ def _wrong(setting: Setting, value: object, hint: str = "") -> ConfigError:
 
 
 def _show(value: object) -> str:
-    """A value as it fits in one line of an error."""
+    """Format a value for a one-line error."""
     text = str(value) if isinstance(value, str) and value.isprintable() and value.strip() else repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

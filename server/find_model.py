@@ -1,4 +1,4 @@
-"""Turn what the user calls a model into a directory that server and engine share."""
+"""Find the directory of the user's model. Server and engine share this directory."""
 
 import difflib
 from dataclasses import replace
@@ -12,13 +12,13 @@ _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # no code, 
 
 
 def find_model(config: Config) -> tuple[Config, Path]:
-    """Locate the model: a bundled name, a local directory, or else a hub name, downloaded if it is not cached.
+    """Locate the model: a bundled name, a local directory, or a hub name. Download a hub model unless it is cached.
 
     Returns:
-        `config` with `model.path` absolute and `model.name` filled in, and that directory.
+        `config` with `model.path` absolute and `model.name` filled in, and the model's directory.
 
     Raises:
-        ConfigError: it is none of these, the directory holds no config.json, or the hub does not give it.
+        ConfigError: the name is none of the three, the directory has no config.json, or the download fails.
     """
     name = config.model.path
     directory = (foveate.bundled.path(name) or _local(name) or _from_hub(name)).resolve()
@@ -42,7 +42,7 @@ def _from_hub(name: str) -> Path:
         raise ConfigError(
             f"model.path: {name} is no directory, nor a bundled model, nor a hub name like org/model{hint}"
         )
-    # Slow to import, and needed only here.
+    # Imported late: these modules are slow to import and needed only here.
     import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -1,4 +1,4 @@
-"""uvicorn as we use it: our signals, a bound on header bytes, errors only in its log."""
+"""Our uvicorn server: own signal handling, a limit on header bytes, only errors in uvicorn's log."""
 
 import contextlib
 import logging
@@ -17,14 +17,14 @@ HEADER_BYTES = 64 * 1024
 
 
 class BoundedHeaders(HttpToolsProtocol):
-    """httptools itself buffers headers without end; uvicorn's own limit is for h11 alone."""
+    """Limits the header bytes of a request. httptools has no limit; uvicorn's limit applies only to h11."""
 
     _n_header_bytes = 0
     _in_headers = True
 
     def data_received(self, data: bytes) -> None:
         self._n_header_bytes += len(data)
-        super().data_received(data)  # sets it to 0 where a head or a message ends
+        super().data_received(data)  # resets the count where a head or a message ends
         if self._in_headers and self._n_header_bytes > HEADER_BYTES and not self.transport.is_closing():
             self.send_400_response(f"The request's headers exceed {HEADER_BYTES} bytes.")
 
@@ -38,7 +38,7 @@ class BoundedHeaders(HttpToolsProtocol):
 
 
 class HttpServer(uvicorn.Server):
-    """Leaves signals to serve.py: uvicorn would raise them again after the drain, before the engine was stopped."""
+    """Leaves signals to serve.py. uvicorn would raise the signals again after the drain, before the engine stops."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

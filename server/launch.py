@@ -1,4 +1,4 @@
-"""Start `foveate serve` as a process and wait until it is ready: for the demo, the benchmarks, tests and notebooks.
+"""Start `foveate serve` as a process and wait until the server is ready, for demo, benchmarks, tests and notebooks.
 
 with launched("tiny-llava", "--set", "cache.memory_mb=64") as server:
     OpenAI(base_url=f"{server.url}/v1", api_key="none")
@@ -19,21 +19,21 @@ from pathlib import Path
 READY_S = 120.0
 STOP_S = 15.0
 _LOG_CHARS = 4000
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches this machine
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach the local server
 
 
 class LaunchError(RuntimeError):
-    """The server did not start; the message ends with what it wrote."""
+    """The server failed to start or to stop. The message ends with the end of the server's log."""
 
 
 @dataclass(frozen=True)
 class Launched:
-    """A server that answers."""
+    """A ready server."""
 
     url: str  # without /v1
     pid: int
-    ready_s: float  # from the start of the process until ready
-    log: Path  # what it writes; gone when the server is
+    ready_s: float  # seconds from the start of the process until ready
+    log: Path  # the server's output; deleted with the server
 
     def written(self) -> str:
         return self.log.read_text(errors="replace")
@@ -41,14 +41,14 @@ class Launched:
 
 @contextmanager
 def launched(model: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[Launched]:
-    """Yield a server of `model` on a free port of this machine; end it with SIGTERM.
+    """Yield a server of `model` on a free local port. At the end, stop the server with SIGTERM.
 
     Args:
-        arguments: of `foveate serve`, after the model.
-        environment: variables set besides those of this process.
+        arguments: arguments of `foveate serve` after the model.
+        environment: environment variables to add to this process's environment.
 
     Raises:
-        LaunchError: it ended, or was not ready in time, or, at the end, did not stop cleanly.
+        LaunchError: the server ended early, was not ready in time, or did not stop cleanly.
     """
     port = _free_port()
     script = Path(sys.executable).with_name("foveate")
@@ -94,7 +94,7 @@ def _is_ready(url: str) -> bool:
     try:
         with _DIRECT.open(f"{url}/health/ready", timeout=5.0):
             return True
-    except OSError:  # not listening yet, or (HTTPError, its subclass) the model is still loading
+    except OSError:  # not listening yet, or (subclass HTTPError) the model is still loading
         return False
 
 

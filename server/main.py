@@ -1,4 +1,4 @@
-"""The command line. Imports nothing slow: `foveate serve` has the engine process running within a quarter second."""
+"""The command line. This module imports nothing slow: `foveate serve` starts the engine process within 0.25 s."""
 
 import argparse
 import difflib
@@ -68,7 +68,7 @@ what was found, a quarter confirms it. Run again with the same arguments it goes
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors are one line, as for settings."""
+    """Prints errors as one line, like errors of settings."""
 
     def error(self, message: str) -> NoReturn:
         # "invalid choice: 'serv' (choose from serve, models)" and "unrecognized arguments: --prot 1"
@@ -80,7 +80,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _names(parser: argparse.ArgumentParser) -> list[str]:
-    """Options and commands of a parser and of its commands."""
+    """Return the options and commands of a parser and of its subcommands."""
     found: list[str] = []
     for action in parser._actions:
         found += action.option_strings
@@ -90,7 +90,7 @@ def _names(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit status: 0, or 2 after one line on stderr about what is wrong."""
+    """Run one command. Return the exit status: 0, or 2 after a one-line error on stderr."""
     started = time.monotonic()
     args = _parser().parse_args(argv)
     try:
@@ -188,8 +188,8 @@ def _config(args: argparse.Namespace, flags: Sequence[str] = ()) -> Config:
 
 def _tune(args: argparse.Namespace) -> int:
     config = _config(args)
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported; see design.md, section 5
-    from foveate.tune.command import Options  # three seconds of imports
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # must precede the import of torch; see design.md, section 5
+    from foveate.tune.command import Options  # late: the imports take 3 s
     from foveate.tune.command import main as tune
 
     return tune(
@@ -209,7 +209,7 @@ def _tune(args: argparse.Namespace) -> int:
 
 
 def _check_method(config: Config) -> None:
-    """Names alone; settings of methods are checked once the engine has said what there are."""
+    """Check only the method's name. Its settings are checked later, once the engine has sent its methods."""
     known = [*names(foveate.engine.reduce.methods), *names(foveate.engine.prune.methods)]
     for stage in config.budget.method.split("+"):
         name = stage.partition(";")[0].strip()

@@ -1,4 +1,4 @@
-"""Run the server: engine first, web stack while it loads, one line when ready, drain on SIGTERM."""
+"""Run the server: start the engine, import the web stack meanwhile, print a ready line, drain on SIGTERM."""
 
 import asyncio
 import contextlib
@@ -17,16 +17,16 @@ from foveate.configs.config import Config
 from foveate.configs.errors import ConfigError
 from foveate.server.engine_client import EngineClient, EngineDown
 
-if TYPE_CHECKING:  # imported late, see _serve
+if TYPE_CHECKING:  # _serve imports this module late
     from foveate.server.http import HttpServer
 
 log = logging.getLogger("foveate.server")
 
-_ANSWER_S = 1.0  # for requests that were cut off to say so
+_ANSWER_S = 1.0  # time for aborted requests to send their errors
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take the port before anything slow happens. Raises ConfigError."""
+    """Bind the port before any slow work. Raises ConfigError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
@@ -43,10 +43,10 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def run(config: Config, model_dir: Path, started: float) -> int:
-    """Serve until told to stop; return the exit status: 0 after a signal, 2 a wrong setting, 3 the engine crashed.
+    """Serve until a signal. Return the exit status: 0 after a signal, 2 for a wrong setting, 3 if the engine crashed.
 
     Args:
-        config: as `find_model` completed it.
+        config: as returned by `find_model`.
         started: `time.monotonic()` at the start of the program, for the ready line.
     """
     listener = bind(config.server.host, config.server.port)
@@ -59,7 +59,7 @@ async def _serve(config: Config, model_dir: Path, listener: socket.socket, start
     client = EngineClient(config)
     await client.start()
     try:
-        # Half a second of imports, in which the engine process has begun with its own three.
+        # These imports take 0.5 s. Meanwhile the engine process runs its own imports, which take 3 s.
         from foveate.server.http import make_server
 
         server = make_server(config, client, model_dir)
@@ -68,14 +68,14 @@ async def _serve(config: Config, model_dir: Path, listener: socket.socket, start
             announced = asyncio.create_task(_announce(config, client, server, listener, started))
             await asyncio.wait((http, announced), return_when=asyncio.FIRST_COMPLETED)
             if announced.done() and announced.result() != 0:
-                server.should_exit = True  # nothing is in flight: the client failed all it had
+                server.should_exit = True  # the client has already failed all requests in flight
             await http
             announced.cancel()
             if not server.started and not announced.done():
-                return 1  # uvicorn's log says why
+                return 1  # uvicorn's log gives the reason
             with contextlib.suppress(asyncio.CancelledError):
                 return await announced
-            return 0  # stopped before it was ready
+            return 0  # stopped before the server was ready
     finally:
         await client.aclose()
 
@@ -83,7 +83,7 @@ async def _serve(config: Config, model_dir: Path, listener: socket.socket, start
 async def _announce(
     config: Config, client: EngineClient, server: "HttpServer", listener: socket.socket, started: float
 ) -> int:
-    """Say that it is ready, or why it never will be; return the exit status that would follow."""
+    """Print the ready line or the error of the engine. Return the exit status: 0 if ready, 2 or 3 on an error."""
     try:
         await client.ready()
     except EngineDown as error:
@@ -97,7 +97,7 @@ async def _announce(
     except ApiError as error:
         print(f"foveate: error: {error.message}", file=sys.stderr, flush=True)
         return 2
-    while not server.started:  # it is not told when
+    while not server.started:  # uvicorn sends no notice, so poll
         await asyncio.sleep(0.01)
     model = client.model
     host, port = listener.getsockname()[:2]
@@ -113,12 +113,12 @@ async def _announce(
 
 @contextlib.contextmanager
 def _signals(server: "HttpServer", client: EngineClient, drain_s: float) -> Iterator[None]:
-    """The first SIGTERM or SIGINT drains for `drain_s`; a second one cuts open requests off at once."""
+    """On the first SIGTERM or SIGINT, drain for `drain_s`. On the second signal, abort open requests at once."""
     loop = asyncio.get_running_loop()
 
     def cut_off() -> None:
         client.cut_off("the server is shutting down; send the request again")
-        loop.call_later(_ANSWER_S, setattr, server, "force_exit", True)  # a reader that does not read
+        loop.call_later(_ANSWER_S, setattr, server, "force_exit", True)  # for clients that do not read
 
     def stop(name: str) -> None:
         if server.should_exit:

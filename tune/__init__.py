@@ -1,1 +1,1 @@
-"""`foveate tune`: finds budgets and schedules on a user's own pictures and questions, and writes a preset of them."""
+"""`foveate tune`: find a budget and a schedule on the user's own images and questions, and write a preset."""

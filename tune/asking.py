@@ -1,4 +1,4 @@
-"""Pairs through the engine in this process, resolved exactly as a server with the same budget settings would."""
+"""Run pairs through an engine in this process. Budgets resolve exactly as in a server with the same settings."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -37,39 +37,39 @@ from foveate.tune.data import Pair
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A pair as the engine takes it."""
+    """A pair in the engine's format."""
 
     prompt_ids: list[int]
     image: Image
     question_ids: list[int]
-    answer: str | None  # the right one
+    answer: str | None  # the right answer
     where: str
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the engine answered, and what that took."""
+    """The engine's answer and its cost."""
 
     token_ids: tuple[int, ...]
-    n_text: int  # tokens of the prompt that are not visual
+    n_text: int  # text tokens of the prompt
     visual: VisualUsage
     logprobs: tuple[TokenLogprob, ...] = ()
 
     def by_layer(self, n_layers: int) -> list[int]:
-        """Visual tokens in each layer of the decoder."""
+        """Return the number of visual tokens in each decoder layer."""
         groups = self.visual.layers or [(0, self.visual.kept)]
         return [[n for first, n in groups if first <= layer][-1] for layer in range(n_layers)]
 
 
 @dataclass(frozen=True, slots=True)
 class LayerCost:
-    """What one layer of the decoder multiplies for one token."""
+    """The multiplications of one decoder layer."""
 
-    n_weights: int  # of its matrices
-    width: int  # heads x head size: what attention multiplies, twice, for each pair of tokens
+    n_weights: int  # weights of the layer's matrices
+    width: int  # heads x head size; attention does 2 * width multiplications per pair of tokens
 
     def prefill_flops(self, n: int) -> int:
-        """Of n tokens."""
+        """Return the FLOPs of a prefill of n tokens."""
         return 2 * self.n_weights * n + 2 * self.width * n * (n + 1)
 
 
@@ -77,7 +77,7 @@ class Asker:
     """One model and one engine.
 
     Args:
-        config: completed by `find_model`.
+        config: as returned by `find_model`.
 
     Raises:
         ConfigError: the model cannot be loaded, or has no chat template.
@@ -101,7 +101,7 @@ class Asker:
         self.layer = LayerCost(weights, spec.n_heads * spec.head_dim)
 
     def prepare(self, pairs: Sequence[Pair]) -> list[Asked]:
-        """Decode and resize the pictures, render and tokenize the prompts. Raises ConfigError, naming the pair."""
+        """Decode and resize the images, render and tokenize the prompts. Raises ConfigError, naming the pair."""
         config = self._config
         media = Media(self.model.processor, config.limits, config.server.decode_workers, None)
         images: dict[bytes | str, Image] = {}
@@ -116,7 +116,7 @@ class Asker:
         return [self._asked(pair, images[pair.picture]) for pair in pairs]
 
     def check_method(self, text: str) -> MethodInfo:
-        """The last stage of what stands where `budget.method` does. Raises ConfigError."""
+        """Check a value of `budget.method`. Return the info of the last stage. Raises ConfigError."""
         try:
             read_method("budget.method", text, self.methods)
         except ApiError as error:
@@ -127,11 +127,12 @@ class Asker:
     def ask(
         self, asked: Sequence[Asked], method: str, ratio: float, max_tokens: int, logprobs: int | None = None
     ) -> list[Outcome]:
-        """Greedy answers under `budget.method` and `budget.ratio`, in order. Nothing is shared with other calls but
-        features of pictures.
+        """Return greedy answers under `budget.method` and `budget.ratio`, in order.
+
+        Calls share only image features. The prefix cache of one method and ratio is separate from all others.
 
         Raises:
-            ConfigError: the engine refuses one; its place is named.
+            ConfigError: the engine refuses a pair. The message names the pair.
         """
         sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, logprobs=logprobs)
         salt = f"{method} {ratio}".encode()
@@ -155,7 +156,7 @@ class Asker:
         ]
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """Of an answer."""
+        """Decode the text of an answer."""
         text: str = self.prompter.tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return text.strip()
 

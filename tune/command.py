@@ -1,4 +1,4 @@
-"""`foveate tune MODEL DATA`: everything from arguments to files."""
+"""`foveate tune MODEL DATA`: the whole run, from arguments to output files."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,27 +19,27 @@ from foveate.tune.report import Setting, write
 from foveate.tune.state import State
 
 METHODS = ("foveal", "mmtok", "tome", "tome;keep=0.75+foveal")
-_SAMPLE_BYTES = 2**16  # of a file of weights, read in three places to tell it from another
+_SAMPLE_BYTES = 2**16  # bytes per sample; three samples identify a weight file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The arguments, as given."""
+    """The user's arguments."""
 
-    config: Config  # its model is what is tuned
+    config: Config  # names the model to tune
     data: str = SCENES
     agreement: float = 0.99
     limit: int | None = None
     max_tokens: int = 64
-    methods: tuple[str, ...] = ()  # empty: METHODS, as far as they suit the model
+    methods: tuple[str, ...] = ()  # empty: the entries of METHODS that suit the model
     n_scenes: int = 90
-    every: int = 0  # 0: so that about twelve layers are searched
+    every: int = 0  # 0: chosen so that the search covers about twelve layers
     seed: int = 0
     out: Path | None = None
 
 
 def tune(options: Options) -> Path:
-    """Search, choose, confirm and write; return the folder.
+    """Search, choose, confirm and write the report. Return the output folder.
 
     Raises:
         ConfigError: an argument, the data or the model is wrong.
@@ -97,7 +97,7 @@ def _folder(out: Path) -> Path:
 
 
 def _methods(given: Sequence[str], asker: Asker) -> list[str]:
-    """The reducers to compare. Raises ConfigError for one that is none, or does not suit the model."""
+    """Return the reducers to compare. Raises ConfigError if a name is no reducer or does not suit the model."""
     for text in given:
         info = asker.check_method(text)
         if info.stage == "decoder":
@@ -112,20 +112,20 @@ def _methods(given: Sequence[str], asker: Asker) -> list[str]:
 
 
 def _suits(info: MethodInfo, asker: Asker) -> bool:
-    """`tiles`: a method for pictures in tiles is tried on any."""
+    """Return whether a method suits the model. `tiles`: a method for tiled images suits any model."""
     has_cls = asker.model.spec.tower.has_cls
     return info.fits in ("any", "tiles") or (info.fits == "cls") == has_cls
 
 
 def _words(asker: Asker) -> list[int]:
-    """Tokens a text may hold: none that is special."""
+    """Return all token ids except special tokens."""
     tokenizer, spec = asker.prompter.tokenizer, asker.model.spec
     added = {spec.image_token_id, *spec.eos_ids, *tokenizer.get_added_tokens_decoder()}
     return sorted(i for i in tokenizer.get_vocab().values() if i not in added and i < spec.vocab_size)
 
 
 def _fingerprint(config: Config, directory: Path, parts: dict[str, list[Asked]], options: Options) -> str:
-    """What every measurement depends on beside its own point: not the agreement asked for, nor the methods."""
+    """Hash the common inputs of all measurements. The requested agreement and the methods are not included."""
     digest = hashlib.sha256()
     for path in sorted(directory.iterdir()):
         if path.suffix in (".json", ".jinja", ".txt", ".model"):
@@ -146,7 +146,7 @@ def _fingerprint(config: Config, directory: Path, parts: dict[str, list[Asked]],
 
 
 def main(options: Options) -> int:
-    """Run; return the exit status. Raises ConfigError."""
+    """Run the command. Return the exit status. Raises ConfigError."""
     out = tune(options)
     print(f"{out}/report.md says how; serve with: foveate serve --config {out}/preset.yaml")
     return 0

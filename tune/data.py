@@ -1,8 +1,8 @@
-"""Pairs of a picture and a question: from a JSON Lines file, a folder, or the bundled scenes; and how they are split.
+"""Read pairs of an image and a question from a JSON Lines file, a folder or the bundled scenes, and split the pairs.
 
-A JSON Lines file has one object a line: `image` (a path, relative to the file, or a data URL), `question`, and
-optionally `answer`; other keys are left alone. A folder has pictures and, beside each, a text file of the same stem
-with one question a line.
+A JSON Lines file has one object per line: `image` (a path, relative to the file, or a data URL), `question`, and
+optionally `answer`. Other keys are ignored. A folder has images and, beside each image, a text file with the same stem
+and one question per line.
 """
 
 import io
@@ -17,20 +17,20 @@ from foveate.bundled.scenes import HELD_OUT_SEED, make_scene, questions, render
 from foveate.configs.errors import ConfigError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-SCENES = "scenes"  # the bundled ones, as the name of a data set
-FIRST_SCENE = HELD_OUT_SEED + 8_000_000  # neither trained on, nor in the published tables, nor in the tests
+SCENES = "scenes"  # name of the data set of bundled scenes
+FIRST_SCENE = HELD_OUT_SEED + 8_000_000  # not used in training, in the published tables or in the tests
 PARTS = ("search", "choice", "held out")
-_SHARES = (0.5, 0.75)  # of the pairs, where the first and the second part end
+_SHARES = (0.5, 0.75)  # ends of the first and the second part, as shares of the pairs
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One question about one picture."""
+    """One question about one image."""
 
-    picture: bytes | str  # an encoded picture, or a data URL that the data hold
+    picture: bytes | str  # an encoded image, or a data URL from the data
     question: str
-    answer: str | None  # the right one, if the user gave it
-    where: str  # for messages: "data.jsonl:12"
+    answer: str | None  # the right answer, if the user gave one
+    where: str  # place of the pair, for messages: "data.jsonl:12"
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -40,10 +40,10 @@ class _Line(msgspec.Struct, frozen=True):
 
 
 def read(source: str, n_scenes: int) -> list[Pair]:
-    """All pairs of a file, a folder, or, for the name "scenes", of `n_scenes` bundled pictures.
+    """Read all pairs of a file or a folder. For the name "scenes", make pairs of `n_scenes` bundled scenes.
 
     Raises:
-        ConfigError: one line that names the file and the line.
+        ConfigError: the data are wrong. The message names the file and the line.
     """
     if source == SCENES:
         return scenes(n_scenes)
@@ -56,7 +56,7 @@ def read(source: str, n_scenes: int) -> list[Pair]:
 
 
 def scenes(n: int, first: int = FIRST_SCENE) -> list[Pair]:
-    """One question of each kind about each of `n` bundled scenes that training never saw."""
+    """Make one question of each kind for each of `n` bundled scenes outside the training data."""
     pairs = []
     for seed in range(first, first + n):
         scene = make_scene(seed)
@@ -68,18 +68,19 @@ def scenes(n: int, first: int = FIRST_SCENE) -> list[Pair]:
 
 
 def sample(pairs: Sequence[Pair], n: int | None, seed: int) -> list[Pair]:
-    """`n` of the pairs, in their order; all of them for None."""
+    """Draw `n` pairs and keep their order. None: return all pairs."""
     if n is None or n >= len(pairs):
         return list(pairs)
     return [pairs[i] for i in sorted(random.Random(f"sample/{seed}").sample(range(len(pairs)), n))]
 
 
 def split(pairs: Sequence[Pair], seed: int) -> dict[str, list[Pair]]:
-    """Half of the pairs to search on, a quarter to choose among what was found, a quarter to confirm the choice with.
-    No picture is in two parts.
+    """Split the pairs: half to search, a quarter to choose among the found points, a quarter to confirm the choice.
+
+    No image is in two parts.
 
     Raises:
-        ConfigError: there are too few pictures for that.
+        ConfigError: there are too few images for three parts.
     """
     pictures = list(dict.fromkeys(pair.picture for pair in pairs))
     if len(pictures) < 4:
@@ -93,7 +94,7 @@ def split(pairs: Sequence[Pair], seed: int) -> dict[str, list[Pair]]:
     for i, picture in enumerate(pictures):
         left = len(pictures) - i
         part = PARTS[sum(done >= share * len(pairs) for share in _SHARES)]
-        if missing := [name for name in PARTS if not parts[name]][-left:]:  # one picture each, whatever their sizes
+        if missing := [name for name in PARTS if not parts[name]][-left:]:  # at least one image per part
             part = missing[0] if left <= len(missing) else part
         parts[part] += of[picture]
         done += len(of[picture])
@@ -102,7 +103,7 @@ def split(pairs: Sequence[Pair], seed: int) -> dict[str, list[Pair]]:
 
 def _read_lines(path: Path) -> list[Pair]:
     pairs: list[Pair] = []
-    known: dict[Path, bytes] = {}  # a picture is read once
+    known: dict[Path, bytes] = {}  # so that each image is read only once
     for number, line in enumerate(_text(path).splitlines(), 1):
         if not line.strip():
             continue
@@ -125,7 +126,7 @@ _EXAMPLE = '{"image": "cat.png", "question": "What is this?"}'
 
 
 def _named(image: str, folder: Path, where: str, known: dict[Path, bytes]) -> bytes | str:
-    """A picture that a line names: a data URL, or the bytes of a file."""
+    """Load the image of a line. Return the data URL, or the bytes of the file."""
     if image[:5].lower() == "data:":
         return image
     if image.lower().startswith(("http://", "https://")):

@@ -1,11 +1,11 @@
-"""Which heads of a decoder look something up: what later methods may spare when they drop cached tokens.
+"""Find the retrieval heads of a decoder. Later methods may keep the cached tokens of these heads.
 
-Source: the search of RazorAttention, Tang et al., 2024, arXiv:2407.15891: a block of random tokens, repeated, has no
-meaning, so a head that looks at the earlier copy of a token (echo), or at what came after that copy (induction), does
-so because it looks things up. No data is needed.
-Departs from it: the block is as long as the paper's 2500 tokens or a quarter of the context, whichever is less; the
-union of both choices is over all layers (the released code returns from within the loop over layers); where heads
-share keys, a key head scores as its best query head.
+Source: the search of RazorAttention, Tang et al., 2024, arXiv:2407.15891. A repeated block of random tokens has no
+meaning. So a head that attends to the earlier copy of a token (echo), or to the token after the copy (induction), is a
+retrieval head. The search needs no data.
+Differences from the paper: the block has 2500 tokens or a quarter of the context, whichever is less; the union of both
+choices is over all layers (the released code returns inside the loop over layers); if query heads share a key head, the
+key head's score is the best score of its query heads.
 """
 
 from collections.abc import Sequence
@@ -20,23 +20,26 @@ from foveate.kernels.attention import AttentionBatch, paged_attention
 
 BLOCK = 2500  # tokens
 REPEATS = 4
-ECHO_SHARE, INDUCTION_SHARE = 0.01, 0.14  # of the heads, at least one each
-_CHUNK, _PAGE = 512, 16  # rows at a time, slots of a block
+ECHO_SHARE, INDUCTION_SHARE = 0.01, 0.14  # shares of the heads; at least one head each
+_CHUNK, _PAGE = 512, 16  # rows per pass, slots per block
 
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """Scores of every key head, between 0 and 1, and which heads count as retrieval heads."""
+    """Scores of every key head, in [0, 1], and the list of retrieval heads."""
 
-    block: int  # tokens that were repeated
-    echo: list[list[float]]  # by layer and key head
+    block: int  # number of repeated tokens
+    echo: list[list[float]]  # [n_layers][n_kv_heads]
     induction: list[list[float]]
     retrieval: list[tuple[int, int]]  # (layer, key head), ascending
 
 
 @torch.inference_mode()
 def find_heads(model: Model, vocabulary: Sequence[int], seed: int, block: int = BLOCK) -> Heads:
-    """Run a repeated block of tokens, drawn from `vocabulary` by `seed`, through the decoder, layer by layer."""
+    """Run a repeated block of random tokens through the decoder, layer by layer.
+
+    The tokens are drawn from `vocabulary` with `seed`.
+    """
     spec = model.spec
     block = min(block, spec.max_context // REPEATS)
     n = REPEATS * block
@@ -61,9 +64,9 @@ def find_heads(model: Model, vocabulary: Sequence[int], seed: int, block: int = 
 
 
 class _Watching(Attention):
-    """Attention of one layer over a sequence that comes in pieces, and what of it goes to earlier copies.
+    """Attention of one layer over a sequence in pieces. Sums the attention to earlier copies.
 
-    A row needs a handful of columns, so a product for each and the log-sum-exp that the kernel gives are enough.
+    Each row needs only a few columns. So one dot product per column and the kernel's log-sum-exp are enough.
     """
 
     def __init__(self, model: Model, n: int, block: int) -> None:
@@ -73,7 +76,7 @@ class _Watching(Attention):
         self._values = torch.zeros_like(self._keys)
         self._pages = torch.arange(shape[0], dtype=torch.int32, device=model.device)[None]
         self._scale, self._block, self._n = spec.head_dim**-0.5, block, n
-        self.start = 0  # of the piece
+        self.start = 0  # first row of the piece
         self.echo = torch.zeros(spec.n_heads)
         self.induction = torch.zeros(spec.n_heads)
 
@@ -89,13 +92,13 @@ class _Watching(Attention):
         return out
 
     def mean(self, total: Tensor) -> list[float]:
-        """Over the rows that have an earlier copy; of each key head its best query head."""
+        """Average over the rows that have an earlier copy. Take the best query head of each key head."""
         rows = self._n - self._block
         best = (total / rows).view(self._keys.shape[2], -1).amax(1)
         return [float(x) for x in best]
 
     def _paid(self, q: Tensor, keys: Tensor, lse: Tensor, back: int) -> Tensor:
-        """[n_heads]: attention that rows with an earlier copy pay to the column `back` before them, summed."""
+        """Sum the attention of rows with an earlier copy to the column `back` before the row: [n_heads]."""
         first = max(self.start, self._block, back)
         if first >= self.start + len(q):
             return torch.zeros(q.shape[1])
@@ -108,6 +111,6 @@ class _Watching(Attention):
 
 
 def _best(scores: Sequence[Sequence[float]], share: float) -> list[tuple[int, int]]:
-    """The best heads of all layers together, `share` of them and at least one; ties to the first."""
+    """Return the best `share` of the heads over all layers, at least one head. Ties go to the first head."""
     ranked = sorted((-score, layer, head) for layer, row in enumerate(scores) for head, score in enumerate(row))
     return [(layer, head) for _, layer, head in ranked[: max(1, int(share * len(ranked)))]]

@@ -1,4 +1,4 @@
-"""Agreement and cost of one way to spend the visual budget, on one part of the pairs; nothing is measured twice."""
+"""Measure agreement and cost of a method and ratio on one part of the pairs. Each point is measured only once."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ import msgspec
 from foveate.tune.asking import Asked, Asker, LayerCost, Outcome
 from foveate.tune.state import State
 
-_ONE_SIDED_80 = 0.841621  # of the normal distribution
+_ONE_SIDED_80 = 0.841621  # quantile of the normal distribution
 REDUCER, SCHEDULE, SIGMOID, BOTH = "reducer", "g-search", "p-sigmoid", "both"
 
 
@@ -16,21 +16,21 @@ class Reference(msgspec.Struct, frozen=True):
     """The unpruned answers to one part of the pairs."""
 
     token_ids: list[tuple[int, ...]]
-    right: int | None  # how many are the user's own answers, where each pair has one
+    right: int | None  # answers equal to the user's answers; None unless each pair has one
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """One point of the frontier. Shares are of what the unpruned model spends on the same pairs."""
+    """One point of the frontier. Shares are relative to the unpruned model on the same pairs."""
 
     kind: str  # REDUCER, SCHEDULE, SIGMOID or BOTH
     method: str  # as `budget.method`
     ratio: float  # as `budget.ratio`
     same: int  # answers equal to the unpruned ones, token by token
     asked: int
-    right: int | None  # answers equal to the user's own, where each pair has one
-    entering: float  # visual tokens that enter the decoder
-    layers: list[float]  # visual tokens in each layer
-    flops: float  # of prefill in the decoder's layers
+    right: int | None  # answers equal to the user's answers; None unless each pair has one
+    entering: float  # share of visual tokens that enter the decoder
+    layers: list[float]  # share of visual tokens in each layer
+    flops: float  # share of prefill FLOPs in the decoder's layers
 
     @property
     def agreement(self) -> float:
@@ -42,12 +42,12 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
         return sum(self.layers) / len(self.layers)
 
     def holds(self, agreement: float) -> bool:
-        """Whether these very pairs agree as often as asked for."""
+        """Return whether the agreement on the measured pairs reaches `agreement`."""
         return self.same >= agreement * self.asked - 1e-9
 
 
 def wilson(same: int, asked: int, z: float = 1.959964) -> tuple[float, float]:
-    """Interval of a proportion (Wilson, 1927); 95 % two-sided by default."""
+    """Return the confidence interval of a proportion (Wilson, 1927). Default: 95 %, two-sided."""
     p = same / asked
     middle, scale = p + z * z / (2 * asked), 1 + z * z / asked
     spread = z * math.sqrt(p * (1 - p) / asked + z * z / (4 * asked * asked))
@@ -55,8 +55,10 @@ def wilson(same: int, asked: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def sure(same: int, asked: int, agreement: float) -> bool:
-    """Whether answers agree as often as asked for on pictures at large, with 80 % confidence, or, where pairs are too
-    few to tell, on every one of them."""
+    """Return whether the agreement reaches `agreement` with 80 % confidence.
+
+    If the pairs are too few for this confidence, all answers must agree.
+    """
     return same == asked or wilson(same, asked, _ONE_SIDED_80)[0] >= agreement
 
 
@@ -64,8 +66,8 @@ class Bench:
     """Measures points on parts of the pairs.
 
     Args:
-        parts: pairs by the name of their part.
-        told: called with what each new measurement found.
+        parts: pairs by the name of the part.
+        told: called with a line of text for each new measurement.
     """
 
     def __init__(
@@ -83,10 +85,10 @@ class Bench:
         self._max_tokens = max_tokens
         self._told = told
         self._references: dict[str, Reference] = {}
-        self.seen: list[Measured] = []  # of the part "search", in order
+        self.seen: list[Measured] = []  # points of the part "search", in order
 
     def reference(self, part: str) -> Reference:
-        """The unpruned answers of a part."""
+        """Return the unpruned answers of a part."""
         if part not in self._references:
             key = f"{part} reference"
             known = self._state.get(key, Reference)
@@ -99,7 +101,7 @@ class Bench:
         return self._references[part]
 
     def measure(self, kind: str, method: str, ratio: float, part: str = "search") -> Measured:
-        """One point; from the state if it was measured before."""
+        """Measure one point, or read the point from the state."""
         reference = self.reference(part)
         key = f"{part} {method} {ratio:.6f}"
         found = self._state.get(key, Measured)
@@ -123,7 +125,7 @@ class Bench:
         return found
 
     def value(self, key: str, kind: type[msgspec.Struct], make: Callable[[], msgspec.Struct]) -> msgspec.Struct:
-        """Something else that is measured once."""
+        """Return a value from the state. Compute and store a missing value."""
         found = self._state.get(key, kind)
         if found is None:
             found = make()

@@ -1,4 +1,4 @@
-"""What is searched, in order: the horizon, the schedule, its sigmoid, the reducers, both together, and the choice."""
+"""Run the search in order: horizon, schedule, sigmoid, reducers, reducer and schedule together, choice."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,14 +11,14 @@ from foveate.tune.heads import Heads, find_heads
 from foveate.tune.measure import BOTH, REDUCER, SCHEDULE, SIGMOID, Bench, Measured, sure
 from foveate.tune.search import LEVELS, fit_sigmoid, gsearch, horizon, least, table_text, with_tail
 
-_FRONTIER = (24, 16, 8)  # levels measured of each reducer, whatever the bisection asks
-_DROPS = (1.0, 0.75, 0.5)  # shares of what the schedule drops that are left to it behind a reducer
-_INFORMED = 64  # pairs that the change of the first token's distribution is averaged over
-_TOP = 20  # tokens told apart in it
+_FRONTIER = (24, 16, 8)  # levels measured for each reducer in any case
+_DROPS = (1.0, 0.75, 0.5)  # behind a reducer, the schedule drops these shares of its usual drops
+_INFORMED = 64  # number of pairs for the mean change of the first token's distribution
+_TOP = 20  # most likely tokens compared in this distribution
 
 
 class Found(msgspec.Struct, frozen=True):
-    """Retrieval heads, as they are kept."""
+    """Retrieval heads, as stored in the state."""
 
     block: int
     echo: list[list[float]]
@@ -27,7 +27,7 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """By layer from which every visual token is gone: how far the first answer token's distribution moves."""
+    """Change of the first answer token's distribution if all visual tokens are dropped from a layer on."""
 
     by_layer: list[float]  # total variation, in [0, 1]; the first entry is layer 1
     n_pairs: int
@@ -35,20 +35,20 @@ class Changes(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """All that a run found. Points were measured on the part "search" where nothing else is said."""
+    """The results of a run. Points are from the part "search" unless stated otherwise."""
 
-    horizon: int  # first layer that needs no visual token
+    horizon: int  # first layer from which no visual token is needed
     changes: Changes
-    table: list[float]  # of G-Search
+    table: list[float]  # share per layer, from G-Search
     schedule: Measured
     sigmoid: Measured
-    reducers: list[Measured]  # the cheapest of each that holds; one that keeps all where none does
-    both: Measured | None  # the cheapest of reducer and schedule together, if they were worth trying
-    tried: list[Measured]  # on the part "choice", in order; the last one was taken
+    reducers: list[Measured]  # cheapest passing point of each reducer; keeps all tokens if no point passes
+    both: Measured | None  # cheapest point of reducer and schedule together, if tried
+    tried: list[Measured]  # on the part "choice", in order; the last point is the choice
     confirmed: Measured  # the choice on the part "held out"
-    others: list[Measured]  # what else is reported, on the part "held out": schedule, sigmoid, reducers, both
+    others: list[Measured]  # other points on the part "held out": schedule, sigmoid, reducers, both
     heads: Found
-    points: list[Measured]  # every one, in the order they were measured
+    points: list[Measured]  # all points in the order of measurement
 
     @property
     def chosen(self) -> Measured:
@@ -60,8 +60,8 @@ def run(bench: Bench, agreement: float, methods: Sequence[str], every: int, seed
 
     Args:
         methods: reducers, as `budget.method` names them.
-        every: at every so many layers the schedule may change.
-        words: token ids that a text may hold.
+        every: the schedule may change at every `every`-th layer.
+        words: ordinary token ids, without special tokens.
     """
     bench.reference("search")
 
@@ -97,17 +97,17 @@ def run(bench: Bench, agreement: float, methods: Sequence[str], every: int, seed
 
 
 def expected_steps(n_layers: int, n_methods: int) -> int:
-    """About how many measurements a run takes."""
+    """Estimate the number of measurements of a run."""
     return 8 + n_layers.bit_length() + 4 * min(n_layers, 12) + 8 * n_methods + 30 + 6
 
 
 def schedule_text(table: Sequence[float]) -> str:
-    """A G-Search schedule as `budget.method` names it."""
+    """Format a G-Search schedule for `budget.method`."""
     return f'gsearch;keep="{table_text(table)}"'
 
 
 def _reducer(bench: Bench, method: str, holds: Callable[[float], bool]) -> Measured:
-    """The fewest tokens with which a reducer alone holds; first coarsely, which also draws its frontier."""
+    """Find the fewest tokens with which a reducer alone passes. The coarse first pass also gives the frontier."""
     coarse = [level for level in _FRONTIER if holds(level / LEVELS)]
     most = min(coarse, default=LEVELS)
     step = _FRONTIER[0] - _FRONTIER[1]
@@ -116,7 +116,7 @@ def _reducer(bench: Bench, method: str, holds: Callable[[float], bool]) -> Measu
 
 
 def _both(bench: Bench, best: Measured, table: Sequence[float], holds: Callable[[str, float], bool]) -> list[Measured]:
-    """A reducer before the schedule, and before ones that drop less: each time the fewest tokens that enter."""
+    """Combine a reducer with the schedule and with weaker schedules. For each, find the fewest entering tokens."""
     if table[-1] == 1.0 or best.ratio == 1.0:
         return []
     found: list[Measured] = []
@@ -134,11 +134,11 @@ def _level_holds(methods: Sequence[str], holds: Callable[[str, float], bool], le
 
 
 def _choose(bench: Bench, agreement: float) -> list[Measured]:
-    """From the cheapest point that holds on: the first of which the search's pairs and these together, which it has not
-    seen, make sure.
+    """Try passing points on the unseen part "choice", cheapest first, until a point is sure on both parts together.
 
-    Of many points a search takes the cheapest that passes, so also the lucky ones; this sends them back. A point is
-    tried only if it agrees more often than every cheaper one: where a better one failed, it would by luck alone hold.
+    The search takes the cheapest of many passing points, and some of these pass by luck. New pairs reject lucky points.
+    A point is tried only if its agreement exceeds that of every cheaper point: after a better point has failed, a worse
+    point could pass only by luck.
     """
     known = [p for p in bench.seen if p.holds(agreement) and p.cost < 1]
     tried, most = [], 0
@@ -160,7 +160,7 @@ def _heads(found: Heads) -> Found:
 
 
 def _changes(bench: Bench) -> Changes:
-    """How far the first answer token's distribution moves when all visual tokens are gone from a layer on."""
+    """Measure the change of the first answer token's distribution if all visual tokens are dropped from a layer on."""
     some, n_layers = bench.parts["search"][:_INFORMED], bench.n_layers
 
     def first(method: str) -> list[dict[int, float]]:
@@ -176,7 +176,7 @@ def _changes(bench: Bench) -> Changes:
 
 
 def moved(p: Mapping[int, float], q: Mapping[int, float]) -> float:
-    """Total variation between two distributions, of which p's likeliest tokens are told apart and the rest is one."""
+    """Return the total variation between two distributions. Tokens outside p's most likely tokens count as one."""
     gone = [(mass, q.get(token, 0.0)) for token, mass in p.items()]
     rest = abs(sum(a for a, _ in gone) - sum(b for _, b in gone))
     return (sum(abs(a - b) for a, b in gone) + rest) / 2

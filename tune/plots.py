@@ -1,4 +1,4 @@
-"""The frontier and the schedule as pictures, where matplotlib is installed."""
+"""Plot the frontier and the schedule, if matplotlib is installed."""
 
 import importlib
 from pathlib import Path
@@ -11,7 +11,7 @@ FRONTIER, LAYERS = "frontier.png", "layers.png"
 
 
 def draw(out: Path, agreement: float, result: Result) -> list[str]:
-    """Draw into the folder; return the Markdown that shows it, or that says why there is none."""
+    """Write the plots into the folder. Return Markdown with the plots, or with the reason for no plots."""
     try:
         importlib.import_module("matplotlib").use("Agg")
         pyplot = importlib.import_module("matplotlib.pyplot")
@@ -36,7 +36,7 @@ def _frontier(axes: Any, agreement: float, result: Result) -> None:
         lines.setdefault(name, []).append(point)
     for name, points in lines.items():
         ordered = sorted(points, key=lambda p: p.cost)
-        style = "-" if points[0].kind == REDUCER else "none"  # a schedule has more than one number
+        style = "-" if points[0].kind == REDUCER else "none"  # a schedule has several numbers, so no line
         x, y = [100 * p.cost for p in ordered], [100 * p.agreement for p in ordered]
         axes.plot(x, y, linestyle=style, marker=".", label=name)
     confirmed = result.confirmed

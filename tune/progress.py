@@ -1,4 +1,4 @@
-"""One line on stderr that says how far a run is."""
+"""A progress line on stderr."""
 
 import sys
 import time
@@ -6,10 +6,10 @@ from typing import TextIO
 
 
 class Progress:
-    """Rewrites its line on a terminal; elsewhere writes a new one now and then.
+    """Rewrites one line on a terminal. Elsewhere, writes a new line now and then.
 
     Args:
-        total: steps expected; how many a bisection takes is known only at its end, so it may be exceeded.
+        total: expected steps. A run may exceed this number, because the length of a bisection is unknown in advance.
     """
 
     def __init__(self, total: int, out: TextIO | None = None) -> None:
@@ -21,7 +21,7 @@ class Progress:
         self._width = 0
 
     def step(self, text: str) -> None:
-        """One step is done; `text` says what it found."""
+        """Count one finished step. `text`: result of the step."""
         self._done += 1
         now = time.monotonic()
         if not self._in_place and now - self._written < 5.0:
@@ -37,6 +37,6 @@ class Progress:
             print(line, file=self._out, flush=True)
 
     def end(self) -> None:
-        """Leave the line."""
+        """End the progress line."""
         if self._in_place and self._width:
             print(file=self._out, flush=True)

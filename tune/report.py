@@ -1,4 +1,4 @@
-"""What a run leaves: a preset for the server, and the report as JSON, Markdown and plots."""
+"""Write the output of a run: a preset for the server, and the report as JSON, Markdown and plots."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _MEANING = {
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What was asked for, and of what."""
+    """The inputs of a run."""
 
     model: str
     data: str
@@ -30,13 +30,13 @@ class Setting:
     seed: int
     max_tokens: int
     every: int
-    counts: dict[str, int]  # pairs, by part
+    counts: dict[str, int]  # number of pairs by part
     n_pictures: dict[str, int]
-    right: dict[str, int | None]  # unpruned answers that are the user's own
+    right: dict[str, int | None]  # by part, unpruned answers equal to the user's answers
 
 
 def write(out: Path, setting: Setting, result: Result) -> list[str]:
-    """Write preset.yaml, report.json, report.md and the plots; return the lines that sum it up."""
+    """Write preset.yaml, report.json, report.md and the plots. Return the lines of the summary."""
     plots = draw(out, setting.agreement, result)
     (out / "preset.yaml").write_text(preset(setting, result), "utf-8")
     document = {
@@ -61,7 +61,7 @@ def write(out: Path, setting: Setting, result: Result) -> list[str]:
 
 
 def preset(setting: Setting, result: Result) -> str:
-    """YAML that `foveate serve --config` reads."""
+    """Return YAML for `foveate serve --config`."""
     chosen = result.chosen
     body = {"model": {"path": setting.model}, "budget": {"method": chosen.method, "ratio": chosen.ratio}}
     text: str = yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=2**31)
@@ -70,7 +70,7 @@ def preset(setting: Setting, result: Result) -> str:
 
 
 def summary(setting: Setting, result: Result) -> list[str]:
-    """What was chosen, what it costs and how it did on pairs that nothing else saw."""
+    """Return the choice, its cost and its agreement on the held-out pairs."""
     chosen, confirmed = result.chosen, result.confirmed
     low, high = wilson(confirmed.same, confirmed.asked)
     lines = [
@@ -88,7 +88,7 @@ def summary(setting: Setting, result: Result) -> list[str]:
 
 
 def sections(setting: Setting, result: Result, plots: Sequence[str]) -> list[str]:
-    """The report, a paragraph, table or heading each."""
+    """Return the report as a list of paragraphs, tables and headings."""
     return [
         f"# foveate tune: {setting.model}",
         "\n".join(f"- {line}" for line in summary(setting, result)),
@@ -208,6 +208,6 @@ def _share(share: float) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; the first column is text, the others are numbers."""
+    """Return a Markdown table. The first column is text; the other columns are numbers."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

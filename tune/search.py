@@ -1,7 +1,7 @@
-"""The search itself, apart from what is measured: bisection over levels, G-Search, the fit of a P-Sigmoid.
+"""The search algorithms, independent of the measurements: bisection over levels, G-Search, the fit of a P-Sigmoid.
 
-Each asks one question, whether a point holds (agreement is high enough), and returns only points that did hold, so
-noise costs tokens but never agreement on the pairs that were searched on.
+A point holds if its agreement is high enough. The bisections test only whether a point holds and return only points
+that held. So noise costs tokens, but never agreement on the searched pairs.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ LEVELS = 32  # shares are multiples of 1 / LEVELS
 
 
 def least(most: int, holds: Callable[[int], bool], low: int = 0) -> int:
-    """The least level in [low, most] that holds, by bisection; `most` holds, or is what there is if nothing does."""
+    """Find the least level in [low, most] that holds, by bisection. Return `most` without a test if nothing else holds."""
     while low < most:
         middle = (low + most) // 2
         if holds(middle):
@@ -25,22 +25,22 @@ def least(most: int, holds: Callable[[int], bool], low: int = 0) -> int:
 
 
 def searched_layers(n_layers: int, every: int) -> list[int]:
-    """Layers before which tokens may leave."""
+    """Return the layers before which tokens may be dropped."""
     return list(range(1, n_layers, every))
 
 
 def gsearch(n_layers: int, every: int, holds: Callable[[Sequence[float]], bool]) -> list[float]:
-    """Layer by layer, from the first that may lose any, the least share with which all deeper layers hold the same.
+    """Search a schedule layer by layer. At each layer, find the least share for this layer and all deeper layers.
 
-    Source: Zhao et al., 2024, arXiv:2412.00556. Under monotonicity (more tokens, and tokens kept for longer, never
-    harm) no layer of the result could hold less.
+    Source: Zhao et al., 2024, arXiv:2412.00556. Under monotonicity (more tokens, and tokens kept for more layers, never
+    harm), no layer of the result could keep fewer tokens.
 
     Args:
-        every: only at every so many layers may the share change, for decoders too deep to ask about each.
-        holds: whether a table, a share per layer, keeps the agreement.
+        every: the share may change only at every `every`-th layer, to limit the search in deep decoders.
+        holds: whether a table (a share per layer) keeps the agreement.
 
     Returns:
-        a table; 1 throughout if nothing held.
+        [n_layers] share per layer; 1 everywhere if nothing held.
     """
     table, level = [1.0] * n_layers, LEVELS
     for layer in searched_layers(n_layers, every):
@@ -57,12 +57,12 @@ def _at(tables: Sequence[Sequence[float]], holds: Callable[[Sequence[float]], bo
 
 
 def with_tail(table: Sequence[float], layer: int, share: float) -> list[float]:
-    """The table with `share` from a layer on."""
+    """Return the table with `share` from `layer` on."""
     return [*table[:layer], *([share] * (len(table) - layer))]
 
 
 def horizon(n_layers: int, holds: Callable[[Sequence[float]], bool]) -> int:
-    """The first layer from which on no visual token is needed; `n_layers` if the last one needs some.
+    """Find the first layer from which no visual token is needed; `n_layers` if the last layer needs visual tokens.
 
     Source: the information horizon of Wang et al., 2025, arXiv:2512.07580.
     """
@@ -71,9 +71,9 @@ def horizon(n_layers: int, holds: Callable[[Sequence[float]], bool]) -> int:
 
 
 def fit_sigmoid(table: Sequence[float]) -> PSigmoid:
-    """The P-Sigmoid closest to a table, in squares summed over layers, among those with the table's mean.
+    """Fit a P-Sigmoid with the table's mean to the table: least squares over layers.
 
-    On a grid, then on finer ones around the best so far; of equals the least steep wins.
+    The fit searches a grid, then finer grids around the best point. Ties go to the least steep sigmoid.
     """
     mean = round(max(sum(table) / len(table), 1 / len(table)), 4)
 
@@ -91,6 +91,6 @@ def fit_sigmoid(table: Sequence[float]) -> PSigmoid:
 
 
 def table_text(table: Sequence[float]) -> str:
-    """As a field of G-Search holds it."""
+    """Format a table for the `keep` field of G-Search."""
     assert all(b <= a for a, b in pairwise(table)), "shares never grow with depth"
     return ",".join(f"{share:g}" for share in table)

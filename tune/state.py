@@ -1,4 +1,4 @@
-"""What was measured, one line of JSON each as it comes in, so that a run that was cut off goes on where it stopped."""
+"""Store each measurement as one JSON line, so that an interrupted run continues at the same place."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -20,11 +20,11 @@ class State:
     """A file of measurements.
 
     Args:
-        run: what they depend on beside their key; lines of another run are left alone and never read.
+        run: fingerprint of the common inputs. Lines of other runs are kept but ignored.
 
     Raises:
-        ConfigError: the file cannot be read or written, or a line of it is broken (a last line that was cut off is
-            removed: the writer was killed).
+        ConfigError: the file cannot be read or written, or a line is broken. An incomplete last line (the writer was
+            killed) is removed instead.
     """
 
     def __init__(self, file: Path, run: str) -> None:
@@ -37,7 +37,7 @@ class State:
                 raise ConfigError(f"{file}: {error.strerror}") from None
 
     def get(self, key: str, kind: type[T]) -> T | None:
-        """The value of a key, or None if it was never measured."""
+        """Return the value of a key, or None if the key was never measured."""
         if key not in self._values:
             return None
         try:
@@ -46,7 +46,7 @@ class State:
             raise ConfigError(f"{self._file}: {key}: {error}; delete the file to start anew") from None
 
     def put(self, key: str, value: object) -> None:
-        """Add a value; it is in the file when this returns."""
+        """Add a value. The value is in the file when `put` returns."""
         raw = msgspec.Raw(msgspec.json.encode(value))
         try:
             with self._file.open("ab") as out:

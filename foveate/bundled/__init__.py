@@ -1,7 +1,6 @@
-"""Small vision-language models that ship with the package, and the procedural pictures they were trained on.
+"""Small vision-language models in the package, and the procedural images of their training data.
 
-Each model is an ordinary Hugging Face directory beside this file, so that the server, its demo and its tests run
-without a download.
+Each model is an ordinary Hugging Face directory beside this file. So server, demo and tests run without a download.
 """
 
 from pathlib import Path
@@ -10,12 +9,12 @@ _HERE = Path(__file__).resolve().parent
 
 
 def names() -> list[str]:
-    """Names of the bundled models, sorted: the directories that hold a configuration and weights."""
+    """Return the sorted names of the bundled models: the directories with a configuration and weights."""
     return sorted(
         entry.parent.name for entry in _HERE.glob("*/config.json") if (entry.parent / "model.safetensors").is_file()
     )
 
 
 def path(name: str) -> Path | None:
-    """Directory of the bundled model of that name, or None if there is no such model."""
+    """Return the directory of the bundled model `name`, or None if no such model exists."""
     return _HERE / name if name in names() else None

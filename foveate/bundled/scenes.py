@@ -1,11 +1,11 @@
-"""Procedural pictures with questions and exact answers.
+"""Procedural images with questions and exact answers.
 
-A scene holds one to five coloured shapes, at most one per ninth of the picture, and usually a short word or number.
-Everything about a scene follows from its seed, so a data set is a range of integers: training draws seeds below
-`HELD_OUT_SEED`, evaluation uses `make_scene(HELD_OUT_SEED + i)` for i < 1000.
+A scene has one to five coloured shapes, at most one per cell of a 3 x 3 grid, and usually a short word or number. The
+seed determines the whole scene, so a data set is a range of integers. Training uses seeds below `HELD_OUT_SEED`;
+evaluation uses `make_scene(HELD_OUT_SEED + i)` for i < 1000.
 
-Only Pillow and the standard library are needed. Boxes are (left, top, right, bottom) as fractions of the width and
-the height of the picture.
+The module needs only Pillow and the standard library. Boxes are (left, top, right, bottom) as fractions of the image's
+width and height.
 """
 
 import functools
@@ -44,7 +44,7 @@ Colour = tuple[int, int, int]
 class Question:
     """One question with its only right answer.
 
-    `about` lists the items the answer rests on: indices into `Scene.objects`, and len(objects) for the text.
+    `about` lists the items that determine the answer: indices into `Scene.objects`, and len(objects) for the text.
     """
 
     kind: str
@@ -55,7 +55,7 @@ class Question:
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One shape: what it is, its tight box, the ninth its middle lies in and the colour it is painted with."""
+    """One shape: kind, colour, tight box, the grid cell of the box's centre, and the painted RGB colour."""
 
     shape: str
     colour: str
@@ -66,7 +66,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class SceneText:
-    """The written item. `content` is lower case; words are painted in capitals. One box per character."""
+    """The written text. `content` is lower case; words are painted in capitals. One box per character."""
 
     content: str
     box: Box
@@ -76,13 +76,13 @@ class SceneText:
 
     @property
     def sort(self) -> str:
-        """ "number" or "word"."""
+        """Return "number" or "word"."""
         return "number" if self.content.isdigit() else "word"
 
 
 @dataclass(frozen=True)
 class Background:
-    """Two tones of a gradient (equal for a plain one), its direction in degrees, and soft noise of some strength."""
+    """A gradient of two tones (equal for a plain background), its direction in degrees, and the strength of noise."""
 
     tones: tuple[Colour, Colour]
     angle: float
@@ -92,7 +92,7 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that is in one picture, before rendering. `size` is (width, height) in pixels."""
+    """The whole content of one image, before rendering. `size` is (width, height) in pixels."""
 
     seed: int
     size: tuple[int, int]
@@ -111,7 +111,7 @@ def _font(pixels: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 @functools.cache
 def _glyph(char: str) -> tuple[float, float, float, float]:
-    """Ink box of the capital or digit `char` at a font size of 1."""
+    """Return the ink box of the capital or digit `char` at a font size of 1."""
     left, top, right, bottom = _font(200).getbbox(char.upper())
     return left / 200, top / 200, right / 200, bottom / 200
 
@@ -121,14 +121,17 @@ def _overlaps(a: Box, b: Box, margin: float = 0.015) -> bool:
 
 
 def _middle(rng: random.Random, third: int, extent: float) -> float | None:
-    """A middle for something `extent` long, well inside one third of an axis and inside the picture, if one fits."""
+    """Draw a centre for an item of length `extent`, well inside one third of an axis and inside the image.
+
+    None if no centre fits.
+    """
     low, high = ((0.0, 0.29), (0.38, 0.62), (0.71, 1.0))[third]
     low, high = max(low, extent / 2 + 0.01), min(high, 1 - extent / 2 - 0.01)
     return rng.uniform(low, high) if low <= high else None
 
 
 def _place(rng: random.Random, width: float, height: float, taken: list[Box]) -> tuple[Box, str] | None:
-    """A free box of that size and its region, or None if one random try fails."""
+    """Draw a free box of the given size. Return the box and its region, or None if the one random try fails."""
     row, column = rng.randrange(3), rng.randrange(3)
     x, y = _middle(rng, column, width), _middle(rng, row, height)
     if x is None or y is None:
@@ -143,7 +146,7 @@ def _jitter(rng: random.Random, colour: Colour, by: int) -> Colour:
 
 
 def _background(rng: random.Random) -> tuple[Background, bool]:
-    """A background and whether it is dark."""
+    """Draw a background. Return the background and whether it is dark."""
     dark = rng.random() < 0.2
     level = rng.randint(12, 45) if dark else rng.randint(195, 250)
     first = _jitter(rng, (level, level, level), 8)
@@ -155,7 +158,7 @@ def _background(rng: random.Random) -> tuple[Background, bool]:
 def lay_out_text(
     rng: random.Random, content: str, size: tuple[int, int], taken: list[Box], dark: bool
 ) -> SceneText | None:
-    """Find room for a written item; None if there is none. `content` is letters or digits."""
+    """Find room for a text. None if no room exists. `content`: letters or digits."""
     unit = min(size)
     for _ in range(60):
         points = rng.uniform(0.19, 0.25)  # font size as a fraction of the shorter side
@@ -178,7 +181,7 @@ def lay_out_text(
 
 
 def _kinds_of_objects(rng: random.Random) -> list[tuple[str, str]]:
-    """Distinct (shape, colour) pairs of which at least one has a shape, and one a colour, of its own."""
+    """Draw distinct (shape, colour) pairs. At least one pair has a unique shape, and one has a unique colour."""
     count = rng.randint(1, 5)
     if rng.random() < 0.6:
         return list(zip(rng.sample(SHAPES, count), rng.sample(sorted(COLOURS), count), strict=True))
@@ -191,7 +194,7 @@ def _kinds_of_objects(rng: random.Random) -> list[tuple[str, str]]:
 
 
 def make_scene(seed: int, size: tuple[int, int] | None = None) -> Scene:
-    """The scene of a seed; `size` is (width, height) in pixels and drawn from the seed when not given."""
+    """Make the scene of a seed. `size`: (width, height) in pixels; None: drawn from the seed."""
     rng = random.Random(seed)
     drawn = (rng.randint(170, 300), rng.uniform(0.8, 1.25))
     width, height = size or (drawn[0], round(drawn[0] / drawn[1]))
@@ -225,11 +228,11 @@ def make_scene(seed: int, size: tuple[int, int] | None = None) -> Scene:
 
 # --- painting --------------------------------------------------------------------------------------------------------
 
-_OVERSAMPLE = 2  # shapes are drawn larger and averaged down, for smooth edges
+_OVERSAMPLE = 2  # draw shapes larger and average down, for smooth edges
 
 
 def outline(shape: str) -> list[tuple[float, float]]:
-    """Corners of a shape in the unit square."""
+    """Return the corners of a shape in the unit square."""
     if shape == "square":
         return [(0.04, 0.04), (0.96, 0.04), (0.96, 0.96), (0.04, 0.96)]
     if shape == "triangle":
@@ -270,7 +273,7 @@ def _paint_background(scene: Scene) -> Image.Image:
 
 
 def render(scene: Scene) -> Image.Image:
-    """The picture of a scene, RGB, of the scene's size."""
+    """Render a scene as an RGB image of the scene's size."""
     picture = _paint_background(scene)
     width, height = scene.size
     for item in scene.objects:
@@ -298,14 +301,14 @@ def render(scene: Scene) -> Image.Image:
 
 
 def box_cells(box: Box, rows: int, cols: int, slack: float = 0.1) -> set[int]:
-    """Raster indices of the grid cells a box reaches into by more than `slack` of a cell in both directions."""
+    """Return raster indices of the grid cells that a box covers by more than `slack` of a cell in both directions."""
     left, right = max(0, math.floor(box[0] * cols + slack)), min(cols, math.ceil(box[2] * cols - slack))
     top, bottom = max(0, math.floor(box[1] * rows + slack)), min(rows, math.ceil(box[3] * rows - slack))
     return {row * cols + column for row in range(top, bottom) for column in range(left, right)}
 
 
 def object_cells(scene: Scene, rows: int, cols: int) -> set[int]:
-    """Raster indices of the cells of a rows x cols grid over the picture that any object or the text touches."""
+    """Return raster indices of the cells in a rows x cols grid over the image that any object or the text touches."""
     boxes = [item.box for item in scene.objects] + ([scene.text.box] if scene.text is not None else [])
     return set().union(*(box_cells(box, rows, cols) for box in boxes))
 
@@ -366,7 +369,7 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
 
 
 def article(word: str) -> str:
-    """The word after "a" or "an"."""
+    """Return the word with "a" or "an" before the word."""
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
@@ -381,7 +384,7 @@ def _phrase(rng: random.Random, kind: str, what: str = "") -> str:
 
 
 def describe(scene: Scene) -> str:
-    """The sentence that lists all items in reading order."""
+    """Return the sentence that lists all items in reading order."""
     parts = [(item.region, article(f"{item.colour} {item.shape}")) for item in scene.objects]
     if scene.text is not None:
         parts.append((scene.text.region, f"the {scene.text.sort} {scene.text.content}"))
@@ -390,7 +393,7 @@ def describe(scene: Scene) -> str:
 
 
 def _exists(rng: random.Random, scene: Scene) -> Question:
-    """A question for a shape that is there or, as often, for one that is not but mostly nearly is."""
+    """Ask whether a shape exists. Half the questions are about an absent shape, mostly similar to a present shape."""
     pairs = [(item.shape, item.colour) for item in scene.objects]
     if rng.random() < 0.5:
         index = rng.randrange(len(pairs))
@@ -410,7 +413,7 @@ def _exists(rng: random.Random, scene: Scene) -> Question:
 
 
 def _candidates(rng: random.Random, scene: Scene, kind: str) -> list[Question]:
-    """All the different things one kind of question can ask about a scene, in random order."""
+    """Return all distinct questions of one kind about a scene, in random order."""
     shapes = [item.shape for item in scene.objects]
     colours = [item.colour for item in scene.objects]
     found: list[Question] = []
@@ -441,12 +444,12 @@ def _candidates(rng: random.Random, scene: Scene, kind: str) -> list[Question]:
 
 
 def questions(scene: Scene, seed: int, per_kind: int = 1) -> list[Question]:
-    """Up to `per_kind` questions of each kind, in the order of KINDS; "read" only where something is written."""
+    """Return up to `per_kind` questions per kind, in the order of KINDS. "read" needs a text in the scene."""
     rng = random.Random(f"{scene.seed}/{seed}")
     asked: list[Question] = []
     for kind in KINDS:
         batch: list[Question] = []
-        for _ in range(4 * per_kind):  # another pass asks about the same things in other words
+        for _ in range(4 * per_kind):  # later passes ask the same questions in other words
             batch += [new for new in _candidates(rng, scene, kind) if new.text not in {old.text for old in batch}]
             if len(batch) >= per_kind:
                 break

@@ -46,7 +46,7 @@ class VisualReport(Reply):
     offered: int
     kept: int  # tokens that enter the decoder
     kept_mean: float  # tokens in a decoder layer, mean over the layers
-    by_layer: list[tuple[int, int]] | None = None  # (first layer, tokens from this layer on), if the decoder drops tokens
+    by_layer: list[tuple[int, int]] | None = None  # (first layer, tokens from there on), if the decoder drops tokens
     method: str
     per_image: list[ImageReport]
 

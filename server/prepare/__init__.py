@@ -1,1 +1,1 @@
-"""From a validated request to the engine's `Generate`: budget, prompt, pictures. Knows no HTTP; `tune` uses it."""
+"""Turn a validated request into the engine's `Generate`: budget, prompt, images. No HTTP; `tune` uses this folder."""

@@ -1,4 +1,4 @@
-"""Bounds that are settings, fields we know and do not honour, and fields we do not know."""
+"""Check configurable bounds, known but unsupported fields, and unknown fields."""
 
 from collections.abc import Iterator
 
@@ -21,7 +21,7 @@ from foveate.server.common.protocol import (
 MAX_WARNINGS = 8
 COMPLETION_TOKENS = 16
 
-# What asks for nothing; any other value of these fields would change the answer, so it is refused, not ignored.
+# Values with no effect. Any other value of these fields would change the answer, so the server refuses the request.
 _NEUTRAL: dict[str, list[JsonValue]] = {
     "tools": [[]],
     "tool_choice": ["none", "auto"],
@@ -49,7 +49,7 @@ _NEUTRAL: dict[str, list[JsonValue]] = {
     "skip_special_tokens": [True],
     "bad_words": [[]],
 }
-# Harmless: about storage, billing or effort, or a hint that no answer depends on.
+# Ignored fields: storage, billing, effort, or hints that do not change the answer.
 _IGNORED = {
     "store",
     "metadata",
@@ -92,7 +92,7 @@ def check_sampling(request: Sampling, limits: LimitsConfig) -> None:
 
 
 def check_chat(request: ChatRequest, limits: LimitsConfig) -> None:
-    """As `check_sampling`, with what only a chat has."""
+    """Like `check_sampling`, plus the fields that only a chat has."""
     check_sampling(request, limits)
     _check_fields(request)
     _at_most("max_completion_tokens", request.max_completion_tokens, limits.output_tokens, "limits.output_tokens")
@@ -104,7 +104,7 @@ def check_chat(request: ChatRequest, limits: LimitsConfig) -> None:
 
 
 def check_completion(request: CompletionRequest, limits: LimitsConfig) -> None:
-    """As `check_sampling`, with what only a text completion has."""
+    """Like `check_sampling`, plus the fields that only a text completion has."""
     check_sampling(request, limits)
     _check_fields(request)
     _at_most("logprobs", request.logprobs, limits.logprobs, "limits.logprobs")
@@ -115,7 +115,7 @@ def check_completion(request: CompletionRequest, limits: LimitsConfig) -> None:
 
 
 def check_messages(messages: list[Message], limits: LimitsConfig) -> None:
-    """Raise ApiError for roles and parts this server has no use for, and for too many images."""
+    """Raise ApiError for unsupported roles and parts, and for too many images."""
     n_images = 0
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
@@ -140,7 +140,7 @@ def check_messages(messages: list[Message], limits: LimitsConfig) -> None:
 
 
 def parts(message: Message, where: str) -> Iterator[tuple[str, TextPart | ImagePart | OtherPart]]:
-    """The content parts of a message with their paths; none for plain text."""
+    """Yield the content parts of a message with their paths. Plain text has no parts."""
     if isinstance(message.content, list):
         yield from ((f"{where}.content[{i}]", part) for i, part in enumerate(message.content))
 
@@ -150,7 +150,7 @@ def stop_strings(request: Sampling) -> list[str]:
 
 
 def max_tokens(request: ChatRequest | CompletionRequest) -> int | None:
-    """What the request asks for: in a chat the newer of OpenAI's two names wins, a completion has OpenAI's default."""
+    """Return the requested maximum. In a chat, OpenAI's newer name wins. In a completion, the default is OpenAI's."""
     if isinstance(request, CompletionRequest):
         return request.max_tokens if request.max_tokens is not None else COMPLETION_TOKENS
     return request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
@@ -168,7 +168,7 @@ def _check_fields(request: Sampling) -> None:
 
 
 def warnings(request: Sampling) -> list[str]:
-    """Unknown fields, by path, for VLM-Warning; `vlm.strict` turns one of `vlm` into an error.
+    """Return the paths of unknown fields for VLM-Warning. With `vlm.strict`, an unknown field in `vlm` is an error.
 
     Raises:
         ApiError: `vlm.strict` is set and `vlm` holds an unknown field.

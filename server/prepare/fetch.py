@@ -1,8 +1,8 @@
-"""Pictures behind http(s) URLs: off unless server.image_urls is set, and then only public addresses.
+"""Download images from http(s) URLs. Off unless server.image_urls is set; then only public addresses are allowed.
 
-A name is resolved once; every address it has must be public, and the connection goes to the checked address itself,
-so a resolver that answers differently the second time gains nothing. Redirects are followed by hand, each checked
-anew. A host of server.image_url_hosts may be private; when that list is set, no other host is fetched from.
+The fetcher resolves a name once. Every address of the name must be public. The connection goes to the checked address,
+so DNS rebinding has no effect. The fetcher follows redirects itself and checks each redirect. A host in
+server.image_url_hosts may be private. If this list is set, all other hosts are refused.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the open internet, whatever IPv6 wraps it in."""
+    """Return whether an address is public. An IPv4 address inside an IPv6 address is unwrapped first."""
     if isinstance(address, ipaddress.IPv6Address):
         if address in _NAT64:
             return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
@@ -33,28 +33,28 @@ def is_public(address: Address) -> bool:
 
 
 class Fetcher:
-    """Downloads with one connection pool; one deadline covers resolving, connecting, redirects and the body."""
+    """Downloads with one connection pool. One deadline covers name resolution, connection, redirects and body."""
 
     def __init__(
         self, limits: LimitsConfig, hosts: tuple[str, ...], transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
         self._limits = limits
         self._hosts = {host.lower() for host in hosts}
-        # The environment may name a proxy, which would resolve names by itself.
+        # Ignore proxies from the environment: a proxy would resolve names itself.
         self._http = httpx.AsyncClient(
             trust_env=False,
             follow_redirects=False,
             transport=transport,
-            timeout=None,  # the deadline of `__call__` is the only one
-            limits=httpx.Limits(max_keepalive_connections=0),  # kept by address, they would skip the check of a name
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # one client's must not travel with another's
+            timeout=None,  # `__call__` sets the only deadline
+            limits=httpx.Limits(max_keepalive_connections=0),  # a reused connection would skip the check of the name
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # never share cookies between clients
         )
 
     async def __call__(self, url: str, param: str) -> bytes:
-        """The bytes behind `url`.
+        """Download the bytes of `url`.
 
         Raises:
-            ApiError: refused, unreachable, too slow, too large, or no success; `param` names the field.
+            ApiError: the URL is refused, unreachable, too slow, too large or without success. `param` names the field.
         """
         try:
             async with asyncio.timeout(self._limits.fetch_timeout_s):
@@ -74,7 +74,7 @@ class Fetcher:
         await self._http.aclose()
 
     async def _get(self, url: str, param: str) -> tuple[str, bytes | None]:
-        """One hop: where it redirects to, or the body."""
+        """Send one request. Return (redirect target, None) or ("", body)."""
         parsed = httpx.URL(url)
         if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo:
             raise bad_image(param, "only plain http and https URLs are fetched, without user or password")
@@ -105,7 +105,7 @@ class Fetcher:
         return bytes(body)
 
     async def _resolve(self, url: httpx.URL, param: str) -> str:
-        """One address of the host, checked."""
+        """Resolve the host and return one checked address."""
         host = url.host.lower()
         if self._hosts and host not in self._hosts:
             raise bad_image(param, "its host is not in server.image_url_hosts")

@@ -1,8 +1,8 @@
-"""Pictures of requests: from a URL to RGB pixels of the size the vision tower reads.
+"""Load the images of requests: from a URL to RGB pixels of the vision tower's input size.
 
-Refuses what a picture may hide: other formats than PNG, JPEG and WebP (whatever the URL says), more pixels than
-limits.image_pixels (read in the header, before any is decoded), more bytes than limits.image_mb. Errors of the
-decoder are never repeated to the client: they have leaked memory addresses elsewhere.
+Refuses formats other than PNG, JPEG and WebP (whatever the URL says), images with more pixels than limits.image_pixels
+(read from the header, before decoding), and files with more bytes than limits.image_mb. Clients never see the decoder's
+error messages, because such messages have leaked memory addresses in other projects.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ _MEDIA_TYPES = {"image/png", "image/jpeg", "image/jpg", "image/webp"}
 
 
 class Processor(Protocol):
-    """`engine.preprocess.ImageProcessor`, as far as it is needed here."""
+    """The members of `engine.preprocess.ImageProcessor` that this module uses."""
 
     @property
     def identity(self) -> str: ...
@@ -47,7 +47,7 @@ class Processor(Protocol):
 
 
 class Fetch(Protocol):
-    """Bytes behind an http(s) URL; `fetch.Fetcher` where server.image_urls is on."""
+    """Downloads an http(s) URL. `fetch.Fetcher` if server.image_urls is on."""
 
     async def __call__(self, url: str, param: str) -> bytes: ...
 
@@ -59,25 +59,25 @@ def bad_image(param: str, why: str) -> ApiError:
 
 
 class Media:
-    """Loads pictures in a pool of threads: decoding and resizing release the interpreter lock."""
+    """Loads images in a thread pool. Decoding and resizing release the interpreter lock."""
 
     def __init__(self, processor: Processor, limits: LimitsConfig, n_workers: int, fetch: Fetch | None) -> None:
         self._processor = processor
         self._limits = limits
         self._fetch = fetch
         self._pool = ThreadPoolExecutor(n_workers, thread_name_prefix="media")
-        # Pillow's own guard, a global: more pixels warn and twice as many raise, inside `open`.
+        # Pillow's global limit: `open` warns above the limit and raises above twice the limit.
         Pillow.MAX_IMAGE_PIXELS = limits.image_pixels
 
     async def load(self, url: str, param: str, cap: ImageCap, n_images: int) -> Image:
-        """Fetch or unpack, decode, prepare and digest one picture.
+        """Fetch or unpack, decode, preprocess and hash one image.
 
         Args:
-            param: where the URL stands in the request, for error messages.
-            n_images: pictures in the request; some models cut up only one that is alone.
+            param: path of the URL in the request, for error messages.
+            n_images: number of images in the request. Some models cut an image into tiles only if it is the only one.
 
         Raises:
-            ApiError: the URL or the picture cannot be used.
+            ApiError: the URL or the image is unusable.
         """
         data: bytes | str = url
         if not url[:5].lower() == "data:":
@@ -85,7 +85,7 @@ class Media:
         return await self.run(self.read, data, param, cap, n_images)
 
     async def run(self, function: Callable[[Unpack[Args]], R], *args: *Args) -> R:
-        """Run something slow in the pool."""
+        """Run a slow function in the thread pool."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class Media:
         return await self._fetch(url, param)
 
     def read(self, data: bytes | str, param: str, cap: ImageCap, n_images: int) -> Image:
-        """As `load`, of an encoded picture or a data URL, in the calling thread."""
+        """Like `load`, for an encoded image or a data URL, in the calling thread."""
         encoded = self._unpack(data, param) if isinstance(data, str) else data
         picture = self._decode(encoded, param)
         cut = self._processor.is_cut(n_images)
@@ -122,7 +122,7 @@ class Media:
         )
 
     def _unpack(self, url: str, param: str) -> bytes:
-        """The bytes of a data URL; its size is checked before anything is decoded."""
+        """Return the bytes of a data URL. The size check precedes decoding."""
         head = _DATA_URL.match(url[:256])
         if head is None or head[3] is None:
             raise bad_image(param, "not a base64 data URL; expected data:image/png;base64,...")
@@ -161,7 +161,7 @@ class Media:
 
 
 def _format(encoded: bytes) -> str | None:
-    """By the first bytes alone: what the sender calls it decides nothing."""
+    """Detect the format from the first bytes. The media type that the client states is ignored."""
     if encoded.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
     if encoded.startswith(b"\xff\xd8\xff"):
@@ -172,7 +172,7 @@ def _format(encoded: bytes) -> str | None:
 
 
 def _upright(picture: Pillow.Image) -> Pillow.Image:
-    """Turned as its EXIF says; as it is where that cannot be read, which is how browsers show it too."""
+    """Rotate the image by its EXIF orientation. Like browsers, leave the image unchanged if the EXIF is unreadable."""
     try:
         return ImageOps.exif_transpose(picture)
     except Exception as error:  # Pillow's reader of EXIF raises anything on broken data
@@ -181,8 +181,8 @@ def _upright(picture: Pillow.Image) -> Pillow.Image:
 
 
 def _flatten(picture: Pillow.Image) -> Pillow.Image:
-    """RGB, transparency laid over white, so that the model sees what a person sees."""
-    if picture.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion clips at 255
+    """Convert to RGB. Transparent pixels are composited over white, so the model sees what a person sees."""
+    if picture.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips at 255
         picture = picture.convert("I").point(lambda level: level * (1 / 256)).convert("L")
     if not picture.has_transparency_data:
         return picture.convert("RGB")

@@ -1,7 +1,7 @@
-"""From messages to token ids, by the model's own tokenizer and chat template.
+"""Turn messages into token ids with the model's own tokenizer and chat template.
 
-What a user types is text and stays text: a special token or an image placeholder spelled out in a message is refused,
-because the tokenizer would not tell it from the real one.
+User text must stay text. A message that spells out a special token or an image placeholder is refused, because the
+tokenizer would encode the spelled-out token as the real token.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 
 
 def _special_tokens(config: Mapping[str, JsonValue]) -> dict[str, str]:
-    """Names to texts, as templates see them; tokenizer_config.json has each as text or as an object."""
+    """Map names of special tokens to texts, for templates. tokenizer_config.json holds each as a text or an object."""
     found: dict[str, str] = {}
     for name in _SPECIAL_NAMES:
         value = config.get(name)
@@ -43,7 +43,7 @@ class Prompter:
         tokenizer.no_padding()
         added = tokenizer.get_added_tokens_decoder().values()
         source = template.source if template is not None else ""
-        # Added tokens that are not special (Qwen's <tool_call>) matter only if the template builds on them.
+        # Added tokens that are not special (Qwen's <tool_call>) matter only if the template uses them.
         self._control = sorted(token.content for token in added if token.special or token.content in source)
 
     @classmethod
@@ -65,10 +65,10 @@ class Prompter:
         return cls(tokenizer, None if source is None else Template(source, special), special.get("bos_token"))
 
     def chat(self, turns: Sequence[Turn], model: ModelInfo, add_generation_prompt: bool = True) -> list[int]:
-        """Token ids of a conversation, one image placeholder per image part.
+        """Return the token ids of a conversation, with one image placeholder per image part.
 
         Raises:
-            ApiError: the model has no template, the template refuses, or a message types a special token.
+            ApiError: the model has no template, the template refuses, or a message spells out a special token.
         """
         if self._template is None:
             raise ApiError("messages: this model has no chat template; use /v1/completions", "messages")
@@ -91,7 +91,7 @@ class Prompter:
         return ids
 
     def complete(self, text: str, model: ModelInfo, param: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a plain prompt. Raises ApiError if it is empty, too long or holds an image placeholder."""
+        """Return the token ids of a plain prompt. Raises ApiError: empty, too long or with an image placeholder."""
         ids = self._encode(text, add_special_tokens, model, param)
         self.check_ids(ids, model, param)
         return ids
@@ -118,7 +118,7 @@ class Prompter:
         return max(len(token) for token in self.tokenizer.get_vocab())
 
     def _encode(self, text: str, add_special_tokens: bool, model: ModelInfo, param: str) -> list[int]:
-        # No token is longer than the longest, so this much text cannot fit, and tokenizing it would take long.
+        # Even with the longest token everywhere, this text exceeds the context. Tokenizing it would take long.
         if len(text) > 100_000 and len(text) > model.max_context * self._longest_token:
             raise ApiError(
                 f"{param}: {len(text)} characters cannot fit the context of {model.max_context} tokens",
@@ -129,7 +129,7 @@ class Prompter:
         return ids
 
     def _message(self, turn: Turn, placeholder: str) -> dict[str, JsonValue]:
-        """A message in the form that the template understands."""
+        """Return a message in the format that the template accepts."""
         assert self._template is not None
         role = "system" if turn.role == "developer" else turn.role
         content = turn.content
@@ -150,7 +150,7 @@ class Prompter:
             if isinstance(turn.content, str):
                 self._check_text(turn.content, where, placeholder)
                 continue
-            joined = ""  # parts stand next to each other in the prompt: <ima + ge> must not slip through
+            joined = ""  # the template joins parts: "<ima" + "ge>" must be refused too
             for part in turn.parts():
                 if isinstance(part, MessageText):
                     self._check_text(part.text, f"{part.path}.text", placeholder)

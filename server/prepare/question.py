@@ -1,8 +1,7 @@
-"""The question of the user as token ids: question-aware reducers compare a picture with them.
+"""The user's question as token ids. Question-aware reducers compare an image with the question.
 
-The question is the text of the last user message that has any text, without template and special tokens: the user's own
-words, whatever the model wraps them in. A picture's caption is the text that follows it in its message, up to the next
-picture.
+The question is the text of the last user message that has text, without template and special tokens. The caption of
+an image is the text after the image in the same message, up to the next image.
 """
 
 from collections.abc import Sequence
@@ -13,13 +12,13 @@ from foveate.server.prepare.conversation import MessageText, PicturePlace, Turn
 
 
 def question_ids(tokenizer: Tokenizer, turns: Sequence[Turn]) -> list[int]:
-    """Empty if no user message has text."""
+    """Return the question's token ids. Empty if no user message has text."""
     texts = (_text(turn) for turn in reversed(turns) if turn.role == "user")
     return _ids(tokenizer, next((text for text in texts if text), ""))
 
 
 def caption_ids(tokenizer: Tokenizer, turns: Sequence[Turn]) -> list[list[int]]:
-    """One list per picture, in the order of the pictures; empty where no text follows."""
+    """Return one list of caption ids per image, in image order. A list is empty if no text follows the image."""
     captions: list[str] = []
     for turn in turns:
         first = len(captions)

@@ -1,4 +1,4 @@
-"""From a validated request to the engine's `Generate`: what every route and `tune` share."""
+"""Turn a validated request into the engine's `Generate`. All routes and `tune` share this code."""
 
 import asyncio
 import secrets
@@ -20,14 +20,14 @@ from foveate.server.prepare.media import Media
 from foveate.server.prepare.prompt import Prompter
 from foveate.server.prepare.question import caption_ids, question_ids
 
-LONG_TEXT = 20_000  # characters; tokenizing more would hold up the other requests of the event loop
-_COLDEST = 1e-4  # below, dividing logits by the temperature overflows; the answer is the greedy one long before
+LONG_TEXT = 20_000  # characters; tokenizing a longer text would block the event loop
+_COLDEST = 1e-4  # below, logits / temperature overflows; sampling is greedy well above this value
 _SEED_MASK = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Who sends a request, and the budget headers that come with it."""
+    """The caller of a request and the request's budget headers."""
 
     caller: Caller
     headers: Headers
@@ -38,8 +38,8 @@ class Prepared:
     """A request ready for the engine.
 
     Attributes:
-        prompt_param: what the engine's "messages" is called on the route.
-        warnings: for the client: what the server ignores.
+        prompt_param: the route's name for the prompt, which the engine calls "messages".
+        warnings: fields that the server ignores, for the client.
     """
 
     generate: Generate
@@ -63,10 +63,10 @@ class Preparer:
     async def chat(
         self, body: ChatRequest, model: ModelInfo, methods: Sequence[MethodInfo], sender: Sender
     ) -> Prepared:
-        """Check a chat, resolve its budget, load its pictures and tokenize its prompt.
+        """Check a chat, resolve the budget, load the images and tokenize the prompt.
 
         Raises:
-            ApiError: a field is wrong, or a picture or the prompt cannot be used.
+            ApiError: a field is wrong, or an image or the prompt is unusable.
         """
         checks.check_chat(body, self._limits)
         warnings = checks.warnings(body)
@@ -97,7 +97,7 @@ class Preparer:
     async def completion(
         self, body: CompletionRequest, model: ModelInfo, methods: Sequence[MethodInfo], sender: Sender
     ) -> list[Prepared]:
-        """As `chat`, one for each prompt of a text completion. Their ids differ by what follows the last hyphen."""
+        """Like `chat`, one result per prompt of a text completion. Their ids differ only after the last hyphen."""
         checks.check_completion(body, self._limits)
         warnings = checks.warnings(body)
         resolved = resolve(body.vlm, [], self._budget, methods, sender.headers)
@@ -139,7 +139,7 @@ class Preparer:
 
 
 def conversation(messages: Sequence[Message]) -> list[Turn]:
-    """What the prompt reads of checked messages."""
+    """Turn checked messages into the turns of the prompt."""
     turns = []
     for number, message in enumerate(messages):
         path = f"messages[{number}]"
@@ -156,7 +156,7 @@ def conversation(messages: Sequence[Message]) -> list[Turn]:
 def with_question(
     prompter: Prompter, turns: Sequence[Turn], images: Sequence[Image], resolved: Resolved
 ) -> tuple[list[Image], list[int]]:
-    """The images with their captions, and the ids of the question, where the method reads them."""
+    """Return the images with captions, and the question's token ids. Both stay empty unless the method reads them."""
     if not resolved.reads_question:
         return list(images), []
     captions = caption_ids(prompter.tokenizer, turns)
@@ -165,7 +165,7 @@ def with_question(
 
 
 def _images(messages: Sequence[Message]) -> Iterator[tuple[str, ImagePart]]:
-    """The image parts with their paths."""
+    """Yield the image parts with their paths."""
     for number, message in enumerate(messages):
         for path, part in checks.parts(message, f"messages[{number}]"):
             if isinstance(part, ImagePart):
@@ -173,26 +173,26 @@ def _images(messages: Sequence[Message]) -> Iterator[tuple[str, ImagePart]]:
 
 
 def _wish(part: ImagePart) -> ImageWish:
-    """The part's own `vlm` goes before `image_url.detail`."""
+    """Read the budget fields of one image. The part's own `vlm` overrides `image_url.detail`."""
     own = part.vlm
     detail = own.detail if own is not None and own.detail is not None else part.image_url.detail
     return ImageWish(tokens=None if own is None else own.tokens, detail=detail)
 
 
 def new_id(prefix: str) -> str:
-    """Made here, never by a client: an id is what aborts a request."""
+    """Create a request id. Clients never choose ids, because an id is enough to abort a request."""
     return f"{prefix}-{uuid.uuid4().hex}"
 
 
 def sampling_params(
     request: Sampling, max_tokens: int | None, logprobs: int | None, most: int, model: ModelInfo
 ) -> SamplingParams:
-    """How tokens are drawn.
+    """Build the sampling parameters of a request.
 
     Args:
-        max_tokens: what the request asks for; None: as much as context and limits.output_tokens allow.
-        logprobs: alternatives per token, 0 for only the chosen one, None for none.
-        most: limits.output_tokens.
+        max_tokens: requested maximum; None: as many as context and limits.output_tokens allow.
+        logprobs: number of alternatives per token. 0: only the chosen token. None: no log-probabilities.
+        most: the setting limits.output_tokens.
     """
     if max_tokens is None and most < model.max_context:
         max_tokens = most

@@ -1,1 +1,1 @@
-"""The routes: HTTP in, HTTP out. Preparation and answers are in the folders beside this one."""
+"""The HTTP routes. The folders `prepare` and `answer` prepare requests and build answers."""

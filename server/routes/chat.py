@@ -25,7 +25,7 @@ from foveate.server.routes.deliver import HOLE, Collected, Streaming, cut, deliv
 
 
 async def answer_chat(context: Context, request: Request, body: ChatRequest) -> Response:
-    """Prepare, start, and either stream or collect. Raises ApiError."""
+    """Prepare and start the request, then stream or collect the answer. Raises ApiError."""
     context.check_name(body.model)
     model = context.model()
     prepared = await context.preparer.chat(body, model, context.engine.methods, sender(request))
@@ -41,7 +41,7 @@ async def answer_chat(context: Context, request: Request, body: ChatRequest) -> 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What every chunk of one answer repeats."""
+    """The fields that every chunk of one answer repeats."""
 
     id: str
     created: int
@@ -49,12 +49,12 @@ class Head:
 
 
 class ChatFormatter:
-    """Chat completions; with include_usage every chunk but the last has `usage: null`.
+    """Formats chat completions. With include_usage, every chunk but the last has `usage: null`.
 
-    Most chunks differ in their text alone: those are cut from a chunk that is made once per choice.
+    Most chunks differ only in their text. The formatter encodes one template chunk per choice and inserts the text.
 
     Args:
-        texts: where log-probabilities are wanted.
+        texts: token texts, if the request asks for log-probabilities.
     """
 
     def __init__(self, head: Head, texts: TokenTexts | None, with_usage: bool, n_choices: int) -> None:

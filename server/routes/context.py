@@ -1,4 +1,4 @@
-"""What every route of the API needs: built once by `create_app`."""
+"""The state that all API routes share. `create_app` builds the context once."""
 
 import time
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Context:
 
     @property
     def name(self) -> str:
-        """Of the model, as clients say it."""
+        """The model's name, as clients use it."""
         return self.config.model.name
 
     @property
@@ -49,19 +49,19 @@ class Context:
         return GENERATING
 
     def model(self) -> ModelInfo:
-        """Raises ApiError 503 before the engine is ready and while it starts again."""
+        """The model. Raises ApiError 503 before the engine is ready and during a restart of the engine."""
         if self.engine.state != "ready":
             raise not_ready(self.engine.reason)
         return self.engine.model
 
     def check_name(self, name: str) -> None:
-        """Raises ApiError 404 for a model that is not served."""
+        """Raise ApiError 404 if the server does not serve the model."""
         if name != self.name:
             raise ApiError(f"no model {name[:100]!r}; this server has {self.name!r}", "model", "model_not_found", 404)
 
 
 def sender(request: Request) -> Sender:
-    """Who sends a request, and its budget headers."""
+    """Return the caller and the budget headers of a request."""
     headers: dict[str, list[str]] = {}
     for name, value in request.headers.items():
         if name.startswith("vlm-"):

@@ -1,4 +1,4 @@
-"""Liveness and readiness. Alive: the event loop runs. Ready: a real step of the engine finished lately."""
+"""Liveness and readiness. Alive: the event loop runs. Ready: the engine finished a step recently."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ PROBE_TIMEOUT_S = 2.0
 
 
 class Readiness:
-    """Answers whether requests would be served, by one if need be. Questions asked together share one probe."""
+    """Reports whether the engine serves requests, with a probe request if necessary. Concurrent calls share a probe."""
 
     def __init__(self, client: EngineApi) -> None:
         self._client = client
@@ -25,7 +25,7 @@ class Readiness:
         self._probe: asyncio.Task[str | None] | None = None
 
     async def why_not(self) -> str | None:
-        """None if ready, else the reason in words."""
+        """Return None if ready, else the reason in words."""
         client = self._client
         if client.state != "ready":
             return client.reason
@@ -54,7 +54,10 @@ class Readiness:
 
 
 def probe_request(request_id: str, model: ModelInfo) -> Generate:
-    """One ordinary token in, one out. Special tokens stand at either end of a vocabulary, words in the middle."""
+    """Build a request with one ordinary prompt token and one output token.
+
+    The token is from the middle of the vocabulary, because special tokens stand at both ends.
+    """
     token_id = model.vocab_size // 2
     if token_id == model.image_token_id:
         token_id -= 1
@@ -63,7 +66,7 @@ def probe_request(request_id: str, model: ModelInfo) -> Generate:
 
 
 def health_router(client: EngineApi) -> APIRouter:
-    """GET /health/live and /health/ready; the latter says why when it is 503."""
+    """GET /health/live and /health/ready. A 503 of /health/ready gives the reason."""
     routes = APIRouter(prefix="/health", tags=["health"])
     readiness = Readiness(client)
 

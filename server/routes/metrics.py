@@ -8,7 +8,7 @@ from foveate.server.common.metrics import CONTENT_TYPE, Metrics
 
 
 def metrics_router(metrics: Metrics, engine: EngineApi) -> APIRouter:
-    """What the server counts and what the engine says of itself."""
+    """Build the route of the metrics of server and engine."""
     routes = APIRouter(tags=["metrics"])
 
     @routes.get("/metrics", response_class=Response)

@@ -12,7 +12,7 @@ def _json(reply: Reply) -> Response:
 
 
 def models_router(context: Context) -> APIRouter:
-    """What is served, and what it can reduce pictures with. 503 until the engine has said so."""
+    """Build the routes of the model and the reduction methods. The routes answer 503 until the engine is ready."""
     routes = APIRouter(route_class=ApiRoute, prefix="/v1", tags=["models"], responses={**refusals(401, 503)})
 
     def card() -> ModelCard:

@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize, in vLLM's shape: to count before asking."""
+"""POST /tokenize and /detokenize, in vLLM's format. Clients can count tokens before a request."""
 
 from fastapi import APIRouter, Response
 

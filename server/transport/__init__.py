@@ -1,1 +1,1 @@
-"""HTTP below the API: bodies, server-sent events, disconnects, keys, errors as responses."""
+"""HTTP below the API: request bodies, server-sent events, disconnects, API keys, error responses."""

@@ -1,4 +1,4 @@
-"""Request bodies: bounded, and strict JSON."""
+"""Request bodies with a size limit and strict JSON."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ _PARSE_IN_THREAD = 1024 * 1024
 
 
 class ApiRequest(Request):
-    """Reads a body within `limit_mb`, and JSON strictly."""
+    """Reads a body of at most `limit_mb` and parses JSON strictly."""
 
     def __init__(self, request: Request, limit_mb: int) -> None:
         super().__init__(request.scope, request.receive)
@@ -21,7 +21,7 @@ class ApiRequest(Request):
         self._parsed: object = None
 
     async def body(self) -> bytes:
-        """Raises ApiError 413 as soon as the body is known to be too large."""
+        """Return the body. Raises ApiError 413 as soon as the body exceeds the limit."""
         if self._whole is None:
             declared = self.headers.get("content-length", "0")
             limit = self._limit_mb * 1024 * 1024
@@ -37,7 +37,7 @@ class ApiRequest(Request):
         return self._whole
 
     async def load(self) -> None:
-        """Read and parse the body ahead of FastAPI, which would hide what is wrong with it."""
+        """Read and parse the body before FastAPI, whose errors would hide the cause."""
         body = await self.body()
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
@@ -56,13 +56,13 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def parse(body: bytes) -> object:
-    """JSON as the standard has it.
+    """Parse standard JSON.
 
     Raises:
-        ApiError: it is broken, nested too deeply, holds NaN, lone surrogates or the same key twice.
+        ApiError: the JSON is broken, nested too deeply, or has NaN, lone surrogates or duplicate keys.
     """
     try:
-        orjson.loads(body)  # strict about all but keys that stand twice
+        orjson.loads(body)  # strict about everything except duplicate keys
         return json.loads(body, object_pairs_hook=_unique)
     except (ValueError, RecursionError):
         raise ApiError("the body is not valid JSON", None, "invalid_json") from None

@@ -1,4 +1,4 @@
-"""Whether the client is still there."""
+"""Detect disconnected clients."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -9,20 +9,20 @@ from starlette.types import Receive
 
 
 async def gone(receive: Receive) -> None:
-    """Returns when the client goes. The body of the request must have been read."""
+    """Return when the client disconnects. Read the request's body first."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def cancel(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel tasks and wait for their end."""
+    """Cancel tasks and wait until they end."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, Response]) -> Response | None:
-    """Run `work`; cancel it and return None if the client goes. The request's body must have been read."""
+    """Run `work`. If the client disconnects, cancel `work` and return None. Read the request's body first."""
     worker = asyncio.create_task(work)
     watcher = asyncio.create_task(gone(receive))
     try:

@@ -1,7 +1,7 @@
-"""Errors as responses, all in OpenAI's shape.
+"""Turn errors into responses in OpenAI's format.
 
-An error that is neither an ApiError nor a refusal of the framework is our own bug: logged, and answered with a 500 that
-says nothing of the inside.
+An error that is neither an ApiError nor a refusal of the framework is our own bug. The server logs the error and
+answers 500 without internal details.
 """
 
 import logging
@@ -17,7 +17,7 @@ from foveate.server.common.errors import VLM_PARAMETER, ApiError
 log = logging.getLogger("foveate.server")
 
 RETRY_AFTER_S = 1
-CLIENT_GONE = 499  # no client reads this status; the access log does
+CLIENT_GONE = 499  # no client receives this status; it appears in the access log
 
 
 def response_of(error: ApiError) -> Response:
@@ -26,7 +26,7 @@ def response_of(error: ApiError) -> Response:
 
 
 def path_of(location: Sequence[int | str], body: object, missing: bool) -> str:
-    """Pydantic's location as a client would write it: the tags of unions, which the body does not hold, left out."""
+    """Turn pydantic's location into the client's path. Union tags are left out, because the body has no union tags."""
     path, here = "", body
     steps = list(location[1:] if location and location[0] in ("body", "path", "query", "header") else location)
     for number, step in enumerate(steps):
@@ -40,12 +40,12 @@ def path_of(location: Sequence[int | str], body: object, missing: bool) -> str:
 
 
 def from_validation(error: RequestValidationError) -> ApiError:
-    """The first complaint of pydantic; never the offending value, which may be megabytes."""
+    """Return pydantic's first error without the wrong value, which may be megabytes."""
     first = error.errors()[0]
     missing = first["type"] == "missing"
     param = path_of(first["loc"], error.body, missing) or None
     message = "this field is required" if missing else str(first["msg"]).removeprefix("Value error, ")
-    if first["type"] == "union_tag_invalid":  # pydantic's own text repeats the value
+    if first["type"] == "union_tag_invalid":  # pydantic's message repeats the value
         message = (
             f"expected {first['ctx']['discriminator'].strip(chr(39))} to be one of {first['ctx']['expected_tags']}"
         )
@@ -71,7 +71,7 @@ async def _answer(request: Request, error: Exception) -> Response:
             for name, value in (error.headers or {}).items():
                 response.headers[name] = value
             return response
-        case ClientDisconnect():  # in the middle of its body
+        case ClientDisconnect():  # the client left while sending the body
             return Response(status_code=CLIENT_GONE)
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     internal = ApiError("internal error of the server; the cause is in its log", None, "internal_error", 500)
@@ -79,6 +79,6 @@ async def _answer(request: Request, error: Exception) -> Response:
 
 
 def answer_errors(app: FastAPI) -> None:
-    """Answer every error of `app` in OpenAI's shape."""
+    """Make `app` answer every error in OpenAI's format."""
     for kind in (ApiError, RequestValidationError, HTTPException, ClientDisconnect, Exception):
         app.add_exception_handler(kind, _answer)

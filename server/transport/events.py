@@ -1,4 +1,4 @@
-"""Responses that are streams of server-sent events."""
+"""Responses as streams of server-sent events."""
 
 import asyncio
 import logging
@@ -17,13 +17,13 @@ DONE = b"data: [DONE]\n\n"
 
 
 class EventStream(Response):
-    """A stream of server-sent events that ends as soon as the client goes.
+    """A stream of server-sent events that ends as soon as the client disconnects.
 
-    An error becomes an event of its own; [DONE] comes last in every case.
+    An error becomes a separate event. [DONE] is always the last event.
 
     Args:
-        events: encoded events. They mark `track` a success themselves.
-        close: called in every case, even if the client went before the first event.
+        events: encoded events. The iterator itself marks `track` as a success.
+        close: always called, even if the client disconnects before the first event.
     """
 
     media_type = "text/event-stream"
@@ -61,12 +61,12 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": DONE, "more_body": False})
 
     async def _next(self) -> bytes | None:
-        """The next event, an error among them; None after the last."""
+        """Return the next event, which may be an error event. None after the last event."""
         try:
             return await anext(self._events, None)
         except ApiError as error:
             failure = error
-        except Exception:  # the status is sent already, so the general handler comes too late
+        except Exception:  # the status has been sent, so the general handler cannot answer
             log.exception("a stream failed")
             failure = ApiError("internal error of the server; the cause is in its log", None, "internal_error", 500)
         self._track.finish("error", failure.code)

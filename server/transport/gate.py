@@ -1,4 +1,4 @@
-"""Who may call, and who calls."""
+"""Check API keys and identify the caller."""
 
 import hmac
 import re
@@ -15,9 +15,9 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class Gate:
-    """ASGI middleware: checks the key, and notes in `scope["state"]["caller"]` who calls.
+    """ASGI middleware: checks the key and stores the caller in `scope["state"]["caller"]`.
 
-    Every path but /health/ needs a key when there are keys. X-Request-Id goes back as it came.
+    If the server has keys, every path except /health/ needs a key. The response repeats X-Request-Id unchanged.
     """
 
     def __init__(self, app: ASGIApp, api_keys: tuple[str, ...]) -> None:
@@ -38,12 +38,12 @@ class Gate:
         return await self._app(scope, receive, answer)
 
     def _knows(self, key: bytes) -> bool:
-        # Every key is compared, and each in constant time: how long it takes says nothing.
+        # Compare every key in constant time, so that the duration reveals nothing.
         return sum(hmac.compare_digest(key, known) for known in self._keys) > 0
 
 
 def _bearer(headers: Headers) -> bytes:
-    """The key of an Authorization header; empty without one."""
+    """Return the key of the Authorization header. Empty without the header."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     return key.strip().encode() if scheme.lower() == "bearer" else b""
 

@@ -1,4 +1,4 @@
-"""The class of the API's routes: strict bodies, an end when the client goes, one count per request."""
+"""The class of the API's routes: strict bodies, cancellation on disconnect, one count per request."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from foveate.server.transport.errors import CLIENT_GONE, from_validation
 
 
 class ApiRoute(APIRoute):
-    """A route that reads bodies strictly, stops when the client goes, and counts itself if it generates."""
+    """A route that reads bodies strictly, stops when the client disconnects, and counts requests that generate."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -45,7 +45,7 @@ class ApiRoute(APIRoute):
 
 
 class RouteSettings(Protocol):
-    """What `ApiRoute` finds in `app.state.routes`."""
+    """The members of `app.state.routes` that `ApiRoute` uses."""
 
     @property
     def metrics(self) -> Metrics: ...
