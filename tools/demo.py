@@ -1,8 +1,8 @@
-"""Ask a served model about a rendered picture, at full visual budget and at a quarter of it.
+"""Ask a served model about a rendered image, at the full and at a quarter of the visual budget.
 
 Starts `foveate serve` on a free port, asks through the official `openai` client, streams the answers, stops the server.
-The prefix cache is off, so every question reads the picture anew; the picture is encoded once, by a first request that
-is not timed. Times are measured here, at the client.
+The prefix cache is off, so every question prefills the image again. A first request, which is not timed, encodes the
+image once. The client measures the times.
 """
 
 import argparse
@@ -29,12 +29,12 @@ ANSWER_WIDTH = 26
 
 
 class DemoError(Exception):
-    """An answer did not come."""
+    """An answer has no text or no usage."""
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What one answer took."""
+    """The cost of one answer."""
 
     text: str
     offered: int
@@ -44,14 +44,14 @@ class Spent:
 
 
 def ask(client: OpenAI, model: str, picture: str, question: str, ratio: str, show: bool) -> Spent:
-    """Stream one greedy answer, echoing it as it arrives if `show`.
+    """Stream one greedy answer. If `show`, print the answer as it arrives.
 
     Args:
-        picture: data URL.
+        picture: data URL of the image.
         ratio: share of the visual tokens to keep, the value of the header VLM-Visual-Ratio.
 
     Raises:
-        DemoError: the stream brought no text or no usage.
+        DemoError: the stream had no text or no usage.
         OpenAIError: the server refused, or the connection broke.
     """
     started = time.perf_counter()
@@ -92,7 +92,7 @@ def _numbers(spent: Spent) -> str:
 
 
 def _ask_all(client: OpenAI, model: str, picture: str, asked: Sequence[Question]) -> dict[str, list[Spent]]:
-    ask(client, model, picture, asked[0].text, BUDGETS[0][1], show=False)  # encodes the picture; not timed
+    ask(client, model, picture, asked[0].text, BUDGETS[0][1], show=False)  # encodes the image; not timed
     spent: dict[str, list[Spent]] = {name: [] for name, _ in BUDGETS}
     print(f"  {'budget':<9}{'answer':<{ANSWER_WIDTH}}  {'visual tokens':<12}  {'first':>7}  {'total':>9}")
     for question in asked:
@@ -101,7 +101,7 @@ def _ask_all(client: OpenAI, model: str, picture: str, asked: Sequence[Question]
             print(f"  {name:<9}", end="", flush=True)
             one = ask(client, model, picture, question.text, ratio, show=True)
             spent[name].append(one)
-            # A long answer has run past the columns: its numbers go on a line of their own.
+            # A long answer fills the columns, so print its numbers on a new line.
             fits = len(one.text) <= ANSWER_WIDTH
             print(" " * (ANSWER_WIDTH - len(one.text)) if fits else "\n" + " " * (11 + ANSWER_WIDTH), end="")
             verdict = "" if one.text == question.answer else f"   (it is: {question.answer})"
@@ -110,7 +110,7 @@ def _ask_all(client: OpenAI, model: str, picture: str, asked: Sequence[Question]
 
 
 def demonstrate(model: str, picture: str, asked: Sequence[Question]) -> None:
-    """Serve `model`, ask everything at both budgets, print the table and its summary."""
+    """Serve `model`, ask all questions at both budgets, print the table and the summary."""
     with (
         launched(model, "--set", "cache.prefix_sharing=false") as server,
         OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120.0) as client,
@@ -135,8 +135,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7, help="which picture; none was seen in training (default: 7)")
     parser.add_argument("--picture", type=Path, default=Path(tempfile.gettempdir()) / "foveate-demo.png")
     args = parser.parse_args()
-    os.environ["NO_PROXY"] = "127.0.0.1"  # a proxy of the environment does not reach this machine's own server
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("\ndemo: stopped"))  # through `finally`: the server stops too
+    os.environ["NO_PROXY"] = "127.0.0.1"  # a proxy cannot reach the local server
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("\ndemo: stopped"))  # runs `finally`: the server stops too
     scene = make_scene(HELD_OUT_SEED + args.seed)
     image = render(scene)
     image.save(args.picture)

@@ -1,7 +1,7 @@
-"""Write docs/methods.md from the methods themselves: `make docs`.
+"""Write docs/methods.md from the source of the methods: `make docs`.
 
-Every line of the tables comes from a method's file: the first line of its docstring, its class variables, its fields
-and the comments beside the fields.
+Every table line comes from a method's file: the first line of the docstring, the class variables, the fields and the
+comments beside the fields.
 """
 
 import sys
@@ -50,7 +50,7 @@ departure from them. [quality.md](quality.md) compares the methods at equal budg
 
 
 def page() -> str:
-    """The whole text of docs/methods.md."""
+    """Return the whole text of docs/methods.md."""
     methods = describe()
     return "\n".join(
         [INTRO, *(_section(group, [info for info in methods if _class_of(info).group == group]) for group in GROUPS)]
@@ -58,7 +58,7 @@ def page() -> str:
 
 
 def _section(group: str, methods: Sequence[MethodInfo]) -> str:
-    """The heading of one group, the table of its methods, and the table of their parameters."""
+    """Return the heading of one group, the table of its methods, and the table of their parameters."""
     rows = [
         (
             f"`{info.name}`",
@@ -88,7 +88,7 @@ def _class_of(info: MethodInfo) -> type[Reducer] | type[Pruner]:
 
 
 def _summary(info: MethodInfo) -> str:
-    """The first line of the docstring: the published name in bold, then what the method keeps."""
+    """Return the first line of the docstring: the published name in bold, then the kept tokens."""
     name, _, keeps = info.summary.rstrip(".").partition(": ")
     return f"**{name}**: {keeps}"
 
@@ -99,7 +99,7 @@ def _paper(source: str) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    """The default as a request writes it; floats to four digits."""
+    """Return the default in the format of a request. Floats have four digits."""
     if isinstance(field.default, bool):
         return f"`{str(field.default).lower()}`"
     if isinstance(field.default, float):
@@ -108,7 +108,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _comments(info: MethodInfo) -> dict[str, str]:
-    """The comment beside each field, also of the fields that a base class declares."""
+    """Return the comment beside each field, including fields of base classes."""
     found: dict[str, str] = {}
     for base in reversed(_class_of(info).__mro__[:-1]):
         found |= {name: comment for name, comment in field_comments(base).items() if comment}

@@ -14,7 +14,7 @@ LEVELS = 32  # shares are multiples of 1 / LEVELS
 
 
 def least(most: int, holds: Callable[[int], bool], low: int = 0) -> int:
-    """Find the least level in [low, most] that holds, by bisection. Return `most` without a test if nothing else holds."""
+    """Find the least level in [low, most] that holds, by bisection. If nothing else holds, return `most` untested."""
     while low < most:
         middle = (low + most) // 2
         if holds(middle):

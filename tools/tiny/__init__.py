@@ -1,1 +1,1 @@
-"""Training of the bundled tiny models: tokenizer, architectures, data, losses, loop, evaluation and export."""
+"""Train the bundled tiny models: tokenizer, architectures, data, losses, loop, evaluation and export."""

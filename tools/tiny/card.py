@@ -83,7 +83,7 @@ _QWEN: dict[str, str] = {
 
 
 def card(family: str, parameters: int, state: dict[str, Any], table: str, held_out: int = 1000) -> str:
-    """The README of a model; `state` is the one of its training run, `table` Markdown from `tiny.evaluate`."""
+    """Return the README of a model. `state`: state of the training run. `table`: Markdown from `tiny.evaluate`."""
     return _CARD.format(
         **(_LLAVA if family == "llava" else _QWEN),
         parameters=parameters / 1e6,

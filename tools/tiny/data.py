@@ -1,8 +1,8 @@
-"""Batches for training: pictures, many questions packed behind each, labels, and subsets of the visual tokens.
+"""Training batches: images, many packed questions per image, labels, and subsets of the visual tokens.
 
-All questions about a picture share its visual tokens: a sequence is [prefix | visual tokens | q1 a1 | q2 a2 | ...],
-where each question sees the prefix, the visual tokens and itself, and its positions start over after the picture.
-That equals one conversation per question in the layout of the chat template.
+All questions about an image share its visual tokens: a sequence is [prefix | visual tokens | q1 a1 | q2 a2 | ...].
+Each question attends to the prefix, the visual tokens and itself. The positions of each question restart after the
+image. The result equals one conversation per question in the layout of the chat template.
 """
 
 import functools
@@ -18,18 +18,18 @@ from foveate.bundled import scenes
 from foveate.bundled.scenes import Question, Scene
 from tiny import labels, models
 
-QUOTAS = {  # most questions of each kind per picture: at first those that tie two properties together
+QUOTAS = {  # maximum questions of each kind per image; first the kinds that bind two properties
     "binding": {"colour": 3, "shape": 3, "count": 1, "where": 2, "exists": 3, "read": 1, "describe": 1},
     "places": {"colour": 1, "shape": 1, "count": 1, "where": 3, "exists": 1, "read": 1, "describe": 1},
     "even": {"colour": 1, "shape": 1, "count": 1, "where": 1, "exists": 2, "read": 1, "describe": 1},
 }
-ROOM = 176  # tokens of questions and answers per picture
-MARK = "<|cut|>"  # stands for the visual tokens while a template is taken apart
+ROOM = 176  # tokens of questions and answers per image
+MARK = "<|cut|>"  # placeholder for the visual tokens while a template is split
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The pieces of text around the parts of a one-question conversation, as token ids."""
+    """The text around the parts of a one-question conversation, as token ids."""
 
     prefix: list[int]
     before_question: list[int]
@@ -38,7 +38,7 @@ class Layout:
 
     @classmethod
     def of(cls, family: str, tokenizer: PreTrainedTokenizerFast) -> "Layout":
-        """The layout that the chat template of the family produces."""
+        """Return the layout of the family's chat template."""
         content = [{"type": "image"}, {"type": "text", "text": MARK}]
         message = [{"role": "user", "content": content}]
         text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
@@ -50,7 +50,7 @@ class Layout:
 
 
 def qwen_size(width: int, height: int) -> tuple[int, int]:
-    """(width, height) that Qwen2-VL's image processor gives a picture."""
+    """Return the (width, height) to which Qwen2-VL's image processor resizes an image."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
     factor = models.QWEN_PATCH * models.QWEN_MERGE
@@ -60,14 +60,14 @@ def qwen_size(width: int, height: int) -> tuple[int, int]:
 
 
 def pixels(family: str, picture: Image.Image) -> np.ndarray:
-    """The picture as the image processor resizes it: uint8 [height, width, 3]."""
+    """Resize an image like the image processor. Returns uint8 [height, width, 3]."""
     side = (models.LLAVA_SIDE, models.LLAVA_SIDE)
     size = side if family == "llava" else qwen_size(*picture.size)
     return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
 
 
 def token_grid(family: str, size: tuple[int, int]) -> tuple[int, int]:
-    """(rows, columns) of visual tokens for a picture of (width, height)."""
+    """Return (rows, columns) of visual tokens for an image of `size` (width, height)."""
     if family == "llava":
         return models.LLAVA_SIDE // models.LLAVA_PATCH, models.LLAVA_SIDE // models.LLAVA_PATCH
     width, height = qwen_size(*size)
@@ -76,7 +76,7 @@ def token_grid(family: str, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def choose(scene: Scene, seed: int, mix: str, describe: float) -> list[Question]:
-    """The questions packed behind one picture; `describe` is the chance of the long one, which then comes first."""
+    """Choose the questions for one image. `describe`: chance of the long description, which then comes first."""
     rng = random.Random(seed)
     asked: list[Question] = []
     pool = scenes.questions(scene, seed, per_kind=3)
@@ -89,7 +89,7 @@ def choose(scene: Scene, seed: int, mix: str, describe: float) -> list[Question]
 
 
 def odd_text(scene: Scene, rng: random.Random) -> Scene:
-    """The scene with its word, if it has one, replaced by random letters, so that words are not learnt by heart."""
+    """Replace the scene's word, if any, by random letters, so that the model cannot memorize words."""
     if scene.text is None or scene.text.content.isdigit():
         return scene
     content = "".join(rng.choice(labels.CHARS[10:]) for _ in range(rng.randint(3, 5)))
@@ -100,7 +100,7 @@ def odd_text(scene: Scene, rng: random.Random) -> Scene:
 
 
 def item_spans(scene: Scene) -> list[tuple[int, str]]:
-    """The items in the order of the description: (index, region), the text having the index len(objects)."""
+    """Return (index, region) of the items in the order of the description. The text has the index len(objects)."""
     spans = [(index, item.region) for index, item in enumerate(scene.objects)]
     if scene.text is not None:
         spans.append((len(scene.objects), scene.text.region))
@@ -109,13 +109,13 @@ def item_spans(scene: Scene) -> list[tuple[int, str]]:
 
 @functools.lru_cache(maxsize=50_000)
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids of a text, and the (start, end) characters of each."""
+    """Return the token ids of a text, and the (start, end) characters of each token."""
     encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
     return encoded.input_ids, encoded.offset_mapping
 
 
 def looks(scene: Scene, question: Question, text: str, offsets: list[tuple[int, int]]) -> list[list[int]]:
-    """For each token of the answer, the rows of `coverage` that show what it says; none for the closing token."""
+    """Return for each answer token the rows of `coverage` that show the token's item. The closing token has no rows."""
     count = len(scene.objects)
     letters = list(range(count, count + len(scene.text.content))) if scene.text is not None else []
     if question.kind == "read":
@@ -142,7 +142,7 @@ def looks(scene: Scene, question: Question, text: str, offsets: list[tuple[int, 
 
 @dataclass
 class Sample:
-    """One picture with its packed questions. Arrays without a batch axis; `guides` are (token, cells) pairs."""
+    """One image with its packed questions. Arrays have no batch axis. `guides`: (token, cells) pairs."""
 
     pixels: np.ndarray
     grid: tuple[int, int]
@@ -159,12 +159,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all samples of a run have in common."""
+    """The common settings of all samples in a run."""
 
     family: str
     tokenizer: PreTrainedTokenizerFast
     mix: str | None = "binding"  # None: no questions
-    describe: float = 0.35  # chance of a description per picture
+    describe: float = 0.35  # chance of a description per image
 
     @functools.cached_property
     def layout(self) -> Layout:
@@ -174,7 +174,7 @@ class Recipe:
 def pack(
     scene: Scene, asked: list[Question], shares: np.ndarray, keep: np.ndarray, recipe: Recipe, room: int | None = None
 ) -> dict[str, list[int] | list[tuple[int, np.ndarray]]]:
-    """Token lists of the packed questions; answers whose evidence is not among the kept cells are not targets.
+    """Return token lists of the packed questions. An answer is no target if its evidence is outside the kept cells.
 
     Questions that do not fit in `room` tokens are left out.
     """
@@ -192,7 +192,7 @@ def pack(
             continue
         needed = [left[i] >= 0.3 if i < count else left[count:].min() >= 0.45 for i in question.about]
         seen = all(needed) or question.answer == "no"
-        first = len(ids) + len(head) - 1  # the place that predicts the first token of the answer
+        first = len(ids) + len(head) - 1  # the position that predicts the first answer token
         if seen and all(needed):
             for step, rows in enumerate(looks(scene, question, question.answer, offsets)):
                 if rows:
@@ -207,7 +207,10 @@ def pack(
 
 
 def subset(rng: np.random.Generator, occupied: np.ndarray, grid: tuple[int, int], share: float) -> np.ndarray:
-    """Sorted indices of about `share` of the cells: scattered, blocks, even spacing, biased to items, or items only."""
+    """Draw about `share` of the cells: scattered, blocks, even spacing, biased to items, or items only.
+
+    Returns sorted indices.
+    """
     rows, cols = grid
     total = rows * cols
     number = max(6, round(share * total))
@@ -228,9 +231,9 @@ def subset(rng: np.random.Generator, occupied: np.ndarray, grid: tuple[int, int]
 
 
 def sample(recipe: Recipe, seed: int, most: float | None, size: tuple[int, int] | None) -> Sample:
-    """The training sample of a seed.
+    """Return the training sample of a seed.
 
-    At most the share `most` of the visual tokens is kept, all if it is None.
+    `most`: maximum share of kept visual tokens. None: keep all.
     """
     rng, noise = random.Random(seed), np.random.default_rng(seed)
     scene = scenes.make_scene(seed, size)
@@ -251,7 +254,7 @@ def sample(recipe: Recipe, seed: int, most: float | None, size: tuple[int, int] 
 
 
 def collate(samples: list[Sample], pad: int) -> dict[str, np.ndarray]:
-    """Stack samples of one grid; texts, kept cells and guides are padded to the longest."""
+    """Stack samples of one grid. Pad texts, kept cells and guides to the longest."""
     longest = max((len(s.ids) for s in samples), default=0)
     kept, guided = max(len(s.keep) for s in samples), max(1, max(len(s.guides) for s in samples))
     cells, size = samples[0].dense.shape[1], len(samples)
@@ -280,7 +283,7 @@ def collate(samples: list[Sample], pad: int) -> dict[str, np.ndarray]:
 
 
 def batches(recipe: Recipe, first_seed: int, size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches from consecutive seeds; every other one keeps only a subset of the visual tokens."""
+    """Yield endless batches from consecutive seeds. Every second batch keeps only a subset of the visual tokens."""
     seed, most, rng = first_seed, None, random.Random(first_seed)
     while True:
         assert seed + size < scenes.HELD_OUT_SEED

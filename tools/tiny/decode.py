@@ -1,7 +1,7 @@
 """Forward pass of the decoder over packed questions, and the guidance of its attention.
 
-The weights are those of the Hugging Face model and so is the result; only what is not needed is left out: attention
-between questions, and in the last layer all places but those that predict a token of an answer.
+Weights and results equal the Hugging Face model. The pass leaves out unnecessary work: attention between questions
+and, in the last layer, all positions that predict no answer token.
 """
 
 from typing import Any
@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from tiny.losses import Batch, Seen
 from tiny.models import Model, decoder_of
 
-GUIDED = {1: (0, 3), 2: (0, 3)}  # decoder layer -> heads whose attention is guided, one per key/value head
+GUIDED = {1: (0, 3), 2: (0, 3)}  # decoder layer -> guided heads, one per key/value head
 
 
 def _rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary embedding of heads x [B, H, S, E] by (cos, sin), each [B, S, E]."""
+    """Apply rotary embedding (cos, sin), each [B, S, E], to heads x [B, H, S, E]."""
     first, second = x.chunk(2, dim=-1)
     return x * rotary[0][:, None] + torch.cat((-second, first), dim=-1) * rotary[1][:, None]
 
@@ -27,12 +27,12 @@ def _norm(x: Tensor, module: Any) -> Tensor:
 
 
 def _gather(x: Tensor, at: Tensor) -> Tensor:
-    """Rows `at` [B, G] of x [B, S, E]."""
+    """Gather rows `at` [B, G] of x [B, S, E]."""
     return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def embed(model: Model, family: str, batch: Batch, seen: Seen, prefix: list[int]) -> tuple[Tensor, Tensor, Tensor, int]:
-    """(embeddings [B, S, D], positions, mask [B, T, S], H): S = H places before the questions + T in them."""
+    """Return (embeddings [B, S, D], positions, mask [B, T, S], H). S = H positions before the questions + T in them."""
     table = model.get_input_embeddings()
     keep, kept, grid = batch["keep"], batch["kept"], batch["grid"].tolist()
     size, lead, head = len(keep), len(prefix), len(prefix) + keep.shape[1]
@@ -53,7 +53,7 @@ def embed(model: Model, family: str, batch: Batch, seen: Seen, prefix: list[int]
 
 
 def _look_at(query: Tensor, key: Tensor, at: Tensor, wanted: Tensor, allowed: Tensor, heads: tuple[int, ...]) -> Tensor:
-    """-log(attention on the wanted places) of rotated queries [B, H, T, E] at places `at` [B, G], mean over heads."""
+    """-log(attention on wanted positions) of rotated queries [B, H, T, E] at positions `at` [B, G], mean over heads."""
     groups = query.shape[1] // key.shape[1]
     valid = wanted.any(-1)
     losses = []
@@ -65,7 +65,7 @@ def _look_at(query: Tensor, key: Tensor, at: Tensor, wanted: Tensor, allowed: Te
 
 
 def _guidance(batch: Batch, mask: Tensor, lead: int, head: int) -> tuple[Tensor, Tensor]:
-    """Where the guided places should look and where they may look: (wanted, allowed), each [B, G, S]."""
+    """Return the targets and the allowed positions of the guided attention: (wanted, allowed), each [B, G, S]."""
     cells = batch["guide_cells"].gather(2, batch["keep"][:, None].expand(-1, batch["guide_at"].shape[1], -1))
     wanted = mask.new_zeros(*batch["guide_at"].shape, mask.shape[2])
     wanted[..., lead:head] = cells & batch["kept"][:, None]
@@ -73,14 +73,14 @@ def _guidance(batch: Batch, mask: Tensor, lead: int, head: int) -> tuple[Tensor,
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, head: int) -> Tensor:
-    """Attention of all places: causal before the questions (the first `head`), by `bias` [B, 1, T, S] within them."""
+    """Attention of all positions. The first `head` positions are causal; the questions use `bias` [B, 1, T, S]."""
     past = F.scaled_dot_product_attention(query[:, :, :head], key[:, :, :head], value[:, :, :head], is_causal=True)
     asked = F.scaled_dot_product_attention(query[:, :, head:], key, value, attn_mask=bias)
     return torch.cat((past, asked), dim=2)
 
 
 def _attention_at(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, places: Tensor) -> Tensor:
-    """Attention of the `places` [B, P] within the questions alone; `query` [B, H, P, E] holds only these."""
+    """Attention of only the positions `places` [B, P] in the questions. `query` [B, H, P, E]: only these positions."""
     local = bias.gather(2, places[:, None, :, None].expand(-1, -1, -1, bias.shape[-1]))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=local)
 
@@ -92,7 +92,7 @@ def _mlp(x: Tensor, layer: Any) -> Tensor:
 
 
 def _heads(x: Tensor, projection: Any, width: int) -> Tensor:
-    """[B, H, S, E] of x [B, S, D]."""
+    """Project x [B, S, D] to heads [B, H, S, E]."""
     heads: Tensor = projection(x).view(len(x), x.shape[1], -1, width).transpose(1, 2)
     return heads
 
@@ -100,9 +100,9 @@ def _heads(x: Tensor, projection: Any, width: int) -> Tensor:
 def answer(
     model: Model, family: str, batch: Batch, seen: Seen, prefix: list[int], guide: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(logits [n, vocabulary], targets [n], guidance loss, visual tokens after the first layer [B, K, D]).
+    """Return (logits [n, vocabulary], targets [n], guidance loss, visual tokens after the first layer [B, K, D]).
 
-    The n places are those that predict a token of an answer.
+    The n positions predict the answer tokens.
     """
     x, positions, mask, head = embed(model, family, batch, seen, prefix)
     decoder: Any = decoder_of(model)

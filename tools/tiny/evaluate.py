@@ -1,7 +1,7 @@
 """Exact match on held-out scenes, per kind of question.
 
-Teacher forcing is enough: greedy decoding gives exactly the answer if and only if every token of the answer, the
-closing one included, is the most likely one after the tokens before it.
+Teacher forcing is enough: greedy decoding gives exactly the answer if and only if every answer token, including the
+closing token, is the most likely token after the tokens before it.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from tiny.models import Model
 
 
 def _keep(share: str, scene: scenes.Scene, grid: tuple[int, int], seed: int) -> np.ndarray:
-    """Kept cells: "full", "oracle" (only cells that items touch), "scattered 0.5", "even 0.5", ..."""
+    """Return the kept cells: "full", "oracle" (only cells that items touch), "scattered 0.5", "even 0.5", ..."""
     rng = np.random.default_rng(seed)
     total = grid[0] * grid[1]
     if share == "full":
@@ -36,7 +36,7 @@ def _keep(share: str, scene: scenes.Scene, grid: tuple[int, int], seed: int) -> 
 def table(
     model: Model, family: str, tokens: PreTrainedTokenizerFast, pictures: int, share: str = "full"
 ) -> dict[str, float]:
-    """Share of exactly right answers for each kind and "all", one question of each kind per held-out picture."""
+    """Return the share of exact matches per kind and for "all". Each held-out image has one question of each kind."""
     recipe = data.Recipe(family, tokens)
     right: dict[str, list[bool]] = defaultdict(list)
     groups: dict[tuple[int, int], list[data.Sample]] = defaultdict(list)
@@ -72,7 +72,7 @@ def table(
 
 
 def main() -> None:
-    """Print a Markdown table for the model of a Hugging Face directory."""
+    """Print a Markdown table for the model in a Hugging Face directory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("family", choices=("llava", "qwen2_vl"))
     parser.add_argument("folder", type=Path)

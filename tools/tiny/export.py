@@ -9,7 +9,7 @@ from tiny import card, models, tokenizer
 
 
 def main() -> None:
-    """Command line. The averaged weights of the checkpoint are exported."""
+    """Command line. Exports the averaged weights of the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("family", choices=("llava", "qwen2_vl"))
     parser.add_argument("run", type=Path)

@@ -1,4 +1,4 @@
-"""What each visual token shows: dense labels for the auxiliary losses and cells for the guidance of attention."""
+"""Label the content of each visual token: dense labels for the auxiliary losses, cells for attention guidance."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -12,11 +12,11 @@ MAX_GLYPHS = 5
 FIELDS = ("item", "colour", "shape", "region", "char", "glyph")
 
 _FINE = 6  # samples along each side of a cell
-_GLYPHS = 10  # in the map of a scene, the k-th character is painted as _GLYPHS + k
+_GLYPHS = 10  # the map of a scene has the value _GLYPHS + k for the k-th character
 
 
 def coverage(scene: Scene, rows: int, cols: int) -> np.ndarray:
-    """Share of each cell that each item covers: float32 [objects + characters, rows * cols], objects first."""
+    """Return the covered share of each cell per item: float32 [objects + characters, rows * cols], objects first."""
     width, height = cols * _FINE, rows * _FINE
     chart = Image.new("L", (width, height))
     draw = ImageDraw.Draw(chart)
@@ -37,9 +37,9 @@ def coverage(scene: Scene, rows: int, cols: int) -> np.ndarray:
 
 
 def dense(scene: Scene, shares: np.ndarray, least: float = 0.2) -> np.ndarray:
-    """Labels per cell, int64 [len(FIELDS), cells]; -1 where a field does not apply.
+    """Return labels per cell, int64 [len(FIELDS), cells]. -1: the field does not apply.
 
-    The item is 0 for background, 1 for a shape, 2 for a character; of several items in a cell the largest counts.
+    The item is 0 for background, 1 for a shape, 2 for a character. In a cell with several items, the largest counts.
     """
     best, share = shares.argmax(axis=0), shares.max(axis=0)
     labels = np.full((len(FIELDS), shares.shape[1]), -1, dtype=np.int64)
@@ -54,13 +54,13 @@ def dense(scene: Scene, shares: np.ndarray, least: float = 0.2) -> np.ndarray:
         labels[0, here] = 2
         labels[3, here] = REGIONS.index(scene.text.region)
         labels[4, here], labels[5, here] = CHARS.index(char), index
-    edge = (labels[0] == 0) & (share > 0.04)  # a sliver of something: neither that thing nor background
+    edge = (labels[0] == 0) & (share > 0.04)  # a small part of an item: neither item nor background
     labels[0, edge] = -1
     return labels
 
 
 def whole(scene: Scene) -> np.ndarray:
-    """Labels of the whole picture: float32 [shapes * colours + len(CHARS)], 1 for each pair and character present."""
+    """Return labels of the whole image: float32 [shapes * colours + len(CHARS)], 1: pair or character present."""
     labels = np.zeros(len(SHAPES) * len(COLOURS) + len(CHARS), dtype=np.float32)
     for item in scene.objects:
         labels[SHAPES.index(item.shape) * len(COLOURS) + COLOURS.index(item.colour)] = 1

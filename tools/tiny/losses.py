@@ -1,7 +1,7 @@
-"""Forward pass of the towers, and the auxiliary losses on them, which are thrown away after training.
+"""Forward pass of the towers, and their auxiliary losses, which are discarded after training.
 
-They make the tower describe each patch and the CLS token the whole picture, and they put the visual tokens near the
-embeddings of the words for what they show.
+The losses train the tower to describe each patch and the CLS token to describe the whole image. They also move the
+visual tokens near the embeddings of the matching words.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Batch = dict[str, Tensor]
 
 @dataclass
 class Seen:
-    """What the tower makes of a batch: patch features [B, N, C], visual tokens [B, N, D], and LLaVA's CLS token."""
+    """The tower's output for a batch: patch features [B, N, C], visual tokens [B, N, D], and LLaVA's CLS token."""
 
     patches: Tensor
     tokens: Tensor
@@ -33,7 +33,7 @@ def _normalise(pixels: Tensor) -> Tensor:
 
 
 def qwen_patches(images: Tensor) -> Tensor:
-    """Images [B, 3, H, W] as the processor flattens them: [B * H/8 * W/8, 3 * 2 * 8 * 8], merge groups together."""
+    """Flatten images [B, 3, H, W] like the processor: [B * H/8 * W/8, 3 * 2 * 8 * 8], merge groups adjacent."""
     patch, merge, times = models.QWEN_PATCH, models.QWEN_MERGE, models.QWEN_TEMPORAL
     size, _, height, width = images.shape
     rows, cols = height // (patch * merge), width // (patch * merge)
@@ -43,7 +43,7 @@ def qwen_patches(images: Tensor) -> Tensor:
 
 
 def _look_qwen(model: Model, images: Tensor, grid: Tensor) -> Seen:
-    """Qwen2-VL's tower for pictures of one size, as a dense batch."""
+    """Run Qwen2-VL's tower on images of one size, as a dense batch."""
     visual, merge = model.model.visual, models.QWEN_MERGE
     size, tokens = len(images), int(grid.prod())
     hidden = visual.patch_embed(qwen_patches(images)).view(size, tokens * merge**2, -1)
@@ -68,7 +68,7 @@ def _look_qwen(model: Model, images: Tensor, grid: Tensor) -> Seen:
 
 
 def look(model: Model, family: str, batch: Batch) -> Seen:
-    """Run the tower and the projector on the pictures of a batch."""
+    """Run the tower and the projector on the images of a batch."""
     images = _normalise(batch["pixels"])
     size = len(images)
     if family == "qwen2_vl":
@@ -93,7 +93,7 @@ class Heads(nn.Module):
 
     def __init__(self, model: Model, family: str, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
-        # Qwen2-VL's tower knows relative places only: there the decoder finds the region, see `place`.
+        # Qwen2-VL's tower has only relative positions: the decoder finds the region, see `place`.
         self.skipped = () if family == "llava" else (labels.FIELDS.index("region"),)
         width = model.config.vision_config.hidden_size if family == "llava" else 4 * 128
         self.patch = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(self.sizes)))
@@ -110,7 +110,7 @@ class Heads(nn.Module):
         self.regions = torch.tensor([[part in region.split() for part in parts] * 2 for region in labels.REGIONS])
 
     def forward(self, seen: Seen, batch: Batch, table: Tensor) -> dict[str, Tensor]:
-        """The losses; `table` is the embedding table of the decoder."""
+        """Return the losses. `table`: embedding table of the decoder."""
         dense = batch["dense"].transpose(1, 2)  # [B, N, fields]
         out: dict[str, Tensor] = {}
         total = seen.tokens.new_zeros(())
@@ -140,7 +140,7 @@ class Heads(nn.Module):
         return F.binary_cross_entropy_with_logits(logits, self.regions[regions].float())
 
     def place(self, early: Tensor, batch: Batch, table: Tensor) -> Tensor:
-        """Tie of visual tokens after the first decoder layer, [B, K, D], to the words for their own region."""
+        """Loss that ties visual tokens after the first decoder layer, [B, K, D], to the words for their region."""
         grid, keep = batch["grid"], batch["keep"]
         middle = torch.stack((keep // grid[1] + 0.5, keep % grid[1] + 0.5)) / grid[:, None, None]
         third = (middle * 3).long().clamp(max=2)

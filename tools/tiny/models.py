@@ -1,4 +1,4 @@
-"""Architectures of the bundled models and their Hugging Face side files."""
+"""Architectures of the bundled models and the other files of their Hugging Face directories."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ DECODER = {
 
 
 def build_llava(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
-    """LLaVA-1.5 in small: CLIP tower with a CLS token (second-to-last layer selected), two-layer projector, Llama."""
+    """Build a small LLaVA-1.5: CLIP tower with CLS token (second-to-last layer), two-layer projector, Llama."""
     ids = tokenizer.convert_tokens_to_ids
     vision = CLIPVisionConfig(
         hidden_size=128,
@@ -71,7 +71,7 @@ def build_llava(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenera
 
 
 def build_qwen(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLForConditionalGeneration:
-    """Qwen2-VL in small: its tower with 2 x 2 merging, and a decoder with M-RoPE of LLaVA's dimensions."""
+    """Build a small Qwen2-VL: tower with 2 x 2 merging, and a decoder with M-RoPE and LLaVA's dimensions."""
     ids = tokenizer.convert_tokens_to_ids
     config = Qwen2VLConfig(
         text_config={
@@ -103,7 +103,7 @@ def build_qwen(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLForConditionalGener
 
 
 def _sinusoids(side: int, width: int) -> torch.Tensor:
-    """Two-dimensional sine and cosine features of a square grid in raster order: [side * side, width]."""
+    """Return 2-D sine and cosine features of a square grid in raster order: [side * side, width]."""
     frequencies = 10 ** torch.linspace(0, -1.2, width // 4)
     waves = torch.arange(side)[:, None] * frequencies
     axis = torch.cat((waves.sin(), waves.cos()), dim=1)
@@ -112,7 +112,7 @@ def _sinusoids(side: int, width: int) -> torch.Tensor:
 
 
 def build(family: str, tokenizer: PreTrainedTokenizerFast) -> Model:
-    """A freshly initialised "llava" or "qwen2_vl" model, in which the two forms of a word start out alike."""
+    """Build an initialised "llava" or "qwen2_vl" model. Both token forms of a word start with the same embedding."""
     model: Model = build_llava(tokenizer) if family == "llava" else build_qwen(tokenizer)
     table = model.get_input_embeddings().weight
     vocabulary = tokenizer.get_vocab()
@@ -121,20 +121,20 @@ def build(family: str, tokenizer: PreTrainedTokenizerFast) -> Model:
         for piece, index in vocabulary.items():
             if piece.startswith("Ġ") and piece[1:] in vocabulary:
                 table[index] = 0.8 * table[vocabulary[piece[1:]]] + 0.6 * table[index]
-        if family == "llava":  # patches find their neighbours much sooner than from random position embeddings
+        if family == "llava":  # patches learn their neighbours faster than with random position embeddings
             places = model.model.vision_tower.embeddings.position_embedding.weight
             places[1:] = 0.5 * _sinusoids(LLAVA_SIDE // LLAVA_PATCH, places.shape[1])
     return model
 
 
 def decoder_of(model: Model) -> nn.Module:
-    """The text decoder without its head."""
+    """Return the text decoder without its head."""
     decoder: nn.Module = model.model.language_model
     return decoder
 
 
 def copy_decoder(source: Model, target: Model) -> None:
-    """Start the decoder of `target` from the one of `source`; biases that `source` lacks become zero."""
+    """Copy the decoder weights of `source` to `target`. Biases that `source` lacks become zero."""
     weights = decoder_of(source).state_dict()
     missing, unexpected = decoder_of(target).load_state_dict(weights, strict=False)
     assert not unexpected and all(name.endswith(".bias") for name in missing), (missing, unexpected)
@@ -176,7 +176,7 @@ def _image_processor(family: str) -> dict[str, object]:
 
 
 def save(model: Model, family: str, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write the model, in bfloat16, and everything a Hugging Face directory needs beside it."""
+    """Write the model in bfloat16 and all other files of a Hugging Face directory."""
     folder.mkdir(parents=True, exist_ok=True)
     stored = build(family, tokenizer)
     stored.load_state_dict(model.state_dict())
@@ -188,11 +188,11 @@ def save(model: Model, family: str, tokenizer: PreTrainedTokenizerFast, folder: 
         pad_token_id=tokenizer.pad_token_id,
     )
     stored.save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)  # it is written for the owner only
+    (folder / "model.safetensors").chmod(0o644)  # by default only the owner can read the file
     tokenizer.save_pretrained(folder)
     settings_file = folder / "tokenizer_config.json"
     settings = json.loads(settings_file.read_text())
-    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the one name that old and new transformers both know
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the only name that old and new transformers both accept
     settings_file.write_text(json.dumps(settings, indent=2) + "\n")
     processor: dict[str, object] = {"processor_class": "Qwen2VLProcessor"}
     if family == "llava":

@@ -1,7 +1,7 @@
-"""The tokenizer shared by the bundled models, and their chat templates.
+"""The shared tokenizer of the bundled models, and their chat templates.
 
-Byte-level: every text can be encoded. The words of the questions and answers are single tokens; all else, the words
-and numbers written in the pictures included, is spelled character by character, so that reading is copying glyphs.
+The tokenizer is byte-level and can encode every text. The words of questions and answers are single tokens. All other
+text, including words and numbers in the images, is encoded character by character, so that reading is copying glyphs.
 """
 
 from collections import Counter
@@ -39,7 +39,7 @@ IMAGE_MARKUP = {"llava": "{{ '<image>\\n' }}", "qwen2_vl": "<|vision_start|><|im
 
 
 def chat_template(family: str) -> str:
-    """Jinja source of the chat template of "llava" or "qwen2_vl"."""
+    """Return the Jinja source of the chat template of "llava" or "qwen2_vl"."""
     return _TEMPLATE.replace("IMAGE", IMAGE_MARKUP[family])
 
 
@@ -50,7 +50,7 @@ def _split() -> pre_tokenizers.PreTokenizer:
 
 
 def _vocabulary(split: pre_tokenizers.PreTokenizer, samples: int = 3000) -> list[str]:
-    """Words of generated conversations as byte-level pieces; what is written in a picture only as characters."""
+    """Return the words of generated conversations as byte-level pieces. Text in images enters only as characters."""
     counts: Counter[str] = Counter()
     for seed in range(samples):
         for question in scenes.questions(scenes.make_scene(seed), 0):
@@ -65,7 +65,7 @@ def _vocabulary(split: pre_tokenizers.PreTokenizer, samples: int = 3000) -> list
 
 
 def build(family: str) -> PreTrainedTokenizerFast:
-    """The tokenizer with the chat template of the family; its special tokens come first in the vocabulary."""
+    """Build the tokenizer with the family's chat template. Special tokens come first in the vocabulary."""
     split = _split()
     vocabulary = {piece: index for index, piece in enumerate([*SPECIALS, *_vocabulary(split)])}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))

@@ -1,7 +1,7 @@
 """Train a bundled model: `PYTHONPATH=.:tools python -m tiny.train llava --minutes 60 --out run`.
 
-Stage 0 trains the tower and the projector with the auxiliary losses alone, then all is trained together. The learning
-rate follows the clock, so that the run ends, annealed, after the given minutes. A run is resumed from its folder.
+Stage 0 trains the tower and the projector with only the auxiliary losses. Then all parts are trained together. The
+learning rate follows the clock, so that the run ends annealed after the given minutes. A run resumes from its folder.
 """
 
 import argparse
@@ -21,7 +21,7 @@ AUX = {"patch": 0.5, "tie": 0.5, "cls": 1.0, "cls_look": 0.2, "place": 3.0}  # w
 
 
 def produce(family: str, seed: int, size: int, mix: str | None, describe: float, queue: Any) -> None:
-    """Body of the process that draws the batches."""
+    """Draw batches and put them into the queue. Runs in a separate process."""
     torch.set_num_threads(1)
     recipe = data.Recipe(family, tokenizer.build(family), mix, describe)
     for batch in data.batches(recipe, seed, size):
@@ -39,7 +39,7 @@ class Feed:
         self.process.start()
 
     def next(self) -> losses.Batch:
-        """The next batch as tensors."""
+        """Return the next batch as tensors."""
         return {name: torch.from_numpy(array) for name, array in self.queue.get().items()}
 
     def close(self) -> None:
@@ -48,13 +48,13 @@ class Feed:
 
 
 def rate(progress: float, elapsed: float, peak: float, flat: float) -> float:
-    """Learning rate: a minute of warm-up, constant until `flat` of the run, then down to 2% of the peak."""
+    """Return the learning rate: one minute of warm-up, constant until share `flat` of the run, then to 2% of peak."""
     fall = max(0.0, (progress - flat) / (1 - flat))
     return peak * min(1.0, (elapsed + 2) / 60) * (1 - 0.98 * min(1.0, fall))
 
 
 class Run:
-    """A model in training with all its state."""
+    """A model in training, with all state."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -95,20 +95,20 @@ class Run:
         self.state = saved["state"]
 
     def save(self) -> None:
-        """Write the checkpoint, replacing the former one in one go."""
+        """Write the checkpoint. Replace the old checkpoint atomically."""
         parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "heads", "optimizer")}
         torch.save({**parts, "state": self.state}, self.out / "new.pt")
         (self.out / "new.pt").replace(self.out / "last.pt")
 
     def log(self, line: str) -> None:
-        """Print a line and keep it in the log of the run."""
+        """Print a line and append the line to the run's log."""
         stamp = f"{self.state['elapsed'] / 60:6.1f} min  step {self.state['step']:5d}  {line}"
         print(stamp, flush=True)
         with (self.out / "train.log").open("a") as file:
             file.write(stamp + "\n")
 
     def step(self, batch: losses.Batch, joint: bool, aux: float, guide: float, speed: float) -> dict[str, float]:
-        """One update; returns the losses. `aux` and `guide` weigh the auxiliary losses and the guidance."""
+        """Do one update and return the losses. `aux` and `guide`: weights of the auxiliary losses and the guidance."""
         for group in self.optimizer.param_groups:
             group["lr"] = speed
         seen = losses.look(self.model, self.args.family, batch)
@@ -137,14 +137,14 @@ class Run:
         return report
 
     def _answer_loss(self, batch: losses.Batch, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of the answers' tokens, with the weight of descriptions."""
+        """Return the cross-entropy of the answer tokens, with the weight of descriptions."""
         long = batch["kinds"][batch["targets"] != -100] == scenes.KINDS.index("describe")
         scale = torch.where(long, self.args.describe_weight, 1.0)
         each = F.cross_entropy(logits, targets, reduction="none")
         return (each * scale).sum() / scale.sum()
 
     def _advance(self, size: int, clock: float) -> float:
-        """Count a step of `size` pictures that began at `clock`; returns the time now."""
+        """Count a step of `size` images that began at time `clock`. Return the current time."""
         now = time.monotonic()
         self.state["elapsed"] += now - clock
         self.state["seed"] += size
@@ -153,7 +153,7 @@ class Run:
         return now
 
     def stage(self, joint: bool, start: float, end: float) -> None:
-        """Train until `end` minutes of the run; `start` is where the clock of the learning rate starts."""
+        """Train until minute `end` of the run. `start`: start of the learning rate's clock."""
         args, size = self.args, self.args.batch if joint else 2 * self.args.batch
         if self.state["elapsed"] >= end * 60:
             return
@@ -184,7 +184,7 @@ class Run:
         self.save()
 
     def test(self, pictures: int = 120) -> None:
-        """Log exact match on held-out pictures with all visual tokens and with a scattered half of them."""
+        """Log exact match on held-out images with all visual tokens and with a scattered half."""
         for share in ("full", "scattered 0.5"):
             table = evaluate.table(self.average, self.args.family, self.tokenizer, pictures, share)
             self.log(f"held-out {share}: " + "  ".join(f"{kind} {value:.1%}" for kind, value in table.items()))

@@ -1,6 +1,6 @@
 """Ask an exported model through plain transformers: processor, chat template, `generate`.
 
-Slow but independent of the training code; its exact match must agree with `tiny.evaluate`.
+This check is slow but independent of the training code. Its exact match must agree with `tiny.evaluate`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from foveate.bundled import scenes
 def ask(
     family: str, model: torch.nn.Module, tokenizer: object, processor: object, scene: scenes.Scene, text: str
 ) -> str:
-    """The greedy answer to one question about a scene."""
+    """Return the greedy answer to one question about a scene."""
     content = [{"type": "image"}, {"type": "text", "text": text}]
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
