@@ -1,8 +1,8 @@
-"""Ask a served model about a rendered image, at the full and at a quarter of the visual budget.
+"""Ask a served model about a rendered picture, at full visual budget and at a quarter of it.
 
 Starts `foveate serve` on a free port, asks through the official `openai` client, streams the answers, stops the server.
-The prefix cache is off, so every question prefills the image again. A first request, which is not timed, encodes the
-image once. The client measures the times.
+The prefix cache is off, so every question reads the picture anew; the picture is encoded once, by a first request that
+is not timed. Times are measured here, at the client.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Exact match on held-out scenes, per kind of question.
 
-Teacher forcing is enough: greedy decoding gives exactly the answer if and only if every answer token, including the
-closing token, is the most likely token after the tokens before it.
+Teacher forcing is enough: greedy decoding gives exactly the answer if and only if every token of the answer, the
+closing one included, is the most likely one after the tokens before it.
 """
 
 import argparse

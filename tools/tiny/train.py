@@ -1,7 +1,7 @@
 """Train a bundled model: `PYTHONPATH=.:tools python -m tiny.train llava --minutes 60 --out run`.
 
-Stage 0 trains the tower and the projector with only the auxiliary losses. Then all parts are trained together. The
-learning rate follows the clock, so that the run ends annealed after the given minutes. A run resumes from its folder.
+Stage 0 trains the tower and the projector with the auxiliary losses alone, then all is trained together. The learning
+rate follows the clock, so that the run ends, annealed, after the given minutes. A run is resumed from its folder.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Ask an exported model through plain transformers: processor, chat template, `generate`.
 
-This check is slow but independent of the training code. Its exact match must agree with `tiny.evaluate`.
+Slow but independent of the training code; its exact match must agree with `tiny.evaluate`.
 """
 
 import argparse
