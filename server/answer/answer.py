@@ -1,4 +1,4 @@
-"""One engine request from `Generate` to text: what chat and text completions share."""
+"""Run one engine request from `Generate` to text. Chat and text completions share this code."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -28,13 +28,13 @@ class Piece:
 @dataclass(slots=True)
 class Choice:
     text: TextStream
-    n_tokens: int = 0  # generated and counted, the stopping token included
+    n_tokens: int = 0  # generated tokens that usage counts, including the stopping token
     finish: FinishReason | None = None
-    usage: Usage | None = None  # once the engine has ended the choice, which after a stop string is a step later
+    usage: Usage | None = None  # set once the engine has ended the choice: one step later after a stop string
 
 
 class Answer:
-    """Runs one prepared request. Call `start`, then iterate over `pieces` once; `aclose` in every case."""
+    """Runs one prepared request. Call `start`, then iterate over `pieces` once. Call `aclose` in every case."""
 
     def __init__(
         self, engine: EngineApi, tokenizer: Tokenizer, prepared: Prepared, track: Track, first: int = 0
@@ -57,7 +57,7 @@ class Answer:
         return self._accepted
 
     async def start(self) -> None:
-        """Wait until the engine has taken the request. Raises ApiError if it does not."""
+        """Wait until the engine has accepted the request. Raises ApiError if the engine refuses the request."""
         event = await anext(self._events)
         if isinstance(event, Failed):
             raise from_failed(event, self._prompt_param)
@@ -65,7 +65,7 @@ class Answer:
         self._accepted = event
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """New text as it comes; ends when all choices have. Raises ApiError if the engine fails."""
+        """Yield new text as it arrives, until all choices have ended. Raises ApiError if the engine fails."""
         async for event in self._events:
             if isinstance(event, Failed):
                 raise from_failed(event, self._prompt_param)
@@ -77,13 +77,13 @@ class Answer:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End the request in the engine if it has not ended."""
+        """Abort the request in the engine unless the request has ended."""
         await self._events.aclose()
 
     def _read(self, delta: Delta) -> Piece | None:
         choice = self.choices[delta.choice]
         choice.usage = delta.usage
-        if choice.finish is not None:  # a stop string ended it here; what the engine made since is nobody's
+        if choice.finish is not None:  # a stop string ended the choice: drop the tokens generated since
             return None
         stopped_by = 0 if delta.stop_token is None else 1
         ids = delta.token_ids[: len(delta.token_ids) - stopped_by]
@@ -113,12 +113,12 @@ def _reason(finish: str) -> FinishReason:
 
 
 async def start_all(answers: Sequence[Answer]) -> None:
-    """Start several; if one is refused, none goes on."""
+    """Start several answers. If one fails to start, close all."""
     starting = [asyncio.create_task(answer.start()) for answer in answers]
     try:
         await asyncio.gather(*starting)
     except BaseException:
-        for task in starting:  # what is still being read cannot be closed
+        for task in starting:  # a generator that is being read cannot be closed
             task.cancel()
         await asyncio.gather(*starting, return_exceptions=True)
         await close_all(answers)
@@ -144,7 +144,7 @@ async def _merged(answers: Sequence[Answer]) -> AsyncGenerator[Piece, None]:
             async for piece in answer.pieces():
                 queue.put_nowait(piece)
             queue.put_nowait(None)
-        except Exception as error:  # raised again by the reader, below
+        except Exception as error:  # the reader below raises the error again
             queue.put_nowait(error)
 
     tasks = [asyncio.create_task(pump(answer)) for answer in answers]

@@ -1,4 +1,4 @@
-"""A conversation as the prompt reads it: roles, texts and the places of pictures, whatever the pictures come from."""
+"""A conversation for the prompt: roles, texts and image places. The source of the images does not matter here."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class MessageText:
-    """A text part of a message; `path` is its place in the request, for errors."""
+    """A text part of a message. `path`: place in the request, for errors."""
 
     text: str
     path: str = ""
@@ -14,27 +14,27 @@ class MessageText:
 
 @dataclass(frozen=True, slots=True)
 class PicturePlace:
-    """The place of a picture in a message."""
+    """The place of an image in a message."""
 
     path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message: its content is a text, or parts in order."""
+    """One message. The content is a text or a list of parts in order."""
 
     role: str
     content: str | Sequence[MessageText | PicturePlace]
     path: str = ""
 
     def parts(self) -> Iterator[MessageText | PicturePlace]:
-        """The parts; none for plain text."""
+        """Yield the parts. Plain text has no parts."""
         if not isinstance(self.content, str):
             yield from self.content
 
 
 def n_chars(turns: Sequence[Turn]) -> int:
-    """Characters of all texts."""
+    """Count the characters of all texts."""
     total = 0
     for turn in turns:
         if isinstance(turn.content, str):

@@ -1,7 +1,7 @@
-"""The text of VLM-Visual-Method and vlm.visual.method: `name;key=value`, or stages of that form joined by `+`.
+"""Parse VLM-Visual-Method and vlm.visual.method: one stage `name;key=value`, or several stages joined by `+`.
 
-In a composition each stage but the last may say `keep=0.5`, the share it leaves of what it is given; the last one
-before a method that acts inside the decoder, the share of the tokens offered that enter it.
+In a composition, each stage but the last may state `keep=0.5`: the share of its input tokens that the stage keeps. For
+the last stage before a method inside the decoder, `keep` is the share of the offered tokens that enter the decoder.
 """
 
 import re
@@ -19,18 +19,18 @@ MAX_STAGES = 4
 
 @dataclass(frozen=True, slots=True)
 class MethodChoice:
-    """What a request reduces with."""
+    """The reduction method of a request."""
 
-    name: str  # of the reducers
+    name: str  # name of the reducer, or names joined by "+"
     params: dict[str, Bare] = field(default_factory=dict)
-    stages: list[Stage] = field(default_factory=list)  # of a composition of reducers
-    question_aware: bool = False  # one of the reducers is
-    prune: Stage | None = None  # what acts inside the decoder
-    enter: float | None = None  # share of the tokens offered that the reducers leave to it
+    stages: list[Stage] = field(default_factory=list)  # stages of a composition of reducers
+    question_aware: bool = False  # whether a reducer reads the question
+    prune: Stage | None = None  # the method inside the decoder
+    enter: float | None = None  # share of the offered tokens that enter the decoder
 
 
 def read_method(where: str, text: str, methods: Sequence[MethodInfo]) -> MethodChoice:
-    """Raises ApiError `invalid_vlm_parameter`, with what is legal."""
+    """Parse and check a method. Raises ApiError `invalid_vlm_parameter`, naming the legal values."""
     texts = _STAGE.findall(text)
     if "+".join(texts) != text or not texts:
         raise invalid_vlm(where, "expected name;key=value, or several joined by +")
@@ -84,7 +84,7 @@ def _keep(where: str, method: str, value: Bare) -> float:
 
 
 def _check_order(where: str, before: MethodInfo, after: MethodInfo) -> None:
-    """What is misplaced in another way ("left") the engine refuses, with the settings that it alone can judge."""
+    """Check the order of two stages. The engine checks the case "left", which depends on the methods' settings."""
     match misplaced(before, after):
         case "order":
             raise invalid_vlm(where, f"{after.name} acts on {after.stage}, so it comes before {before.name}")

@@ -1,7 +1,7 @@
-"""The model's chat template, rendered as `transformers` renders it: same environment, same variables.
+"""Render the model's chat template as `transformers` does: same environment, same variables.
 
-Only the template in the model's directory is ever used, never one from a request, and it runs in jinja's immutable
-sandbox with a cap on its output. Which forms of content it understands is found out by trying, once.
+The server uses only the template in the model's directory, never a template from a request. The template runs in
+jinja's immutable sandbox, with a cap on the output. A trial at load finds the accepted content formats.
 """
 
 import json
@@ -25,11 +25,11 @@ TemplateMessage = Mapping[str, JsonValue]
 
 
 class TemplateFailed(Exception):
-    """The template refuses these messages; the text is the template's own (`raise_exception`) or general."""
+    """The template refuses the messages. The text comes from the template (`raise_exception`) or is generic."""
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks what a model is trained on; when answering it is transparent."""
+    """`{% generation %}` marks the text that a model is trained on. At inference, the tag has no effect."""
 
     tags = {"generation"}
 
@@ -45,7 +45,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes HTML, which templates of language models do not want."""
+    """Replace jinja's own filter, which escapes HTML: chat templates expect plain JSON."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -58,7 +58,7 @@ def _strftime_now(pattern: str) -> str:
 
 
 def read_json(path: Path) -> dict[str, JsonValue]:
-    """A JSON object, or an empty one if there is no such file. Raises ConfigError."""
+    """Read a JSON object. Empty if the file does not exist. Raises ConfigError if the file is not JSON."""
     if not path.is_file():
         return {}
     try:
@@ -69,13 +69,13 @@ def read_json(path: Path) -> dict[str, JsonValue]:
 
 
 def find_source(model_dir: Path) -> str | None:
-    """The template's text: chat_template.jinja, else chat_template.json, else in tokenizer_config.json."""
+    """Return the template's text from chat_template.jinja, else chat_template.json, else tokenizer_config.json."""
     jinja = model_dir / "chat_template.jinja"
     if jinja.is_file():
         return jinja.read_text("utf-8")
     for name in ("chat_template.json", "tokenizer_config.json"):
         found = read_json(model_dir / name).get("chat_template")
-        if isinstance(found, list):  # several, by name
+        if isinstance(found, list):  # several named templates
             named = {str(entry["name"]): entry["template"] for entry in found if isinstance(entry, dict)}
             found = named.get("default")
         if isinstance(found, str):
@@ -87,8 +87,8 @@ class Template:
     """A compiled chat template.
 
     Attributes:
-        takes_text: content may be plain text.
-        takes_parts: content may be a list of parts, which is how images are placed.
+        takes_text: whether content may be plain text.
+        takes_parts: whether content may be a list of parts. Images need parts.
     """
 
     def __init__(self, source: str, special: Mapping[str, str]) -> None:
@@ -108,7 +108,7 @@ class Template:
         self.takes_parts = self._renders([{"type": "text", "text": _PROBE}])
 
     def render(self, messages: Sequence[TemplateMessage], add_generation_prompt: bool) -> str:
-        """The prompt as text. Raises TemplateFailed."""
+        """Render the prompt as text. Raises TemplateFailed."""
         most = FIXED_CHARS + MAX_GROWTH * sum(len(str(message.get("content"))) for message in messages)
         variables: dict[str, object] = {
             "messages": list(messages),
@@ -134,4 +134,4 @@ class Template:
             text = self.render([{"role": "user", "content": content}], add_generation_prompt=True)
         except TemplateFailed:
             return False
-        return text.count(_PROBE) == 1 and f"'{_PROBE}'" not in text  # not the list written out as text
+        return text.count(_PROBE) == 1 and f"'{_PROBE}'" not in text  # refuse a template that prints the list itself

@@ -1,4 +1,4 @@
-"""POST /v1/completions: text in, text out; one or several prompts, as text or token ids."""
+"""POST /v1/completions: text completions for one or several prompts, given as text or token ids."""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,7 +15,7 @@ from foveate.server.routes.deliver import HOLE, Collected, Streaming, cut, deliv
 
 
 async def answer_completion(context: Context, request: Request, body: CompletionRequest) -> Response:
-    """Prepare, start every prompt, and either stream or collect. Raises ApiError."""
+    """Prepare and start every prompt, then stream or collect the answers. Raises ApiError."""
     context.check_name(body.model)
     model = context.model()
     prepared = await context.preparer.completion(body, model, context.engine.methods, sender(request))
@@ -31,15 +31,15 @@ async def answer_completion(context: Context, request: Request, body: Completion
 
 
 class TextFormatter:
-    """Text completions; with include_usage every chunk but the last has `usage: null`.
+    """Formats text completions. With include_usage, every chunk but the last has `usage: null`.
 
     Args:
-        texts: where log-probabilities are wanted.
+        texts: token texts, if the request asks for log-probabilities.
     """
 
     def __init__(self, head: Head, texts: TokenTexts | None, with_usage: bool, n_choices: int) -> None:
         self._head, self._texts, self._with_usage = head, texts, with_usage
-        self._offsets = [0] * n_choices  # characters sent, which log-probabilities repeat
+        self._offsets = [0] * n_choices  # number of characters sent, for the offsets in log-probabilities
         choices = (TextChoice(index=i, text=HOLE, logprobs=None, finish_reason=None) for i in range(n_choices))
         self._around = [cut(self._event(choice)) for choice in choices]
 
@@ -48,7 +48,7 @@ class TextFormatter:
 
     def events(self, piece: Piece) -> list[bytes]:
         index = piece.choice
-        if self._texts is None and piece.finish is None:  # most chunks: they differ in their text alone
+        if self._texts is None and piece.finish is None:  # most chunks differ only in their text
             before, after = self._around[index]
             return [before + orjson.dumps(piece.text) + after]
         logprobs = None

@@ -1,4 +1,4 @@
-"""One stream of pieces feeds one formatter per API: the whole answer, or server-sent events."""
+"""Deliver pieces through the formatter of an API, as one whole answer or as server-sent events."""
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +17,12 @@ from foveate.server.prepare.request import Prepared
 from foveate.server.routes.context import Context
 from foveate.server.transport.events import EventStream
 
-HOLE = "\x00hole\x00"  # stands for the text in an event that is made once; no model's name or id holds it
+HOLE = "\x00hole\x00"  # placeholder for the text in a template event; no model name or id contains it
 
 
 @dataclass(slots=True)
 class Collected:
-    """All of one choice."""
+    """One complete choice."""
 
     text: str = ""
     tokens: list[TokenLogprob] = field(default_factory=list)
@@ -30,10 +30,10 @@ class Collected:
 
 
 class Formatter(Protocol):
-    """One API's shape of answers. Choices are numbered over all answers of a request."""
+    """Formats the answers of one API. Choice numbers run over all answers of a request."""
 
     def opening(self) -> Iterator[bytes]:
-        """Events before the first piece."""
+        """Yield the events before the first piece."""
         ...
 
     def events(self, piece: Piece) -> Sequence[bytes]:
@@ -41,24 +41,24 @@ class Formatter(Protocol):
         ...
 
     def closing(self, usage: UsageReport | None) -> Iterator[bytes]:
-        """Events after the last piece; `usage` if the client asked for it."""
+        """Yield the events after the last piece. `usage`: None unless the client asked for usage."""
         ...
 
     def whole(self, choices: Sequence[Collected], usage: UsageReport) -> Reply:
-        """The answer in one piece."""
+        """Return the whole answer."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """Started answers on their way to the client."""
+    """Delivers started answers to the client."""
 
     context: Context
     answers: Sequence[Answer]
     formatter: Formatter
     headers: dict[str, str]
     track: Track
-    with_usage: bool  # whether a stream ends with its usage
+    with_usage: bool  # whether a stream ends with the usage
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         for event in self.formatter.opening():
@@ -119,7 +119,7 @@ async def deliver(
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
-    """How a client wants the answer."""
+    """The client's choice of streaming."""
 
     reply_id: str
     wanted: bool
@@ -135,7 +135,7 @@ def answer_headers(answer: Answer, prepared: Prepared) -> dict[str, str]:
 
 
 def cut(event: bytes) -> tuple[bytes, bytes]:
-    """The bytes before and after the JSON string `HOLE` in an encoded event."""
+    """Return the bytes before and after the JSON string `HOLE` in an encoded event."""
     before, hole, after = event.partition(orjson.dumps(HOLE))
     assert hole, "the event has a hole"
     return before, after
