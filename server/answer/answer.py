@@ -17,7 +17,7 @@ from foveate.server.prepare.request import Prepared
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What is new in one choice, numbered over all answers of a request; `finish` comes with the last piece."""
+    """New text and tokens of one choice. Choice numbers run over all answers. The last piece has `finish`."""
 
     choice: int
     text: str
@@ -131,12 +131,12 @@ async def close_all(answers: Sequence[Answer]) -> None:
 
 
 def pieces_of(answers: Sequence[Answer]) -> AsyncGenerator[Piece, None]:
-    """Pieces of all answers as they come. A single answer is read directly: a layer less for every token."""
+    """Yield pieces of all answers as they arrive. A single answer is read directly, without a queue per token."""
     return answers[0].pieces() if len(answers) == 1 else _merged(answers)
 
 
 async def _merged(answers: Sequence[Answer]) -> AsyncGenerator[Piece, None]:
-    """Closing the generator closes the answers."""
+    """Yield pieces from a queue of all answers. Closing the generator closes the answers."""
     queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
 
     async def pump(answer: Answer) -> None:

@@ -37,7 +37,7 @@ class Formatter(Protocol):
         ...
 
     def events(self, piece: Piece) -> Sequence[bytes]:
-        """Events of one piece."""
+        """Return the events of one piece."""
         ...
 
     def closing(self, usage: UsageReport | None) -> Iterator[bytes]:
