@@ -79,7 +79,7 @@ def _context(config: Config, client: EngineClient, counts: Metrics, prompter: Pr
 def _fetcher(config: Config) -> Fetch | None:
     if not config.server.image_urls:
         return None
-    from foveate.server.prepare.fetch import Fetcher  # late: httpx takes 0.1 s to import, and few servers need httpx
+    from foveate.server.fetch import Fetcher  # late: httpx takes 0.1 s to import, and few servers need httpx
 
     return Fetcher(config.limits, config.server.image_url_hosts)
 

@@ -38,11 +38,13 @@ class Prepared:
     """A request ready for the engine.
 
     Attributes:
+        reply_id: the id of the reply, which several prompts of one request share.
         prompt_param: the route's name for the prompt, which the engine calls "messages".
         warnings: fields that the server ignores, for the client.
     """
 
     generate: Generate
+    reply_id: str
     stop: Sequence[str]
     prompt_param: str
     resolved: Resolved
@@ -71,7 +73,7 @@ class Preparer:
         checks.check_chat(body, self._limits)
         warnings = checks.warnings(body)
         turns, images = conversation(body.messages), list(_images(body.messages))
-        resolved = resolve(body.vlm, [_wish(part) for _, part in images], self._budget, methods, sender.headers)
+        resolved = resolve(body.vlm, [wish_of(part) for _, part in images], self._budget, methods, sender.headers)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         most = self._limits.output_tokens
         sampling = sampling_params(body, checks.max_tokens(body), logprobs, most, model)
@@ -92,7 +94,7 @@ class Preparer:
             question_ids=question,
             explain=resolved.explain,
         )
-        return Prepared(generate, checks.stop_strings(body), "messages", resolved, warnings)
+        return Prepared(generate, generate.id, checks.stop_strings(body), "messages", resolved, warnings)
 
     async def completion(
         self, body: CompletionRequest, model: ModelInfo, methods: Sequence[MethodInfo], sender: Sender
@@ -108,6 +110,7 @@ class Preparer:
         return [
             Prepared(
                 Generate(id=f"{reply_id}-{i}", prompt_ids=ids, sampling=sampling, n=body.n or 1, salt=salt),
+                reply_id,
                 stop,
                 "prompt",
                 resolved,
@@ -172,7 +175,7 @@ def _images(messages: Sequence[Message]) -> Iterator[tuple[str, ImagePart]]:
                 yield path, part
 
 
-def _wish(part: ImagePart) -> ImageWish:
+def wish_of(part: ImagePart) -> ImageWish:
     """Read the budget fields of one image. The part's own `vlm` overrides `image_url.detail`."""
     own = part.vlm
     detail = own.detail if own is not None and own.detail is not None else part.image_url.detail

@@ -1,7 +1,6 @@
 """POST /v1/chat/completions."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import orjson
 from fastapi import Request, Response
@@ -21,7 +20,7 @@ from foveate.server.common.replies import (
     UsageReport,
 )
 from foveate.server.routes.context import Context, now, sender
-from foveate.server.routes.deliver import HOLE, Collected, Streaming, cut, deliver
+from foveate.server.routes.deliver import HOLE, Collected, Head, Streaming, cut, deliver
 
 
 async def answer_chat(context: Context, request: Request, body: ChatRequest) -> Response:
@@ -30,22 +29,13 @@ async def answer_chat(context: Context, request: Request, body: ChatRequest) -> 
     model = context.model()
     prepared = await context.preparer.chat(body, model, context.engine.methods, sender(request))
     streaming = Streaming(
-        prepared.generate.id,
+        prepared.reply_id,
         bool(body.stream),
         bool(body.stream_options and body.stream_options.include_usage),
     )
-    head = Head(prepared.generate.id, now(), context.name)
+    head = Head(prepared.reply_id, now(), context.name)
     formatter = ChatFormatter(head, context.texts if body.logprobs else None, streaming.usage, prepared.generate.n)
     return await deliver(context, request, [prepared], formatter, streaming)
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The fields that every chunk of one answer repeats."""
-
-    id: str
-    created: int
-    model: str
 
 
 class ChatFormatter:

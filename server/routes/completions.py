@@ -9,9 +9,8 @@ from foveate.server.answer.answer import Piece
 from foveate.server.answer.logprobs import TokenTexts
 from foveate.server.common.protocol import CompletionRequest
 from foveate.server.common.replies import TextChoice, TextReply, UsageReport
-from foveate.server.routes.chat import Head
 from foveate.server.routes.context import Context, now, sender
-from foveate.server.routes.deliver import HOLE, Collected, Streaming, cut, deliver
+from foveate.server.routes.deliver import HOLE, Collected, Head, Streaming, cut, deliver
 
 
 async def answer_completion(context: Context, request: Request, body: CompletionRequest) -> Response:
@@ -20,7 +19,7 @@ async def answer_completion(context: Context, request: Request, body: Completion
     model = context.model()
     prepared = await context.preparer.completion(body, model, context.engine.methods, sender(request))
     streaming = Streaming(
-        prepared[0].generate.id.rpartition("-")[0],
+        prepared[0].reply_id,
         bool(body.stream),
         bool(body.stream_options and body.stream_options.include_usage),
     )

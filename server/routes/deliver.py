@@ -29,6 +29,15 @@ class Collected:
     finish: FinishReason = "stop"
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The fields that every chunk of one answer repeats."""
+
+    id: str
+    created: int
+    model: str
+
+
 class Formatter(Protocol):
     """Formats the answers of one API. Choice numbers run over all answers of a request."""
 

@@ -11,7 +11,7 @@ import pytest
 
 from foveate.configs.config import LimitsConfig
 from foveate.server.common.errors import ApiError
-from foveate.server.prepare.fetch import Fetcher, is_public
+from foveate.server.fetch import Fetcher, is_public
 
 PUBLIC = "93.184.216.34"
 LIMITS = LimitsConfig(image_mb=1, fetch_timeout_s=0.3)

@@ -18,8 +18,6 @@ def test_importing_what_tune_runs_loads_no_http() -> None:
 def test_tune_and_prepare_name_no_http_type() -> None:
     found = []
     for path in [*(ROOT / "tune").rglob("*.py"), *(ROOT / "server" / "prepare").glob("*.py")]:
-        if path.name == "fetch.py":  # a client of other servers, and no part of a request
-            continue
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

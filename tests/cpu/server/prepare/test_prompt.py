@@ -168,7 +168,7 @@ def test_bundled_models_render_as_with_transformers(name: str) -> None:
 
 
 def test_the_server_loads_no_tensors() -> None:
-    code = "import sys, foveate.server.app, foveate.server.prepare.fetch; print([m for m in %r if m in sys.modules])"
+    code = "import sys, foveate.server.app, foveate.server.fetch; print([m for m in %r if m in sys.modules])"
     heavy = ["torch", "transformers", "numpy"]
     done = subprocess.run([sys.executable, "-P", "-c", code % heavy], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -10,7 +10,7 @@ from foveate.engine.common import MethodInfo
 from foveate.server.common.header_fields import parse
 from foveate.server.common.protocol import ImagePart, VlmFields
 from foveate.server.prepare.budget import ImageCap, Resolved, resolve
-from foveate.server.prepare.request import _wish
+from foveate.server.prepare.request import wish_of
 
 METHOD = MethodInfo(
     name="foveal", summary="", source="", fields=[], question_aware=False, shared=True, signals_cls=[],
@@ -30,7 +30,7 @@ def run(
     ]
     stated = {name.lower(): [value] for name, value in (headers or {}).items()}
     body = None if visual is None else VlmFields.model_validate({"visual": visual})
-    return resolve(body, [_wish(part) for part in parts], BudgetConfig(**config), [METHOD], stated)
+    return resolve(body, [wish_of(part) for part in parts], BudgetConfig(**config), [METHOD], stated)
 
 
 def test_defaults_hold_only_for_those_who_state_nothing() -> None:

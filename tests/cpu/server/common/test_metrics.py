@@ -19,7 +19,7 @@ from foveate.server.common.replies import (
     VlmReport,
 )
 
-_spec = importlib.util.spec_from_file_location("fake_engine", Path(__file__).with_name("fake_engine.py"))
+_spec = importlib.util.spec_from_file_location("fake_engine", Path(__file__).parents[1] / "fake_engine.py")
 assert _spec is not None and _spec.loader is not None
 fake = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(fake)

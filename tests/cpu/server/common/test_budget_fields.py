@@ -146,6 +146,6 @@ def test_options_of_the_body_leave_their_headers_unread_and_strict_comes_first()
 
 
 def test_the_documented_table_is_that_of_the_fields() -> None:
-    page = (Path(__file__).resolve().parents[3] / "docs" / "usage.md").read_text()
+    page = (Path(__file__).resolve().parents[4] / "docs" / "usage.md").read_text()
     table = page.partition("<!-- budget fields: begin")[2].partition("-->\n")[2].partition("<!-- budget fields: end")[0]
     assert table == budget_fields.markdown(), "run make docs"
