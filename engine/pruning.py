@@ -1,8 +1,8 @@
-"""What happens between two segments of the decoder: tokens leave for good, or wait for the rest of their span.
+"""Pruning points between two segments of the decoder: tokens leave for good, or wait for the rest of their span.
 
-A `Lane` follows one chunk through the layers. Crossing a pruning point, a lane whose span waits puts its tokens aside;
-the one whose chunk completes the span takes all of them up again, decides, and goes on with what is left. Where it is
-decided already, tokens that are no members of the next group just end.
+A `Lane` follows one chunk through the layers. At a pruning point, a lane with an undecided span stores the span's rows.
+The lane with the last chunk of the span takes all stored rows, decides, and continues with the kept tokens. After the
+decision, a lane drops the tokens that the next group does not hold.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,9 +26,9 @@ class Lane:
     """One chunk on its way through the layers.
 
     Attributes:
-        group: the layer group it is in.
-        tokens: of the sequence, those that are present; increasing.
-        slot: of the first present token in the group; the others follow.
+        group: index of the current layer group.
+        tokens: present tokens of the sequence, increasing.
+        slot: slot of the first present token in the group; the other tokens follow.
         n_shared: slots of the group that are never written.
     """
 
@@ -59,7 +59,7 @@ class Lane:
         return self.cache.n_shared(self.group)
 
     def enters(self, layer: int) -> bool:
-        """Whether its next group begins with this layer."""
+        """Whether the lane's next group begins with this layer."""
         groups = self.depth.groups
         return self.group + 1 < len(groups) and groups[self.group + 1].layers.start == layer
 
@@ -68,11 +68,11 @@ class Lane:
         self.slot = self.cache.first_slot(self.group, self.tokens[0]) if self.tokens else 0
 
     def watches(self, layer: int) -> bool:
-        """Whether the layer before this one must tell its queries."""
+        """Whether the layer before this one must record its queries and log-sum-exp."""
         return self.waits and self.enters(layer) and (self.completes or self.group == 0)
 
     def where(self, low: int, high: int) -> tuple[int, int]:
-        """Its rows of tokens [low, high), as a range."""
+        """Range of the lane's rows that hold tokens [low, high)."""
         inside = [i for i, token in enumerate(self.tokens) if low <= token < high]
         return (inside[0], inside[-1] + 1) if inside else (0, 0)
 
@@ -81,7 +81,7 @@ class Pruning:
     """Crosses pruning points.
 
     Args:
-        embed: rows of chunks as they enter the first layer.
+        embed: returns the rows of chunks at the input of the first layer.
     """
 
     def __init__(self, model: Model, kv: KVStore, embed: Callable[[Sequence[Chunk]], Tensor]) -> None:
@@ -96,7 +96,7 @@ class Pruning:
 
         Args:
             pages: [n_layers, n_lanes, max_blocks] of the lanes' tables.
-            seen: of the layer before, if a lane watches it.
+            seen: queries and log-sum-exp of the layer before, if a lane watches that layer.
         """
         n_before = [lane.n_rows for lane in lanes]
         entering = [lane.enters(layer) for lane in lanes]
@@ -118,7 +118,7 @@ class Pruning:
         return torch.cat([r for r, _ in out]), Rotary(cos, sin)
 
     def _flow(self, lane: Lane, rows: Tensor, rotary: Rotary) -> tuple[Tensor, Rotary]:
-        """Into the next group of what is decided, or lies outside the span."""
+        """Enter the next group with the tokens that a decision kept or that lie outside the span."""
         depth, before = lane.depth, lane.tokens
         lane.group += 1
         if before and before[0] < depth.stop and before[-1] >= depth.start:
@@ -136,7 +136,7 @@ class Pruning:
     def _wait(
         self, lane: Lane, layer: int, rows: Tensor, rotary: Rotary, pages: Tensor, seen: Seen | None
     ) -> tuple[Tensor, Rotary]:
-        """Put the span's tokens aside, or take them all up and decide."""
+        """Store the span's rows, or take all stored rows and decide."""
         depth = lane.depth
         low, high = lane.where(depth.start, depth.stop)
         if not lane.completes and lane.group == 0:
@@ -180,7 +180,7 @@ class Pruning:
     def _choice(
         self, lane: Lane, layer: int, present: Sequence[int], early: Tensor, pages: Tensor, span: Waiting
     ) -> Kept:
-        """What the point keeps: as it was decided before, or all, or what the method says."""
+        """Visual tokens kept at the point: a stored decision, or all tokens, or the method's choice."""
         depth = lane.depth
         if depth.decision is not None:
             return depth.decision.kept[lane.group]
@@ -251,13 +251,13 @@ class Pruning:
         )
 
     def _before(self, lane: Lane, layer: int, pages: Tensor, n: int) -> Tensor:
-        """Keys that the layer before holds of the tokens before the span and of the n present of it."""
+        """Keys of the layer before: tokens before the span, then the span's `n` present tokens."""
         return self._kv.keys_of(pages[layer - 1], lane.cache.first_slot(lane.group, lane.depth.start) + n)
 
     def _this(
         self, lane: Lane, layer: int, early: Tensor, pages: Tensor, rows: Tensor, rotary: Rotary
     ) -> tuple[Tensor, Tensor]:
-        """Queries of the span's rows and keys, with those of the tokens before it, ahead of the layer."""
+        """Queries of the span's rows, and keys of earlier tokens and the span, before the layer runs."""
         q, k = self._model.project(layer, rows, rotary)
         n_cached = lane.cache.first_slot(lane.group + 1, min(lane.chunk.start, lane.depth.start))
         cached = self._kv.keys_of(pages[layer], n_cached)
@@ -271,7 +271,7 @@ class Pruning:
         return pruner is not None and pruner.compact and self._model.spec.n_pos_axes == 1
 
     def _rotary(self, lane: Lane, tokens: Sequence[int]) -> Rotary:
-        """How tokens present in the lane's group are rotated there."""
+        """Rotary values of tokens in the lane's group."""
         sequence, depth = lane.sequence, lane.depth
         if not tokens:
             some = self._model.rotary(torch.zeros(self._model.spec.n_pos_axes, 1, dtype=torch.int64))

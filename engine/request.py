@@ -64,7 +64,7 @@ class Picture:
 
     @cached_property
     def key(self) -> bytes:
-        """Under which the features are found: pictures of equal keys have equal ones."""
+        """Key of the cached features: pictures with equal keys have equal features."""
         digest = self.image.digest
         return digest if self.cut is None else sha256(digest + self.cut.key).digest()
 
@@ -94,7 +94,7 @@ class Picture:
         return chain.from_iterable(range(run.start, run.stop) for run in self.runs)
 
     def within(self, start: int, stop: int) -> Iterator[tuple[int, slice]]:
-        """Those of its tokens that lie in [start, stop) of the prompt, by run: the first of them, and their rows."""
+        """The picture's tokens in [start, stop) of the prompt, by run: first token and slice of rows."""
         for run in self.runs:
             first, end = max(run.start, start), min(run.stop, stop)
             if first < end:
@@ -134,12 +134,12 @@ class Request:
 
     @cached_property
     def runs(self) -> tuple[ImageRun, ...]:
-        """Those of all pictures, ascending."""
+        """Runs of all pictures, ascending."""
         return tuple(run for picture in self.pictures for run in picture.runs)
 
     @cached_property
     def cells(self) -> dict[int, tuple[int, int]]:
-        """Visual tokens, in order, and of each its picture and its place among those offered; newlines are text.
+        """Visual token -> (picture, place among the offered tokens), in order; newlines are text.
 
         Asked for once all pictures are reduced.
         """

@@ -186,7 +186,7 @@ def _split(name: str) -> Split:
 
 
 def _weights(way: Split, pictures: Sequence[Picture]) -> list[int]:
-    """What each image weighs when they share one budget."""
+    """Weight of each image in a shared budget."""
     cpu = torch.device("cpu")
     wants = way.needs_pixels and len(pictures) > 1
     parts = [
@@ -198,7 +198,7 @@ def _weights(way: Split, pictures: Sequence[Picture]) -> list[int]:
 def _plan(
     generate: Generate, reducer: Reducer, geometry: Geometry, pictures: Sequence[Picture], budgets: Sequence[int]
 ) -> None:
-    """Say of each picture how it is reduced before, inside and after the tower."""
+    """Set each picture's reduction before, inside and after the tower."""
     offers = []
     grids = [picture.grid for picture in pictures]
     for picture, budget in zip(pictures, _entering(generate.visual, grids, budgets), strict=True):
@@ -215,8 +215,11 @@ def _plan(
 
 
 def _entering(visual: VisualBudget, grids: Sequence[Grid], budgets: Sequence[int]) -> list[int]:
-    """What the reducers may leave of each image. With a pruner behind them the budget is what a layer of the decoder
-    holds on average: then all enters where there is no reducer, or the share that is stated."""
+    """Visual tokens of each image that the reducers may keep.
+
+    With a pruner, the budget is the mean number of tokens in a decoder layer. Then all tokens enter if there is no
+    reducer, or the share `visual.enter` if set.
+    """
     if visual.prune is not None and visual.method == "none":
         return [grid.n_tokens for grid in grids]
     if visual.enter is not None:
@@ -227,7 +230,7 @@ def _entering(visual: VisualBudget, grids: Sequence[Grid], budgets: Sequence[int
 def _depth(
     generate: Generate, pictures: Sequence[Picture], prompt_ids: Sequence[int], allowed: int, root: bytes, n_layers: int
 ) -> Depth:
-    """Which visual tokens go how deep: their counts and layers. Which ones they are is decided when they are there."""
+    """Layer groups with visual token counts. The pruner chooses the tokens later, when the decoder runs."""
     newlines = [picture.is_whole * (picture.grid.n_tokens - picture.grid.bare.n_tokens) for picture in pictures]
     entered = [picture.n_kept - n for picture, n in zip(pictures, newlines, strict=True)]
     runs = [run for picture in pictures for run in picture.runs]
@@ -254,7 +257,7 @@ def _depth(
 
 
 def _signals(reducer: Reducer, pictures: Sequence[Picture], way: Split, tower: Tower) -> frozenset[Signal]:
-    """What must be recorded for a request, beside what cuts inside the tower read there."""
+    """Signals to record for a request, besides the signals that cuts inside the tower read."""
     wanted: frozenset[Signal] = frozenset()
     if any(len(picture.grid.tiles) > 1 for picture in pictures):
         wanted |= {PIXELS} if way.needs_pixels else frozenset()
@@ -267,7 +270,7 @@ def _signals(reducer: Reducer, pictures: Sequence[Picture], way: Split, tower: T
 
 
 def _rows_key(generate: Generate, reducer: Reducer | None, picture: Picture) -> bytes:
-    """What the kept rows of an image depend on."""
+    """Key of an image's kept rows."""
     if picture.is_whole:
         return image_key(picture.image.digest, "none", picture.n_kept)
     method = f"{generate.visual.method} {reducer!r}"

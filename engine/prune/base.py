@@ -1,9 +1,9 @@
 """The prune family: at a layer of the decoder some visual tokens leave the residual stream, for all deeper layers.
 
-A method is one file with one frozen dataclass, bound to the module's name `METHOD`; its fields are its settings. It
-says beforehand at which layers how many tokens stay (`points`), from which admission, blocks and accounting are
-counted, and then which ones (`select`), from what a `Probe` shows of one prompt. Text is never dropped. A decision is
-stored, and replayed after a preemption.
+A method is one file with one frozen dataclass, bound to the module's name `METHOD`; its fields are its settings.
+`points` gives layers and token counts before anything runs; admission, blocks and accounting rely on these counts.
+`select` chooses the tokens of one prompt from a `Probe`. Text is never dropped. A decision is stored and reused after a
+preemption.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from foveate.engine.prune.schedule import Point, at_depth, checked, numbers, sta
 
 
 class Kept(NamedTuple):
-    """What one point leaves of the visual tokens present, those of all pictures in a row."""
+    """Visual tokens kept at one point, numbered over all pictures."""
 
     keep: Tensor  # [k] int64, strictly increasing: of 0..V-1, numbered as `Probe.visual`
     mix: Tensor | None = None  # float32 [k, V]: the kept rows become `mix @ rows[visual]`; None: they stay as they are
@@ -46,20 +46,20 @@ class Pruner:
         raise AssertionError(f"{type(self).__name__} does not say where tokens leave")
 
     def select(self, probe: Probe, counts: Sequence[int]) -> Kept:
-        """Choose what stays at the point `probe` stands at.
+        """Choose the visual tokens that stay at the probe's point.
 
         Args:
             counts: tokens that stay, per picture; between 0 and what is present, and not all of it everywhere.
 
         Returns:
-            exactly as many of each picture.
+            exactly `counts[i]` tokens of picture i.
         """
         raise AssertionError(f"{type(self).__name__} does not say what stays")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Staged(Pruner):
-    """Base of what prunes in stages that a request may move: layers and shares are two lists of numbers.
+    """Base of methods that prune in stages. A request may set the layers and shares, as two lists of numbers.
 
     A subclass gives `shares` its default and names the layers that go with it.
     """

@@ -52,7 +52,7 @@ class Depth:
         return len(self.groups) == 1
 
     def count(self, group: int, n: int) -> int:
-        """Tokens that a group holds of the first n; inside an undecided span, of those before it."""
+        """Tokens that a group holds of the first `n`; inside an undecided span, only tokens before the span."""
         if group == 0 or n <= self.start:
             return n
         if n >= self.stop:
@@ -114,14 +114,14 @@ class Depth:
 
 
 class Decisions:
-    """What was decided for prompts lately, so that the same one finds its deeper blocks; the least recently used go."""
+    """Recent decisions by prompt key: an equal prompt finds its deeper blocks. Evicts the least recently used."""
 
     def __init__(self, capacity: int = 1024) -> None:
         self._capacity = capacity
         self._known: OrderedDict[bytes, Decision] = OrderedDict()
 
     def recall(self, depth: Depth) -> None:
-        """Give a new request the decision made for its like."""
+        """Set a new request's decision to the stored decision of an equal prompt, if there is one."""
         if depth.key in self._known:
             self._known.move_to_end(depth.key)
             depth.decision = self._known[depth.key]

@@ -1,8 +1,8 @@
-"""What a prompt shows at a pruning point: attention that was or will be paid, without ever building [heads, N, N].
+"""Attention of a prompt at a pruning point, computed in pieces: never a whole [heads, N, N] tensor.
 
-The engine fills a `Probe` per prompt and point. Its rows are the tokens from the first visual one to the end of the
-prompt, or to the last visual one for a method that does not read the question, that are still present, in order: no
-earlier token can see a picture, so nothing about pictures needs those as queries; as keys they count.
+The engine fills a `Probe` per prompt and point. Its rows are the present tokens, in order, from the
+first visual token to the end of the prompt (to the last visual token for a method that does not read the question).
+Tokens before the first picture cannot see a picture, so they serve as keys and never as queries.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -38,8 +38,10 @@ def numbers(key: str, text: str) -> list[float]:
 
 
 def staged(layers: Sequence[int], shares: Sequence[float], n_layers: int) -> tuple[Point, ...]:
-    """Points from layers and shares given side by side; of several at one layer, as a shallow decoder makes of a deep
-    one's, the last holds, and where nothing leaves there is none.
+    """Points from layers and shares, one share per layer.
+
+    Scaling to a shallow decoder may put several points at one layer: the last point holds. A point where no token
+    leaves is omitted.
 
     Raises:
         ConfigError: the lists differ in length, layers do not ascend or are not there, shares grow or leave [0, 1].
@@ -60,10 +62,10 @@ def staged(layers: Sequence[int], shares: Sequence[float], n_layers: int) -> tup
 
 
 def checked(layers: str, shares: str, paper: Sequence[int]) -> None:
-    """See that what a request says of layers (its own, or none for the `paper`'s) and shares makes sense at some depth.
+    """Check a request's layers (empty: the `paper`'s) and shares, without a decoder depth.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: layers or shares are malformed, out of order or out of range, or their counts differ.
     """
     where, stay = numbers("layers", layers) or paper, numbers("shares", shares)
     if any(not (layer >= 1 and float(layer).is_integer()) for layer in where) or any(
@@ -101,7 +103,7 @@ def of_table(table: Sequence[float], most: int, *, exact_mean: bool) -> tuple[Po
 
 
 def _falls(table: Sequence[float], step: float) -> list[int]:
-    """Layers that hold less than the last such one by `step` of what entered."""
+    """Layers where the share falls by at least `step` since the last such layer."""
     starts, held = [], 1.0
     for layer, share in enumerate(table[1:], 1):
         if held - share >= step:
@@ -111,7 +113,7 @@ def _falls(table: Sequence[float], step: float) -> list[int]:
 
 
 def mean_share(points: Sequence[Point], n_layers: int) -> float:
-    """Of the visual tokens that entered, what a layer holds on average."""
+    """Mean over layers of the share of entering visual tokens that a layer holds."""
     total, share, start = 0.0, 1.0, 0
     for point in points:
         total, share, start = total + share * (point.layer - start), point.share, point.layer
@@ -122,7 +124,7 @@ def scaled(points: Sequence[Point], n_layers: int, mean: float) -> tuple[Point, 
     """The same schedule with all shares times one factor, up to 1, so that layers hold `mean` on average.
 
     Raises:
-        ConfigError: the layers before the first point alone hold more.
+        ConfigError: the layers before the first point already hold more than `mean`.
     """
     if not points or mean >= 1:
         return ()
