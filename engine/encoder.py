@@ -38,7 +38,7 @@ class Features:
 
 
 class FeatureCache:
-    """Features by picture key, least recently used out first. Who reads an entry in this step holds it himself."""
+    """Features by picture key; evicts the least recently used. A reader keeps its own reference to an entry."""
 
     def __init__(self, capacity_bytes: int) -> None:
         self._capacity = capacity_bytes
@@ -50,7 +50,7 @@ class FeatureCache:
         return self._held
 
     def get(self, key: bytes, signals: frozenset[Signal]) -> Features | None:
-        """The entry, if it has at least these signals. Counts as a use."""
+        """Return the entry if it has at least these signals. Counts as a use."""
         entry = self._entries.get(key)
         if entry is None or not signals <= entry.signals:
             return None
@@ -58,12 +58,12 @@ class FeatureCache:
         return entry
 
     def signals(self, key: bytes) -> frozenset[Signal]:
-        """What the entry has; nothing if there is none. Counts as no use."""
+        """Signals of the entry; empty if there is no entry. Does not count as a use."""
         entry = self._entries.get(key)
         return frozenset() if entry is None else entry.signals
 
     def put(self, key: bytes, features: Features) -> None:
-        """Keep or replace an entry; one larger than the cache is not kept."""
+        """Store or replace an entry. Does not store an entry larger than the cache."""
         self._drop(key)
         if features.n_bytes > self._capacity:
             return
@@ -87,8 +87,8 @@ class Encoder:
     def __init__(self, model: Model, capacity_bytes: int) -> None:
         self._model = model
         self.cache = FeatureCache(capacity_bytes)
-        self.n_encoded = 0  # pictures the tower read
-        self.n_hits = 0  # pictures it did not have to
+        self.n_encoded = 0  # pictures that the tower encoded
+        self.n_hits = 0  # pictures that needed no run of the tower
 
     def cost(self, request: Request, i: int) -> int:
         """Patches the tower must read for picture `i` now."""
@@ -122,15 +122,15 @@ class Encoder:
         return failures
 
     def _signals(self, request: Request) -> frozenset[Signal]:
-        """What the tower records for a request, of a picture that is kept whole too: it may be asked about again."""
+        """Signals that the tower records for a request, also for whole pictures: a later request may need them."""
         return frozenset(signal for signal in request.signals if signal.kind not in OF_REQUEST)
 
     def _needed(self, request: Request, i: int) -> frozenset[Signal]:
-        """What picture `i` must come with: nothing if it is kept whole."""
+        """Signals that picture `i` needs: none if the picture is kept whole."""
         return frozenset() if request.pictures[i].is_whole else self._signals(request)
 
     def _encode(self, wanted: Iterable[Wanted]) -> tuple[dict[bytes, Features], dict[bytes, Exception]]:
-        """Features of all pictures, by key, and the errors of those that have none."""
+        """Features of all pictures by key, and errors of pictures without features."""
         pictures: dict[bytes, Picture] = {}
         needs: dict[bytes, frozenset[Signal]] = {}
         signals: dict[bytes, frozenset[Signal]] = {}
@@ -230,7 +230,7 @@ class Encoder:
         request.place(i, rows, torch.tensor(picture.grid.tokens())[cells])
 
     def _with_request(self, inputs: VisualInputs, request: Request, i: int) -> VisualInputs:
-        """The picture's features with what the reducer reads of the request itself."""
+        """The picture's features, with the request's inputs for the reducer."""
         picture, wanted = request.pictures[i], request.signals
         return dataclasses.replace(
             inputs,

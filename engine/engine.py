@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Counters:
-    """Since the start; never decrease."""
+    """Counts since the start; they never decrease."""
 
     steps: int = 0
     prompt_tokens: int = 0
@@ -79,7 +79,7 @@ class Engine:
         self._stepped = time.monotonic()
 
     def add(self, generate: Generate) -> None:
-        """Take a request in, or refuse it: its `Accepted` or `Failed` is among the next events."""
+        """Accept or refuse a request: the next events hold its `Accepted` or `Failed`."""
         try:
             if generate.id in self._requests:
                 raise RequestError(f"request id {generate.id!r} is in use")
@@ -137,13 +137,13 @@ class Engine:
         return self.take_events()
 
     def take_events(self) -> list[Event]:
-        """What happened since the last call, in order. `step` ends with it; before, it brings `Accepted` sooner."""
+        """Events since the last call, in order. `step` returns them; a call before `step` returns `Accepted` sooner."""
         events, self._events = self._events, []
         return events
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do or tell anything."""
+        """Whether a step would do work or return events."""
         return bool(self._requests or self._events)
 
     def _start_clocks(self, chunks: Many[Chunk]) -> None:
@@ -154,7 +154,7 @@ class Engine:
                 self._counters.cached_tokens += chunk.start
 
     def _commit(self, chunks: Many[Chunk]) -> None:
-        """The chunks' keys and values are in the cache."""
+        """Record that the chunks' keys and values are in the cache."""
         for chunk in chunks:
             chunk.sequence.cache.commit(chunk.stop - chunk.start)
         for request in {id(c.sequence.request): c.sequence.request for c in chunks}.values():
@@ -162,7 +162,7 @@ class Engine:
             request.drop_rows()
 
     def _emit(self, sequences: Many[Sequence], tokens: Many[Drawn | None]) -> None:
-        """Append each sequence's new token and tell of it."""
+        """Append each sequence's new token and queue its event."""
         for sequence, drawn in zip(sequences, tokens, strict=True):
             if drawn is None:
                 self._fail(sequence.request, EngineError("the model's logits are not finite"))
@@ -186,7 +186,7 @@ class Engine:
     def _finish(
         self, sequence: Sequence, reason: str, token_id: int | None = None, logprobs: list[TokenLogprob] | None = None
     ) -> None:
-        """End one choice, with its last token if it has one."""
+        """End one choice, with its last token if given."""
         request = sequence.request
         self._events.append(
             Delta(
@@ -202,7 +202,7 @@ class Engine:
         self._remove(sequence, reason)
 
     def _fail(self, request: Request, error: Exception) -> None:
-        """End all choices of a request with one `Failed`; once is enough."""
+        """End all choices of a request with one `Failed`. A second call does nothing."""
         if request.id in self._requests:
             for sequence in request.sequences:
                 if not sequence.is_finished:
@@ -219,10 +219,10 @@ class Engine:
             del self._requests[request.id]
 
     def warm_up(self) -> None:
-        """Run one real request, so that the first user does not pay for what happens once. Counts as nothing.
+        """Run one real request, so that the first user does not pay one-time costs. Resets the counters.
 
         Raises:
-            ModelError: the model cannot answer even that.
+            ModelError: the model cannot answer this request.
         """
         token = 0 if self._model.spec.image_token_id != 0 else 1
         self.add(Generate(id="warm-up", prompt_ids=[token], sampling=SamplingParams(temperature=0.0, max_tokens=2)))
@@ -235,7 +235,7 @@ class Engine:
         self._counters = Counters()
 
     def check(self) -> None:
-        """Assert every invariant between steps; when idle, that nothing is held. Linear in blocks and tokens."""
+        """Assert every invariant between steps. An idle engine holds no block. Linear in blocks and tokens."""
         running, waiting = self._scheduler.running, self._scheduler.waiting
         self._space.check(sequence.cache for sequence in running)
         self._encoder.cache.check()
@@ -298,7 +298,7 @@ def _context(model: Model, config: Config) -> int:
 
 
 def _failed(request_id: str, error: Exception) -> Failed:
-    """A request's own mistake says so; any other error is ours, and logged in full."""
+    """The `Failed` of an error. A `RequestError` is the user's mistake; any other error is ours and logged in full."""
     if isinstance(error, RequestError):
         return Failed(id=request_id, code=error.code, message=str(error), param=error.param)
     log.error("request %s failed", request_id, exc_info=error)

@@ -1,4 +1,4 @@
-"""From a name and settings to a method, and the list of all of them for GET /v1/vlm/methods."""
+"""Build a method from its name and settings; list all methods for GET /v1/vlm/methods."""
 
 import dataclasses
 import difflib
@@ -119,7 +119,7 @@ def build(visual: VisualBudget) -> Reducer:
 
 
 def build_split(name: str) -> Split:
-    """Return a way to share one budget. Raises ConfigError: there is no such way; the message lists those there are."""
+    """Return a way to share one budget. Raises ConfigError: unknown name; the message lists all names."""
     found: Split = load_method(split_family, name)()
     return found
 
@@ -135,7 +135,7 @@ def _nearest(word: str, legal: list[str]) -> str:
 
 
 def describe() -> list[MethodInfo]:
-    """Every reducer and then every pruner there is, by name. Imports them all."""
+    """Every reducer, then every pruner, by name. Imports all methods."""
     reducers = [_reducer_info(name, load_method(family, name)) for name in names(family)]
     inside = {"signals_cls": [], "signals_no_cls": [], "stage": "decoder"}
     return reducers + [_info(name, load_method(prune_family, name), **inside) for name in names(prune_family)]
@@ -169,7 +169,7 @@ def _reducer_info(name: str, method: type[Reducer]) -> MethodInfo:
 
 
 def _signals(method: type[Reducer], tower: Tower) -> list[str]:
-    """As the method asks, by default settings, of a tower as deep as LLaVA-1.5's and one as Qwen2-VL's."""
+    """Signals that the method reads with default settings, on a tower of the given kind and depth."""
     if (method.fits == "cls" and not tower.has_cls) or (method.fits == "no_cls" and tower.has_cls):
         return []
     return sorted(str(signal) for signal in method().wanted(tower))

@@ -1,6 +1,6 @@
 """The engine process: `python -P -m foveate.engine.process DIRECTORY`, with the configuration on stdin.
 
-`model.path` is a directory here: names are resolved by the server, which needs its files too.
+`model.path` is a directory: the server resolves names, because the server needs the model's files too.
 
 Started by the server, which binds two ZeroMQ sockets in DIRECTORY before: `to_engine` (one message of `ToEngine` each)
 and `from_engine` (a list of `FromEngine` each). Everything is msgspec's msgpack; no pickle, no TCP. Ends on `Shutdown`,
@@ -36,7 +36,7 @@ _TOO_SMALL_TO_SHARE = 30_000_000  # parameters
 
 
 def choose_device(config: ModelConfig) -> torch.device:
-    """Raises ConfigError if CUDA is asked for and not there."""
+    """Raises ConfigError: the configuration asks for CUDA and torch sees no device."""
     device = hardware.find(config.device)
     if device is None:
         raise ConfigError("model.device: cuda, but torch sees no CUDA device; use cpu or auto")
@@ -91,7 +91,7 @@ class Channel:
         return cls(inbox, outbox)
 
     def receive(self, wait_s: float) -> Iterator[ToEngine]:
-        """All messages that are there, after waiting up to `wait_s` for the first."""
+        """Yield all pending messages, after a wait of up to `wait_s` seconds for the first."""
         if not self.inbox.poll(int(wait_s * 1000)):
             return
         while True:

@@ -180,7 +180,7 @@ class Pruning:
     def _choice(
         self, lane: Lane, layer: int, present: Sequence[int], early: Tensor, pages: Tensor, span: Waiting
     ) -> Kept:
-        """Visual tokens kept at the point: a stored decision, or all tokens, or the method's choice."""
+        """Visual tokens kept at the point: a stored decision, none if the counts are 0, or the method's choice."""
         depth = lane.depth
         if depth.decision is not None:
             return depth.decision.kept[lane.group]

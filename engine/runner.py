@@ -56,14 +56,14 @@ class Runner:
         return self._model.logits(rows)
 
     def _batch(self, lanes: Sequence[Lane]) -> Batch:
-        """For a segment; sequences without rows in the segment are left out."""
+        """The batch of one segment, without sequences that have no rows in the segment."""
         present = [i for i, lane in enumerate(lanes) if lane.n_rows]
         return self._buffers.batch([_span(lanes[i]) for i in present], present)
 
     def _last(self, batch: Batch, rows: Tensor, rotary: Rotary, layers: range) -> Tensor:
         """Run the last segment: [m, hidden_size], after the sampled rows.
 
-        The last layer makes keys and values of every row, and all else only of the sampled rows.
+        The last layer computes keys and values for every row, and everything else for sampled rows only.
         """
         sampled = batch.sampled()
         if len(sampled) == len(rows):  # a step of decoding sequences alone wants every row
@@ -100,7 +100,7 @@ class Runner:
         return positions
 
     def _rows(self, chunks: Sequence[Chunk]) -> Tensor:
-        """[n, hidden_size]: token embeddings, and in the place of visual tokens the reduced rows."""
+        """[n, hidden_size]: token embeddings for text, reduced rows for visual tokens."""
         token_ids = [i for chunk in chunks for i in chunk.sequence.token_ids[chunk.start : chunk.stop]]
         rows = self._model.embed(self._buffers.token_ids(token_ids))
         offset = 0

@@ -7,9 +7,9 @@ the lowest id.
 The draw is argmax(logit + Gumbel noise), and the noise is a function of (seed, choice, output index, token) alone. So
 a token never depends on its batch neighbours, on preemption, or on whether the row was speculated.
 
-Log-probabilities are those of the raw logits: the model's own, before bias, penalties and temperature.
+Log-probabilities come from the raw logits, before bias, penalties and temperature.
 
-What a row does not ask for costs nothing: a row without bias, mask or penalty is not copied, a greedy one is read once,
+Unused settings cost nothing: a row without bias, mask or penalty is not copied, a greedy one is read once,
 and no vocabulary is sorted (`kernels/draw.py`).
 """
 
@@ -28,7 +28,7 @@ from foveate.kernels.largest import largest
 
 @dataclass(eq=False, slots=True)
 class Draw:
-    """What one row needs to know. Kept as long as the sequence lives: what it has counted is not counted again."""
+    """Sampling state of one row. Lives as long as the sequence, so each token is counted once."""
 
     params: SamplingParams
     choice: int
@@ -40,19 +40,19 @@ class Draw:
 
     @property
     def index(self) -> int:
-        """Of the output token to be drawn."""
+        """Index of the next output token."""
         return len(self.token_ids) - self.n_prompt
 
     @property
     def adjusts(self) -> bool:
-        """Whether the scores are anything but the logits."""
+        """Whether bias, mask or penalties change the logits."""
         p = self.params
         penalised = p.repetition_penalty != 1.0 or p.presence_penalty or p.frequency_penalty
         return bool(penalised or p.logit_bias or (self.stop_ids and self.index < p.min_tokens))
 
     @property
     def law(self) -> Law:
-        """Of the next token."""
+        """Sampling law of the next token."""
         p = self.params
         name = f"{p.seed}/{self.choice}/{self.index}".encode()
         digest = blake2b(name, digest_size=12).digest()

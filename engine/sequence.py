@@ -1,4 +1,4 @@
-"""One choice of a request: its tokens, what is computed of them, and how the next one is drawn."""
+"""One choice of a request: its tokens, the number of computed tokens, and the draw of the next token."""
 
 import time
 from bisect import bisect_left
@@ -57,7 +57,7 @@ class Sequence:
 
     @property
     def n_wanted(self) -> int:
-        """Tokens that should be computed: all. One missing is what others call decode; nothing else sets it apart."""
+        """Tokens that should be computed: all. A sequence with one missing token decodes; no flag marks decode."""
         return self.n_tokens
 
     @property
@@ -80,7 +80,7 @@ class Sequence:
         return range(start + shift, stop + shift)
 
     def positions_of(self, tokens: Many[int]) -> Tensor:
-        """[n_pos_axes, n] int64 of any tokens, increasing."""
+        """[n_pos_axes, n] int64 positions of `tokens`, which increase."""
         n_prompt = bisect_left(tokens, self.n_prompt)
         prompt = self.request.positions[:, torch.tensor(tokens[:n_prompt], dtype=torch.int64)]
         shift = self.request.next_pos - self.n_prompt
@@ -97,7 +97,7 @@ class Sequence:
         return torch.cat([prompt, output.expand(prompt.shape[0], -1)], dim=1)
 
     def usage(self) -> Usage:
-        """What the choice spent, at its end.
+        """Usage of the choice at its end.
 
         Queue, prefill and decode add up to the life of the choice. `encode_s` (batches of the tower with its pictures)
         and `reduce_s` lie within the first two.

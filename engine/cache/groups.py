@@ -1,4 +1,4 @@
-"""Layer groups of a sequence, and which of its tokens each group holds: what the cache is told about a prompt."""
+"""Layer groups of a sequence, and the tokens that each group holds: the cache's view of a prompt."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -38,7 +38,7 @@ class TokenMap(Protocol):
         """Tokens of [start, stop) that a group holds, increasing."""
 
     def n_known(self, group: int, n: int) -> int:
-        """Tokens that a group holds of the first `n`, as far as they are decided: those a block key can name."""
+        """Decided tokens that a group holds of the first `n`. Block keys cover only decided tokens."""
 
     def reach(self, group: int, n: int) -> int:
         """Largest sequence length whose tokens in this group fit into the first `n` tokens of the group."""

@@ -1,4 +1,4 @@
-"""Keys under which full blocks are found again. Pure functions of what the block's keys and values depend on.
+"""Keys under which full blocks are found again. Pure functions of all inputs of the block's keys and values.
 
 A key covers its parent, hence everything before it; the first parent covers the tenant's salt, the position scheme and
 the dtype. Two blocks with equal keys hold equal keys and values, whoever computed them.
@@ -42,12 +42,12 @@ def root_key(salt: bytes, scheme: str, dtype: str) -> bytes:
 
 
 def image_key(digest: bytes, method: str, kept: int) -> bytes:
-    """What the rows of one reduced image depend on: its pixels, the reducer with its settings, and the count."""
+    """Key of one reduced image's rows: covers pixels, the reducer with its settings, and the count."""
     return _digest(digest, method.encode(), struct.pack("<q", kept))
 
 
 def decision_key(root: bytes, token_ids: Sequence[int], runs: Sequence[ImageRun], method: str) -> bytes:
-    """What tokens leave a prompt inside the decoder depends on: all tokens that were looked at, and the method."""
+    """Key of a pruning decision: covers all tokens that the method reads, and the method."""
     parts = [root, array("q", token_ids).tobytes(), method.encode()]
     for run in runs:
         parts += [run.key, struct.pack("<q", run.start)]
@@ -69,7 +69,7 @@ def block_key(
         parent: key of the block before, or the group's.
         token_ids: of this block; image placeholders count by the images they stand for.
         runs: the images of the sequence; those that overlap the block enter with the row at the block's first token.
-        decided: what the choice of its tokens depends on, if some of a prompt left before this layer.
+        decided: key of the pruning decision, if tokens of the prompt left before this layer.
     """
     stop = start + len(token_ids)
     parts = [parent, array("q", token_ids).tobytes(), decided]

@@ -39,7 +39,7 @@ class SlotStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CacheSpace:
-    """What the caches of all sequences have in common."""
+    """Pool, store and settings that the caches of all sequences share."""
 
     pool: BlockPool
     store: SlotStore
@@ -266,7 +266,7 @@ class SequenceCache:
         """Give all blocks back and hold nothing, as before `open`; a closed cache stays closed.
 
         Args:
-            forget: the contents are suspect, so nobody shall find the blocks again.
+            forget: the contents are suspect, so no sequence finds the blocks again.
         """
         self._peak_tokens = self.peak_tokens()
         tables, self._tables = self._tables, []
@@ -340,7 +340,7 @@ class SequenceCache:
             assert table.n_shared <= len(table.blocks) * self._size, "shared slots lie in blocks"
 
     def _alter(self, first: int) -> None:
-        """From group `first` on, tokens still to be computed differ from what blocks found by key hold of them."""
+        """From group `first` on, future tokens differ from the contents of blocks found by key."""
         for g, table in enumerate(self._tables[first:], first):
             table.is_altered = True
             self._trim(table, self.n_held(g))
@@ -395,7 +395,7 @@ class SequenceCache:
         return slots
 
     def _own(self, table: _Table, i: int) -> None:
-        """Make block `i` of a table one that nobody else reads or finds; a new block has no contents yet."""
+        """Ensure that no other sequence reads or finds block `i` of a table; a new block has no contents yet."""
         block = table.blocks[i]
         if block.references == 1:
             self._pool.forget(block)
@@ -432,7 +432,7 @@ class SequenceCache:
             self._space.store.copy_slots(source[moved], target[moved])
 
     def _register(self, group: int, table: _Table, first: int) -> None:
-        """Let others find the full blocks from block `first` on, the answer's too."""
+        """Let other sequences find the full blocks from block `first` on, blocks of the answer too."""
         n_full = self.n_held(group) // self._size
         if first < n_full:
             keys = self._block_keys(group, n_full)

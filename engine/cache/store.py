@@ -1,7 +1,7 @@
 """The tensors behind the pages: keys and values, in pieces of `block_tokens` tokens of one layer.
 
 One tier today ("model": the dtype of the weights). Any page may serve any layer, so layers that hold fewer tokens take
-fewer pages. Slots know nothing of positions: those stay with the sequence.
+fewer pages. Slots know no positions: the sequence holds positions.
 """
 
 from typing import NamedTuple
