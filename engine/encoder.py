@@ -163,7 +163,7 @@ class Encoder:
         return features, errors
 
     def _count_hits(self, wanted: Iterable[Wanted], missing: list[bytes], first: dict[bytes, Request]) -> None:
-        """A picture is a hit where the tower did not run for it: cached, or encoded for another request just now."""
+        """Count hits: pictures that are cached, or that the tower just encoded for another request."""
         for request, i in wanted:
             key = request.pictures[i].key
             if not request.is_reduced(i) and (key not in missing or first[key] is not request):
@@ -173,8 +173,10 @@ class Encoder:
     def _encode_missing(
         self, pictures: Sequence[Picture], signals: frozenset[Signal]
     ) -> dict[bytes, Features | Exception]:
-        """Run the tower on one packed batch, and alone on each picture that it cuts; if the batch raises, on each of
-        its pictures alone, so that one cannot fail others."""
+        """Run the tower on one packed batch of whole pictures, and alone on each cut picture.
+
+        If the batch raises, run each of its pictures alone, so that one picture cannot fail others.
+        """
         whole = [picture for picture in pictures if picture.cut is None]
         batches = [[picture] for picture in pictures if picture.cut is not None]
         results: dict[bytes, Features | Exception] = {}
@@ -203,7 +205,7 @@ class Encoder:
         return results
 
     def _try_encode(self, batch: Sequence[Picture], signals: frozenset[Signal]) -> list[VisualInputs] | Exception:
-        """Pictures that are encoded whole, or a single one that is cut."""
+        """Encode whole pictures, or a single cut picture."""
         try:
             pixels = [picture.pixels(self._model.device) for picture in batch]
             if (cut := batch[0].cut) is not None:

@@ -40,7 +40,7 @@ class View:
 
     @cached_property
     def plain(self) -> "View":
-        """The same before rotation, of the probe's rows alone as queries and keys. Exact but for rounding."""
+        """Queries and keys of the probe's rows before rotation, without earlier tokens. Exact except for rounding."""
         cos, sin = self.cos, -self.sin
         own = _rotated(self.k[self.m :], cos, sin)
         return View(_rotated(self.q, cos, sin), own, torch.ones_like(cos), torch.zeros_like(sin), self.scale)
@@ -120,7 +120,7 @@ class Probe:
     cell: Tensor  # [V] int64: its place among its picture's offered tokens
     grids: Sequence[Grid]  # of the pictures, as offered
     entered: Sequence[int]  # visual tokens of each picture that entered the decoder
-    seed: int  # of the pictures' contents
+    seed: int  # derived from the pictures' contents
     views: Callable[[Which], View]  # of the layer before, whose attention was computed, or of this one, ahead of it
     inputs: Callable[[], Tensor]  # [n, D]: the rows as they entered the first layer
 
@@ -135,7 +135,7 @@ class Probe:
 
     @cached_property
     def question(self) -> Tensor:
-        """[Q] int64: the text after the last visual token; where there is none, the last token."""
+        """[Q] int64: the text after the last visual token; the last token if no text follows."""
         return torch.arange(min(int(self.visual[-1]) + 1, self.n - 1), self.n, device=self.rows.device)
 
     @cached_property

@@ -121,7 +121,7 @@ def mean_share(points: Sequence[Point], n_layers: int) -> float:
 
 
 def scaled(points: Sequence[Point], n_layers: int, mean: float) -> tuple[Point, ...]:
-    """The same schedule with all shares times one factor, up to 1, so that layers hold `mean` on average.
+    """The schedule with all shares scaled by one factor, at most 1 each, so that layers hold `mean` on average.
 
     Raises:
         ConfigError: the layers before the first point already hold more than `mean`.
