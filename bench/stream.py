@@ -37,8 +37,7 @@ async def streamed(client: httpx.AsyncClient, url: str, request: bytes, headers:
         RuntimeError: the server refuses, or the stream breaks off, or the stream has no text or no usage.
     """
     started = time.perf_counter()
-    pieces: list[float] = []
-    usage = None
+    pieces, usage = list[float](), None
     headers = {"Content-Type": "application/json"} | headers
     async with client.stream("POST", f"{url}/v1/chat/completions", content=request, headers=headers) as reply:
         if reply.status_code != 200:
@@ -56,14 +55,14 @@ async def streamed(client: httpx.AsyncClient, url: str, request: bytes, headers:
     if usage is None or not pieces:
         raise RuntimeError("the stream ended without text or usage")
     ours = usage.get("vlm", {})
-    spent = ours.get("time_ms", {})
+    spent, visual = ours.get("time_ms", {}), ours.get("visual", {})
     return Streamed(
         pieces_s=pieces,
         total_s=total_s,
         prompt_tokens=usage["prompt_tokens"],
         output_tokens=usage["completion_tokens"],
-        visual_kept=ours.get("visual", {}).get("kept", 0),
-        visual_mean=ours.get("visual", {}).get("kept_mean", 0.0),
+        visual_kept=visual.get("kept", 0),
+        visual_mean=visual.get("kept_mean", 0.0),
         encode_s=spent.get("encode", 0.0) / 1e3,
         reduce_s=spent.get("reduce", 0.0) / 1e3,
         prefill_s=spent.get("prefill", 0.0) / 1e3,

@@ -36,7 +36,7 @@ from foveate.engine.reduce.base import Chain, Reducer, Split
 def _type_name(hint: object) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return " | ".join(f'"{word}"' for word in typing.get_args(hint))
-    assert isinstance(hint, type), "a reducer's field is a bool, int, float, str or a Literal of words"
+    assert isinstance(hint, type), "a method's field is a bool, int, float, str or a Literal of words"
     return hint.__name__
 
 

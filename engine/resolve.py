@@ -73,7 +73,6 @@ def resolve(generate: Generate, geometry: Geometry, dtype: str, room: Room) -> R
     if reducer is not None:
         _plan(generate, reducer, geometry, pictures, budgets)
     _check_length(n_text, pictures, room)
-
     keys = [_rows_key(generate, reducer, picture) for picture in pictures]
     layout = lay_out(generate.prompt_ids, geometry, pictures, keys)
     root = _root_key(generate, dtype)
@@ -81,8 +80,7 @@ def resolve(generate: Generate, geometry: Geometry, dtype: str, room: Room) -> R
     return Request(
         id=generate.id,
         sampling=_sampling(generate.sampling, room.n_tokens - len(layout.token_ids)),
-        stop_ids=frozenset(generate.sampling.stop_token_ids)
-        | frozenset(() if generate.sampling.ignore_eos else spec.eos_ids),
+        stop_ids=_stop_ids(generate.sampling, spec),
         n_choices=generate.n,
         prompt_ids=layout.token_ids,
         pictures=pictures,
@@ -96,6 +94,10 @@ def resolve(generate: Generate, geometry: Geometry, dtype: str, room: Room) -> R
         question_ids=generate.question_ids,
         explains=generate.explain == "kept_map",
     )
+
+
+def _stop_ids(sampling: SamplingParams, spec: ModelSpec) -> frozenset[int]:
+    return frozenset(sampling.stop_token_ids) | frozenset(() if sampling.ignore_eos else spec.eos_ids)
 
 
 def _check(generate: Generate, spec: ModelSpec) -> None:

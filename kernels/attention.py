@@ -34,7 +34,7 @@ class HostBatch:
 
 @dataclass(frozen=True)
 class AttentionBatch:
-    """Where the queries and keys of each sequence are. Filled by the runner once per step, used by every layer.
+    """Where the queries and keys of each sequence are. A backend makes one for each batch, and every layer reads it.
 
     Sequence s has the queries [cu_queries[s], cu_queries[s + 1]), its newest tokens, and `kv_lengths[s]` keys, the new
     ones included; key j lies in block `block_tables[s, j // block_tokens]` at offset `j % block_tokens`. Tables may

@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 
 from openai import OpenAI, OpenAIError
+from openai.types.chat import ChatCompletionContentPartImageParam
 
 from foveate.bundled.scenes import HELD_OUT_SEED, Question, make_scene, questions, render
 from foveate.server.launch import LaunchError, launched
@@ -54,18 +55,11 @@ def ask(client: OpenAI, model: str, picture: str, question: str, ratio: str, sho
         DemoError: the stream had no text or no usage.
         OpenAIError: the server refused, or the connection broke.
     """
+    image: ChatCompletionContentPartImageParam = {"type": "image_url", "image_url": {"url": picture}}
     started = time.perf_counter()
     stream = client.chat.completions.create(
         model=model,
-        messages=[
-            {
-                "role": "user",
-                "content": [
-                    {"type": "image_url", "image_url": {"url": picture}},
-                    {"type": "text", "text": question},
-                ],
-            }
-        ],
+        messages=[{"role": "user", "content": [image, {"type": "text", "text": question}]}],
         temperature=0,
         max_tokens=MAX_TOKENS,
         stream=True,

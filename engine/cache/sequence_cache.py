@@ -244,20 +244,12 @@ class SequenceCache:
         kept = [slot for slot, token in enumerate(held) if token not in gone]
         first = next(slot for slot, token in enumerate(held) if token in gone) // self._size
         n_left = self._space.n_blocks(len(kept))
-        depth = len(table.group.layers)
-        copied = [i for i in range(first, n_left) if table.blocks[i].references > 1]
+        copied = sum(block.references > 1 for block in table.blocks[first:n_left])
         returned = sum(block.references == 1 for block in table.blocks[n_left:])
-        if (len(copied) - returned) * depth > self._pool.n_available:
+        if (copied - returned) * len(table.group.layers) > self._pool.n_available:
             return False
-        source = self._flat(table, np.array(kept[first * self._size :], dtype=np.int64))
-        self._trim(table, len(kept))
-        for i in range(first, n_left):
-            self._own(table, i)
-        places = np.arange(first * self._size, len(kept))
-        self._copy(source, self._flat(table, places))
+        self._compact(table, kept, first)
         table.held = [held[slot] for slot in kept]
-        table.n_shared = min(table.n_shared, first * self._size)
-        table.n_paged = min(table.n_paged, first)
         self.version += 1
         self._alter(group + 1)
         return True
@@ -338,6 +330,16 @@ class SequenceCache:
             assert table.n_shared % self._size == 0, "no block is both shared and written"
             assert self.n_held(g) <= len(table.blocks) * self._size, "every held token has a slot"
             assert table.n_shared <= len(table.blocks) * self._size, "shared slots lie in blocks"
+
+    def _compact(self, table: _Table, kept: Sequence[int], first: int) -> None:
+        """Move the kept slots together from block `first` on, in blocks that nobody else reads."""
+        source = self._flat(table, np.array(kept[first * self._size :], dtype=np.int64))
+        self._trim(table, len(kept))
+        for i in range(first, len(table.blocks)):
+            self._own(table, i)
+        self._copy(source, self._flat(table, np.arange(first * self._size, len(kept))))
+        table.n_shared = min(table.n_shared, first * self._size)
+        table.n_paged = min(table.n_paged, first)
 
     def _alter(self, first: int) -> None:
         """From group `first` on, future tokens differ from the contents of blocks found by key."""

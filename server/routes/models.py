@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Response
 
+from foveate.engine.common import MethodInfo
 from foveate.server.common.replies import Method, MethodField, MethodList, ModelCard, ModelList, Reply, refusals
 from foveate.server.routes.context import Context
 from foveate.server.transport.route import ApiRoute
@@ -36,20 +37,21 @@ def models_router(context: Context) -> APIRouter:
     @routes.get("/vlm/methods", response_model=MethodList)
     async def methods() -> Response:
         context.model()
-        data = [
-            Method(
-                name=method.name,
-                summary=method.summary,
-                source=method.source,
-                question_aware=method.question_aware,
-                shared=method.shared,
-                fits=method.fits,
-                stage=method.stage,
-                first_only=method.first_only,
-                fields=[MethodField(name=f.name, type=f.type, default=f.default) for f in method.fields],
-            )
-            for method in context.engine.methods
-        ]
+        data = [_method(method) for method in context.engine.methods]
         return _json(MethodList(object="list", default=context.config.budget.method, data=data))
 
     return routes
+
+
+def _method(info: MethodInfo) -> Method:
+    return Method(
+        name=info.name,
+        summary=info.summary,
+        source=info.source,
+        question_aware=info.question_aware,
+        shared=info.shared,
+        fits=info.fits,
+        stage=info.stage,
+        first_only=info.first_only,
+        fields=[MethodField(name=f.name, type=f.type, default=f.default) for f in info.fields],
+    )
