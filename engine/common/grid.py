@@ -10,9 +10,9 @@ Size = tuple[int, int]  # (height, width) of a picture in pixels
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A rectangle of cells that the tower read as one picture; what it read of padding is no cell.
+    """A rectangle of cells that the tower read as one picture. Padding gives no cells.
 
-    Cell (y, x) of it is row `offset + y * stride + x` of the image's visual rows, newlines not counted.
+    Cell (y, x) of the tile is row `offset + y * stride + x` of the image's visual rows, newlines not counted.
     """
 
     kind: Literal["thumbnail", "crop"]
@@ -31,7 +31,7 @@ class Tile:
         return Grid(self.rows, self.cols)
 
     def cells(self) -> list[int]:
-        """Its rows among the image's visual rows, in reading order."""
+        """Rows of the tile among the image's visual rows, in reading order."""
         starts = range(self.offset, self.offset + self.rows * self.stride, self.stride)
         return [start + x for start in starts for x in range(self.cols)]
 
@@ -64,11 +64,11 @@ class Grid:
 
     @property
     def bare(self) -> "Grid":
-        """Without newlines: what a reducer chooses from."""
+        """The grid without newlines: a reducer chooses among these cells."""
         return self if self.newlines == "none" else replace(self, newlines="none")
 
     def tokens(self) -> list[int]:
-        """Of each cell, thumbnail first, its place among the `n_tokens`."""
+        """The place of each cell among the `n_tokens`; cells of the thumbnail come first."""
         first, end = self.n_thumbnail, self.n_thumbnail + self.rows * self.cols
         skipped = int(self.newlines == "rows")
         return [*range(first), *(cell + skipped * ((cell - first) // self.cols) for cell in range(first, end))]

@@ -1,4 +1,4 @@
-"""Cutting a picture of any shape into square tiles, and what of them the language model reads (LLaVA-NeXT's AnyRes).
+"""Cut a picture of any shape into square tiles, and count the cells that the language model reads (AnyRes, LLaVA-NeXT).
 
 A picture is resized, its aspect kept, into the one of a list of sizes that loses least of it, surrounded by black,
 and cut into tiles: the crops. Before them stands the thumbnail, the whole picture squeezed into one tile. Of the
@@ -18,7 +18,7 @@ from foveate.engine.common import Grid, ImageError, Size
 
 
 def best_size(size: Size, sizes: Sequence[Size]) -> Size:
-    """The one of `sizes` that shows most pixels of a picture of `size`; of equals the one with least around it."""
+    """The size among `sizes` that shows most pixels of a picture of `size`; among equal sizes, the smallest margin."""
     height, width = size
 
     def shown(target: Size) -> int:
@@ -29,7 +29,7 @@ def best_size(size: Size, sizes: Sequence[Size]) -> Size:
 
 
 def fitted(size: Size, target: Size) -> Size:
-    """A picture's size within `target`, aspect kept."""
+    """The largest size of a picture within `target` that keeps the aspect ratio."""
     (height, width), (most_rows, most_cols) = size, target
     by_width, by_height = most_cols / width, most_rows / height
     if by_width < by_height:
@@ -54,7 +54,7 @@ def stack_tiles(image: Image.Image, sizes: Sequence[Size], side: int, resample: 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """Which cells of a picture's tiles are read. Every tile has `side` x `side` cells."""
+    """The cells of a picture's tiles that the language model reads. Every tile has `side` x `side` cells."""
 
     side: int
     tile_rows: int  # of crops
@@ -66,7 +66,7 @@ class Tiling:
 
     @classmethod
     def of(cls, size: Size, target: Size, pixels: int, side: int, most: int | None = None) -> "Tiling":
-        """Of a picture of `size` that was cut into tiles at `target`.
+        """The tiling of a picture of `size` that was cut into tiles at `target`.
 
         Args:
             pixels: the edge of a tile.
@@ -86,7 +86,7 @@ class Tiling:
 
     @property
     def n_tiles(self) -> int:
-        """The thumbnail included."""
+        """Number of tiles, with the thumbnail."""
         return 1 + self.tile_rows * self.tile_cols
 
     @property
@@ -95,7 +95,7 @@ class Tiling:
 
     @property
     def grid(self) -> Grid:
-        """As the language model reads it, newlines included."""
+        """The grid as the language model reads the picture, with newlines."""
         return Grid(
             self.out_rows,
             self.out_cols,
@@ -115,7 +115,7 @@ class Tiling:
 
 
 def _without_padding(size: Size, cells: Size) -> Size:
-    """Rows and columns of `cells` that show a picture of `size`: as many go at one edge as at the other."""
+    """Rows and columns of `cells` that show a picture of `size`; both edges lose equally many cells."""
     (height, width), (rows, cols) = size, cells
     if width / height > cols / rows:
         return rows - (rows - int(round(height * (cols / width), 7))) // 2 * 2, cols
@@ -123,7 +123,7 @@ def _without_padding(size: Size, cells: Size) -> Size:
 
 
 def _cuts(n_tiles: int, side: int, n: int, n_out: int) -> tuple[int, ...]:
-    """Where crops begin and end among `n_out` cells that `n` cells without padding were scaled to, by their middles."""
+    """Borders of the crops among `n_out` cells, to which `n` cells without padding were scaled; a middle decides."""
     padding = (n_tiles * side - n) // 2
     owners = [((2 * i + 1) * n // (2 * n_out) + padding) // side for i in range(n_out)]
     return tuple(sum(owner < tile for owner in owners) for tile in range(n_tiles + 1))

@@ -36,7 +36,7 @@ class Model(nn.Module, ABC):
         """
 
     def encode_cut(self, image: Tensor, signals: frozenset[Signal], cut: TowerCut) -> VisualInputs:
-        """Run the tower and projector on one image, uint8 [height, width, 3], and leave out what `cut` says.
+        """Run the tower and projector on one image, uint8 [height, width, 3], without the cells and rows that `cut` drops.
 
         Called only where `geometry.can_cut` is true.
 
@@ -51,7 +51,7 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def rotary(self, positions: Tensor) -> Rotary:
-        """[n_pos_axes, n] int64 -> how far each row is rotated."""
+        """[n_pos_axes, n] int64 -> the rotation of each row."""
 
     @abstractmethod
     def run(
@@ -71,7 +71,7 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def project(self, layer: int, rows: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
-        """Queries [n, n_heads, d] and keys [n, n_kv_heads, d], rotated, that a layer makes of the rows entering it."""
+        """Rotated queries [n, n_heads, d] and keys [n, n_kv_heads, d] that a layer makes of its input rows."""
 
     @abstractmethod
     def logits(self, rows: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class Model(nn.Module, ABC):
         return self.geometry.spec
 
     def forward(self, rows: Tensor, positions: Tensor, attention: Attention) -> Tensor:
-        """All layers."""
+        """Run all layers."""
         return self.run(rows, self.rotary(positions), attention, range(self.spec.n_layers))
 
     @property

@@ -1,8 +1,8 @@
-"""Cuts before and inside the vision tower: what their methods subclass, and what a request's stages come to.
+"""Cuts before and inside the vision tower: the base classes of such methods, and the plan for a request's stages.
 
 A method of stage `pixels` ranks the cells of the prepared picture before anything is encoded, and the tower reads only
-those that are kept; one of stage `encoder` mixes the tower's rows after chosen layers. Both are reducers like any
-other, and act as such, after the tower, where a model cannot cut its own: tiled pictures, towers of other shapes.
+the kept cells. A method of stage `encoder` mixes the tower's rows after chosen layers. Both are reducers like any other:
+where a model cannot cut its tower (tiled pictures, towers of other shapes), the methods act after the tower.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ from foveate.engine.vision import LayerCut, TokenTransform, TowerCut, VisualInpu
 
 
 class Worth(NamedTuple):
-    """What the cells of one picture are worth before it is encoded."""
+    """The rank of the cells of one picture, before the picture is encoded."""
 
     scores: Tensor  # [n_tokens] int64 on the CPU: the higher, the longer it is kept
     n_distinct: int  # cells that say something new, at least 1; the others are kept only to meet a count
@@ -29,7 +29,7 @@ class Worth(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PixelCut(Reducer):
-    """Base of the methods of stage `pixels`: `worth` is all of one."""
+    """Base of the methods of stage `pixels`. A method implements `worth`."""
 
     group: ClassVar[Group] = "before or inside the tower"
     stage: ClassVar[StageName] = "pixels"
@@ -53,13 +53,13 @@ class PixelCut(Reducer):
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderCut(Reducer):
-    """Base of the methods of stage `encoder`: `layers` and `cut`."""
+    """Base of the methods of stage `encoder`. A method implements `layers` and `cut`."""
 
     group: ClassVar[Group] = "before or inside the tower"
     stage: ClassVar[StageName] = "encoder"
 
     def needs(self, tower: Tower) -> frozenset[Signal]:
-        """After the tower it acts once, by the last of its layers."""
+        """Behind the tower the method acts once, by the signals of the last of its layers."""
         return self.signals_at(self.layers(tower)[-1])
 
     def layers(self, tower: Tower) -> tuple[int, ...]:
@@ -71,7 +71,7 @@ class EncoderCut(Reducer):
         raise AssertionError(f"{type(self).__name__} does not bring its rows back")
 
     def signals_at(self, layer: int) -> frozenset[Signal]:
-        """What `cut` reads of a layer."""
+        """The signals that `cut` reads of a layer."""
         return frozenset()
 
     def counts(self, n: int, k: int, n_layers: int) -> list[int]:
@@ -113,7 +113,7 @@ class Offer(NamedTuple):
 
 
 class Way(NamedTuple):
-    """How one picture is reduced."""
+    """How one picture is reduced before, inside and after the tower."""
 
     budget: int
     cut: TowerCut | None  # None: the tower runs as it is
@@ -187,7 +187,7 @@ def plan(reducer: Reducer, tower: Tower, grid: Grid, budget: int, worths: Sequen
 
 
 def _share(n: int, budget: int, keep: float | None, n_stages: int, own: int | None) -> int:
-    """Rows one stage leaves of n: its share, what it wants itself, or an even step; the last one meets the budget."""
+    """Rows that one stage leaves of n: its share, its own wish, or an even step. The last stage meets the budget."""
     if n_stages == 1:
         return min(n, budget)
     if keep is not None:

@@ -1,4 +1,4 @@
-"""What vision towers share: pixels to patches, what is recorded for the reducers, and cuts on the way.
+"""The parts that vision towers share: pixels to patches, records for the reducers, and cuts between layers.
 
 Taps record only what was asked for, at the layers it was asked of.
 
@@ -45,7 +45,7 @@ def patches(pixels: Tensor, size: int, merge: int = 1) -> Tensor:
 
 @dataclass(slots=True)
 class Taps:
-    """Filled layer by layer; rows are the tower's, packed over all pictures of the batch."""
+    """Signals of one batch, recorded layer by layer. Rows are those of the tower, packed over all pictures."""
 
     wanted: frozenset[Signal]  # resolved
     bounds: Sequence[int]  # [n_images + 1] rows of each picture
@@ -53,12 +53,12 @@ class Taps:
     found: dict[Signal, Tensor] = field(default_factory=dict)  # [n, ...] each; qk [n, 2, heads, d]
 
     def at(self, layer: int) -> "LayerTaps | None":
-        """What the attention of that layer has to record; None: nothing."""
+        """The recorder of a layer; None: the layer records nothing."""
         kinds = frozenset(s.kind for s in self.wanted if s.layer == layer and s.kind in _OF_ATTENTION)
         return LayerTaps(self, layer, kinds) if kinds else None
 
     def record_rows(self, layer: int, rows: Tensor) -> None:
-        """Called with the rows [n, C] that the layer leaves."""
+        """Record the output rows [n, C] of the layer."""
         signal = Signal("hidden", layer)
         if signal in self.wanted:
             self.found[signal] = rows.float().clone()
@@ -66,20 +66,20 @@ class Taps:
 
 @dataclass(frozen=True, slots=True)
 class LayerTaps:
-    """One layer's recorder. Each method is called once."""
+    """The recorder of one layer. The layer calls each method once."""
 
     taps: Taps
     layer: int
     kinds: frozenset[Kind]
 
     def record_projections(self, raw_keys: Tensor, values: Tensor) -> None:
-        """Called with the key and value projections [n, heads, d], keys not rotated."""
+        """Record the key and value projections [n, heads, d]; keys are not rotated."""
         self._keep("keys", lambda: raw_keys.float().mean(1))
         self._keep("keys_cat", lambda: raw_keys.float().flatten(1))
         self._keep("values", lambda: values.float().clone())
 
     def record_attention(self, q: Tensor, k: Tensor, segments: Sequence[int], scale: float) -> None:
-        """Called with [n, heads, d] queries and keys as attention sees them.
+        """Record queries and keys [n, heads, d] as attention sees them.
 
         Args:
             segments: [n_segments + 1] what attends to what at this layer.
@@ -102,7 +102,7 @@ class LayerTaps:
 
 @dataclass(frozen=True, slots=True)
 class Laid:
-    """How a tower lays its rows out at the start."""
+    """The order of a tower's rows before its first layer."""
 
     cells: Tensor  # int64 [n] on the CPU: the cell of each place in the tower's order
     attached: tuple[Tensor, ...] = ()  # [n, ...] each: what goes with the places and is cut alike
@@ -112,7 +112,7 @@ class Laid:
 
 @dataclass(frozen=True, slots=True)
 class _Before:
-    """What is set aside while rows are fewer for some layers only."""
+    """The state that comes back after layers that run on fewer rows."""
 
     cells: Tensor
     size: Tensor
@@ -123,7 +123,7 @@ class _Before:
 
 
 class Cutting:
-    """One picture in its tower. `wanted` are the signals to be left at the end, resolved."""
+    """One picture in its tower. `wanted` holds the resolved signals that remain at the end."""
 
     def __init__(self, cut: TowerCut, wanted: frozenset[Signal], tower: Tower, grid: Grid, laid: Laid) -> None:
         self._cut, self._wanted, self._tower, self._grid = cut, wanted, tower, grid
@@ -142,19 +142,19 @@ class Cutting:
         return torch.cat([torch.zeros(self._lead), self.size.log().repeat_interleave(self._patches)])
 
     def after(self, layer: int, rows: Tensor) -> Tensor:
-        """Called with the rows [n, C] that a layer leaves, recorded; returns those the next one reads."""
+        """Take the recorded output rows [n, C] of a layer and return the input rows of the next layer."""
         for step in self._cut.layers:
             if step.layer == layer:
                 rows = self._bring_back(rows) if step.comes_back else self._reduce(step, rows)
         return rows
 
     def finish(self) -> Taps:
-        """The taps, of the rows that are left and without what was read on the way alone."""
+        """The taps of the remaining rows, without signals that only the cuts read."""
         self.taps.found = {s: t for s, t in self.taps.found.items() if s in self._wanted}
         return self.taps
 
     def placed(self, inputs: VisualInputs) -> VisualInputs:
-        """The picture's features with the cells they are of."""
+        """The features of the picture, with the cell of each row."""
         places = None if len(self.cells) == self._grid.n_tokens else self.cells.sort().values
         return replace(inputs, places=places, encoded=places)
 
@@ -178,7 +178,7 @@ class Cutting:
         return torch.cat([rows[: self._lead], mixed[inner].reshape(-1, rows.shape[1])])
 
     def _set_aside(self, order: Tensor, inner: Tensor, transform: TokenTransform, spread: Tensor) -> None:
-        """Everything in the tower's order: `order` and `inner` lead to reading order and from it."""
+        """Keep the state in the tower's order. `order` leads to reading order, `inner` back to the tower's order."""
         assert self._before is None, "one method at a time takes rows away for a while"
         rank, place = order.argsort(), inner.argsort()
         owner = place[transform.back.clamp(min=0)][rank]
@@ -204,12 +204,12 @@ class Cutting:
         self.taps.bounds = [0, self._lead + len(places) * self._patches]
 
     def _picked(self, values: Tensor, places: Tensor) -> Tensor:
-        """The rows of some places, those before them too."""
+        """The rows of some places, and the rows before the first place."""
         rows = (self._lead + places[:, None] * self._patches + torch.arange(self._patches)).flatten()
         return values[torch.cat([torch.arange(self._lead), rows])]
 
     def _of_places(self, values: Tensor) -> Tensor:
-        """One per place, the mean over its patches."""
+        """One row per place: the mean over the patches of the place."""
         rows = values[self._lead :]
         return rows if self._patches == 1 else rows.reshape(-1, self._patches, *rows.shape[1:]).mean(1)
 
