@@ -36,9 +36,9 @@ class Model(nn.Module, ABC):
         """
 
     def encode_cut(self, image: Tensor, signals: frozenset[Signal], cut: TowerCut) -> VisualInputs:
-        """Run the tower and projector on one image, uint8 [height, width, 3], without the cells and rows that `cut` drops.
+        """Run the tower and projector on one image without the cells and rows that `cut` drops.
 
-        Called only where `geometry.can_cut` is true.
+        The image is uint8 [height, width, 3]. Called only where `geometry.can_cut` is true.
 
         Returns:
             the cells that are left, told by `places`, and the signals that were tapped.

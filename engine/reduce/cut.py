@@ -1,8 +1,8 @@
 """Cuts before and inside the vision tower: the base classes of such methods, and the plan for a request's stages.
 
 A method of stage `pixels` ranks the cells of the prepared picture before anything is encoded, and the tower reads only
-the kept cells. A method of stage `encoder` mixes the tower's rows after chosen layers. Both are reducers like any other:
-where a model cannot cut its tower (tiled pictures, towers of other shapes), the methods act after the tower.
+the kept cells. A method of stage `encoder` mixes the tower's rows after chosen layers. Both are reducers like any
+other: where a model cannot cut its tower (tiled pictures, towers of other shapes), the methods act after the tower.
 """
 
 from collections.abc import Callable, Iterator, Sequence
