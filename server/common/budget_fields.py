@@ -292,7 +292,8 @@ def header_level(headers: Mapping[str, Sequence[str]], paths: Iterable[str] | No
         ApiError: `invalid_vlm_parameter`, naming the header.
     """
     stated = {}
-    for each in FIELDS:
+    # Of several wrong headers the first is named: the verbatim ones come first, then the order of the table.
+    for each in sorted(FIELDS, key=lambda each: not _is_verbatim(each)):
         texts = headers.get(each.header.lower(), ()) if paths is None or each.path in paths else ()
         if texts:
             stated[each.path] = Stated(_header_value(each, texts), each.header)
@@ -347,13 +348,17 @@ def markdown() -> str:
     return "\n".join(rows) + "\n"
 
 
+def _is_verbatim(each: BudgetField) -> bool:
+    return isinstance(each.kind, Text) and each.kind.verbatim
+
+
 def _header_value(each: BudgetField, texts: Sequence[str]) -> FieldValue:
     if len(texts) > 1:
         raise invalid_vlm(each.header, "given more than once")
     (text,) = texts
     if len(text) > MAX_HEADER_CHARS:
         raise invalid_vlm(each.header, f"longer than {MAX_HEADER_CHARS} characters")
-    if isinstance(each.kind, Text) and each.kind.verbatim:
+    if _is_verbatim(each):
         return text
     try:
         item = parse(text)

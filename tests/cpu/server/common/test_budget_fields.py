@@ -111,6 +111,15 @@ def test_every_field_is_read_from_its_header_and_refuses_nonsense(each: BudgetFi
         assert caught.value.param == each.header
 
 
+def test_of_several_wrong_headers_the_method_is_named_first_then_the_first_of_the_table() -> None:
+    wrong = {"vlm-visual-split": ["3"], "vlm-visual-tokens": ["0"], "vlm-visual-method": ["none", "none"]}
+    for name in ("VLM-Visual-Method", "VLM-Visual-Tokens", "VLM-Visual-Split"):
+        with pytest.raises(ApiError) as caught:
+            header_level(wrong)
+        assert caught.value.param == name
+        del wrong[name.lower()]
+
+
 def test_amounts_of_a_lower_level_yield_to_full_and_full_to_amounts() -> None:
     tokens, ratio, floor = ("vlm.visual.tokens", "vlm.visual.ratio", "vlm.visual.floor")
     below = BudgetLevel({ratio: Stated(0.5, "h"), floor: Stated(3, "h")})
