@@ -1,5 +1,8 @@
 """Sizes that all tiny checkpoints share, and their random weights."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 IMAGE_TOKEN = 90
@@ -25,3 +28,11 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
                 p.add_(torch.randn(p.shape, generator=noise) * 0.2)
             else:
                 p.copy_(torch.randn(p.shape, generator=noise) * p[0].numel() ** -0.5 * 1.5)
+
+
+def random_model(make: Callable[[Any], Any], config: Any, seed: int) -> Any:
+    """The model of a `transformers` class and config, with weights that follow from the seed."""
+    torch.manual_seed(seed)
+    model = make(config)
+    randomise(model, seed)
+    return model

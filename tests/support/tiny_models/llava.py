@@ -1,12 +1,9 @@
 """Random LLaVA-1.5, LLaVA-NeXT and LLaVA-OneVision checkpoints."""
 
-import json
 from pathlib import Path
 
-import torch
-
-from tiny_models.common import IMAGE_TOKEN, TEXT, randomise
-from tiny_models.naming import LLAVA_NAMES, publish, published_llava, rewrite
+from tiny_models.common import IMAGE_TOKEN, TEXT, random_model
+from tiny_models.naming import LLAVA_NAMES, published_llava, write
 
 LLAVA_SIDE = 30  # pixels; 4 patches of 7 and two pixels that the convolution drops
 _ROPES = {
@@ -71,18 +68,13 @@ def save_llava(
         image_seq_length=16,
         tie_word_embeddings=tied,
     )
-    torch.manual_seed(seed)
-    model = t.LlavaForConditionalGeneration(config)
-    randomise(model, seed)
-    model.save_pretrained(directory)
-    rewrite(directory, LLAVA_NAMES[naming], shards)
-    if naming == "published":
-        publish(directory, published_llava)
+    model = random_model(t.LlavaForConditionalGeneration, config, seed)
     size = {"height": LLAVA_SIDE, "width": LLAVA_SIDE}
     processor = {"image_processor_type": "CLIPImageProcessor" if clip else "SiglipImageProcessor", "size": size}
     if clip:
         processor["crop_size"] = size
-    (directory / "preprocessor_config.json").write_text(json.dumps(processor))
+    convert = published_llava if naming == "published" else None
+    write(model, directory, LLAVA_NAMES[naming], convert, shards, processor)
 
 
 def save_tiled(
@@ -128,16 +120,13 @@ def save_tiled(
         tie_word_embeddings=tied,
         **({} if old else {"vision_aspect_ratio": "anyres_max_2", "video_token_index": IMAGE_TOKEN + 1}),
     )
-    torch.manual_seed(seed)
-    model = (t.LlavaNextForConditionalGeneration if old else t.LlavaOnevisionForConditionalGeneration)(config)
-    randomise(model, seed)
-    model.save_pretrained(directory)
-    rewrite(directory, LLAVA_NAMES[naming], shards)
-    if naming == "published":
-        publish(directory, published_llava)
+    model = random_model(
+        t.LlavaNextForConditionalGeneration if old else t.LlavaOnevisionForConditionalGeneration, config, seed
+    )
     size = {"height": LLAVA_SIDE, "width": LLAVA_SIDE}
     kind = f"{'LlavaNext' if old else 'LlavaOnevision'}ImageProcessor"
     processor = {"image_processor_type": kind, "size": size, "image_grid_pinpoints": pinpoints}
     if old:
         processor["crop_size"] = size
-    (directory / "preprocessor_config.json").write_text(json.dumps(processor))
+    convert = published_llava if naming == "published" else None
+    write(model, directory, LLAVA_NAMES[naming], convert, shards, processor)

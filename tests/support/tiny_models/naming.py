@@ -51,6 +51,22 @@ def published_llava(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+def write(
+    model: Any,
+    directory: Path,
+    rules: list[tuple[str, str]],
+    convert: Callable[[dict[str, Any]], dict[str, Any]] | None,
+    shards: int,
+    processor: dict[str, Any],
+) -> None:
+    """Write a checkpoint: tensors renamed by `rules`, the config as `convert` makes it, and the processor."""
+    model.save_pretrained(directory)
+    rewrite(directory, rules, shards)
+    if convert is not None:
+        publish(directory, convert)
+    (directory / "preprocessor_config.json").write_text(json.dumps(processor))
+
+
 def publish(directory: Path, convert: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     file = directory / "config.json"
     file.write_text(json.dumps(convert(json.loads(file.read_text()))))

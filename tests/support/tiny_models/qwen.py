@@ -1,13 +1,10 @@
 """Random Qwen2-VL and Qwen2.5-VL checkpoints."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from tiny_models.common import IMAGE_TOKEN, TEXT, randomise
-from tiny_models.naming import QWEN_NAMES, publish, published_qwen, rewrite
+from tiny_models.common import IMAGE_TOKEN, TEXT, random_model
+from tiny_models.naming import QWEN_NAMES, published_qwen, write
 
 QWEN_PATCH = 4
 
@@ -43,13 +40,9 @@ def save_qwen(
         vision_end_token_id=IMAGE_TOKEN + 3,
         tie_word_embeddings=tied,
     )
-    torch.manual_seed(seed)
-    model = (t.Qwen2VLForConditionalGeneration if old else t.Qwen2_5_VLForConditionalGeneration)(config)
-    randomise(model, seed)
-    model.save_pretrained(directory)
-    rewrite(directory, QWEN_NAMES[naming], shards)
-    if naming == "published":
-        publish(directory, published_qwen)
+    model = random_model(
+        t.Qwen2VLForConditionalGeneration if old else t.Qwen2_5_VLForConditionalGeneration, config, seed
+    )
     processor = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "patch_size": QWEN_PATCH,
@@ -57,4 +50,5 @@ def save_qwen(
         "min_pixels": 16 * 16,
         "max_pixels": 64 * 64,
     }
-    (directory / "preprocessor_config.json").write_text(json.dumps(processor))
+    convert = published_qwen if naming == "published" else None
+    write(model, directory, QWEN_NAMES[naming], convert, shards, processor)
