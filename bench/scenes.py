@@ -14,6 +14,7 @@ class Item:
     scene: Scene
     image_url: str  # data URL
     question: Question
+    text_first: bool = False  # whether the question stands before the picture, as in OpenAI's documentation
 
 
 def data_url(scene: Scene) -> str:
@@ -39,6 +40,7 @@ def body(model: str, item: Item, max_tokens: int, method: str, ratio: float) -> 
         {"type": "image_url", "image_url": {"url": item.image_url}},
         {"type": "text", "text": item.question.text},
     ]
+    content = content[::-1] if item.text_first else content
     stated = f"oracle;scene={item.scene.seed}" if method == "oracle" else method
     stated = stated.replace("{enter}", f"{min(1.0, 1.5 * ratio):g}")
     visual = {"method": stated, "ratio": ratio}

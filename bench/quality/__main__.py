@@ -6,7 +6,7 @@
     python -m bench.quality --table                only the tables and plots, from bench/results/quality.json
     python -m bench.quality --name quality-quarter --ratios 0.25 --scenes 300 --methods divprune visionzip
     python -m bench.quality --prune --name quality-prune --ratios 1 0.5 0.33 0.22 0.11
-    python -m bench.quality --accuracy             both tiny models at full budget on 1,000 scenes
+    python -m bench.quality --accuracy             both tiny models at full budget on 1,000 scenes, in both orders
     python -m bench.quality --accuracy --weights auto int8 int4        ... and with quantized weights
     python -m bench.quality tiny-llava --url http://127.0.0.1:8000
 
@@ -128,12 +128,14 @@ class Run:
 
 
 def accuracy(args: argparse.Namespace) -> None:
-    """Full budget alone, by model and form of the weights."""
+    """Full budget alone, by model, form of the weights, and order of question and picture."""
     made_by, items, cells = provenance("bench.quality"), held_out(args.scenes or 1000), []
     for model, weights in product(args.models, args.weights):
         with serving(model, [f"model.weights={weights}"], url=args.url) as server:
-            cell = score(model, "none", 1.0, asyncio.run(ask(server, items, "none", 1.0)))
-        cells.append(replace(cell, weights=weights))
+            for order in ("picture first", "text first"):
+                asked = [replace(item, text_first=order == "text first") for item in items]
+                cell = score(model, "none", 1.0, asyncio.run(ask(server, asked, "none", 1.0)))
+                cells.append(replace(cell, weights=weights, order=order))
     name, title = ("accuracy", "Accuracy at full budget")
     if args.weights != ["auto"]:
         name, title = "weights", "Accuracy by the form of the weights"

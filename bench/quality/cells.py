@@ -42,6 +42,7 @@ class Cell:
     right: dict[str, int]  # by kind
     asked: dict[str, int]
     weights: str = "auto"  # as model.weights was set
+    order: str = "picture first"  # or "text first": the order of question and picture in the message
     code: str = ""  # digest of the method's own files, the model and the questions
     times: Times | None = None
 

@@ -130,10 +130,9 @@ def accuracy_section(cells: Sequence[Cell]) -> str:
             right, asked = cell.of(kind)
             low, high = wilson(right, asked) if asked else (0.0, 1.0)
             share = f"{100 * right / max(asked, 1):.2f}"
-            rows.append(
-                [cell.model, cell.weights, kind or "overall", str(asked), share, f"{100 * low:.2f} - {100 * high:.2f}"]
-            )
-    return table(["model", "weights", "kind", "asked", "exact match %", "95 % interval"], rows)
+            interval = f"{100 * low:.2f} - {100 * high:.2f}"
+            rows.append([cell.model, cell.weights, cell.order, kind or "overall", str(asked), share, interval])
+    return table(["model", "weights", "order", "kind", "asked", "exact match %", "95 % interval"], rows)
 
 
 def named(cells: Sequence[Cell]) -> list[str]:

@@ -3,12 +3,16 @@
 All questions about an image share its visual tokens: a sequence is [prefix | visual tokens | q1 a1 | q2 a2 | ...].
 Each question attends to the prefix, the visual tokens and itself. The positions of each question restart after the
 image. The result equals one conversation per question in the layout of the chat template.
+
+Where the text comes before the image, the visual tokens read the question, so each question has a row of its own:
+[prefix | q | visual tokens | a]. Rows of one image share the output of its tower.
 """
 
 import functools
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -29,23 +33,29 @@ MARK = "<|cut|>"  # placeholder for the visual tokens while a template is split
 
 @dataclass(frozen=True)
 class Layout:
-    """The text around the parts of a one-question conversation, as token ids."""
+    """The text around the parts of a one-question conversation, as token ids.
+
+    Attributes:
+        between: between image and question, whichever comes first.
+        after: after both, up to the answer.
+    """
 
     prefix: list[int]
-    before_question: list[int]
-    after_question: list[int]
+    between: list[int]
+    after: list[int]
     end: int
 
     @classmethod
-    def of(cls, family: str, tokenizer: PreTrainedTokenizerFast) -> "Layout":
+    def of(cls, family: str, tokenizer: PreTrainedTokenizerFast, text_first: bool = False) -> "Layout":
         """Return the layout of the family's chat template."""
         content = [{"type": "image"}, {"type": "text", "text": MARK}]
-        message = [{"role": "user", "content": content}]
+        message = [{"role": "user", "content": content[::-1] if text_first else content}]
         text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         image = "<image>" if family == "llava" else "<|image_pad|>"
-        prefix, rest = text.split(image)
-        before, after = rest.split(MARK)
-        ids = [tokenizer(piece, add_special_tokens=False).input_ids for piece in (prefix, before, after)]
+        first, second = (MARK, image) if text_first else (image, MARK)
+        prefix, rest = text.split(first)
+        between, after = rest.split(second)
+        ids = [tokenizer(piece, add_special_tokens=False).input_ids for piece in (prefix, between, after)]
         return cls(ids[0], ids[1], ids[2], tokenizer.eos_token_id)
 
 
@@ -142,7 +152,10 @@ def looks(scene: Scene, question: Question, text: str, offsets: list[tuple[int, 
 
 @dataclass
 class Sample:
-    """One image with its packed questions. Arrays have no batch axis. `guides`: (token, cells) pairs."""
+    """One image with its packed questions, or with one question that comes before the image.
+
+    Arrays have no batch axis. `guides`: (token, cells) pairs. `before`: tokens between the prefix and the image.
+    """
 
     pixels: np.ndarray
     grid: tuple[int, int]
@@ -155,6 +168,7 @@ class Sample:
     kinds: list[int]
     guides: list[tuple[int, np.ndarray]]
     keep: np.ndarray
+    before: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -165,10 +179,56 @@ class Recipe:
     tokenizer: PreTrainedTokenizerFast
     mix: str | None = "binding"  # None: no questions
     describe: float = 0.35  # chance of a description per image
+    text_first: float = 0.0  # share of the batches in which the text comes before the image
+    rows: int = 4  # questions per image there
 
     @functools.cached_property
     def layout(self) -> Layout:
         return Layout.of(self.family, self.tokenizer)
+
+    @functools.cached_property
+    def turned(self) -> Layout:
+        return Layout.of(self.family, self.tokenizer, text_first=True)
+
+
+def _evidence(
+    scene: Scene, question: Question, shares: np.ndarray, left: np.ndarray, offsets: list[tuple[int, int]]
+) -> tuple[bool, list[tuple[int, np.ndarray]]]:
+    """Return whether the kept cells show what the answer needs, and (answer token, cells to look at) pairs."""
+    count = len(scene.objects)
+    needed = [left[i] >= 0.3 if i < count else left[count:].min() >= 0.45 for i in question.about]
+    if not all(needed):
+        return question.answer == "no", []
+    rows = enumerate(looks(scene, question, question.answer, offsets))
+    return True, [(step, shares[where].sum(axis=0) >= 0.25) for step, where in rows if where]
+
+
+def _left(shares: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Return the share of each item that lies in the kept cells."""
+    seen: np.ndarray = shares[:, keep].sum(axis=1) / np.maximum(shares.sum(axis=1), 1e-6)
+    return seen
+
+
+def rows_of(
+    scene: Scene, asked: list[Question], shares: np.ndarray, keep: np.ndarray, recipe: Recipe
+) -> list[dict[str, Any]]:
+    """Return one row per question, for the text before the image: tokens before the image, and as in `pack`."""
+    layout, found = recipe.turned, []
+    for question in asked:
+        answer, offsets = encode(recipe.tokenizer, question.answer)
+        seen, places = _evidence(scene, question, shares, _left(shares, keep), offsets)
+        body, lead = [*answer, layout.end], len(layout.after)
+        ids = layout.after + body
+        found.append({
+            "before": [*encode(recipe.tokenizer, question.text)[0], *layout.between],
+            "ids": ids,
+            "segments": [0] * len(ids),
+            "positions": list(range(len(ids))),
+            "targets": [-100] * (lead - 1) + (body if seen else [-100] * len(body)) + [-100],
+            "kinds": [scenes.KINDS.index(question.kind)] * len(ids),
+            "guides": [(lead - 1 + step, cells) for step, cells in places],
+        })  # fmt: skip
+    return found
 
 
 def pack(
@@ -182,21 +242,16 @@ def pack(
     layout, tokenizer = recipe.layout, recipe.tokenizer
     out: dict[str, list[int]] = {name: [] for name in ("segments", "positions", "targets", "kinds")}
     guides: list[tuple[int, np.ndarray]] = []
-    left = shares[:, keep].sum(axis=1) / np.maximum(shares.sum(axis=1), 1e-6)
-    count = len(scene.objects)
+    left = _left(shares, keep)
     for segment, question in enumerate(asked):
-        head = [*layout.before_question, *encode(tokenizer, question.text)[0], *layout.after_question]
+        head = [*layout.between, *encode(tokenizer, question.text)[0], *layout.after]
         answer, offsets = encode(tokenizer, question.answer)
         body = [*answer, layout.end]
         if room is not None and len(ids) + len(head) + len(body) > room:
             continue
-        needed = [left[i] >= 0.3 if i < count else left[count:].min() >= 0.45 for i in question.about]
-        seen = all(needed) or question.answer == "no"
         first = len(ids) + len(head) - 1  # the position that predicts the first answer token
-        if seen and all(needed):
-            for step, rows in enumerate(looks(scene, question, question.answer, offsets)):
-                if rows:
-                    guides.append((first + step, shares[rows].sum(axis=0) >= 0.25))
+        seen, places = _evidence(scene, question, shares, left, offsets)
+        guides += [(first + step, cells) for step, cells in places]
         ids += head + body
         size = len(head) + len(body)
         out["segments"] += [segment] * size
@@ -230,8 +285,10 @@ def subset(rng: np.random.Generator, occupied: np.ndarray, grid: tuple[int, int]
     return np.sort(np.argsort(-score)[:number])
 
 
-def sample(recipe: Recipe, seed: int, most: float | None, size: tuple[int, int] | None) -> Sample:
-    """Return the training sample of a seed.
+def sample(
+    recipe: Recipe, seed: int, most: float | None, size: tuple[int, int] | None, text_first: bool = False
+) -> list[Sample]:
+    """Return the training sample of a seed, or its samples by question where the text comes first.
 
     `most`: maximum share of kept visual tokens. None: keep all.
     """
@@ -246,11 +303,13 @@ def sample(recipe: Recipe, seed: int, most: float | None, size: tuple[int, int] 
         occupied = shares.sum(axis=0) > 0.12
         keep = subset(noise, occupied, grid, float(noise.uniform(0.4, 1.0)) * most)
     asked = choose(scene, seed, recipe.mix, recipe.describe) if recipe.mix is not None else []
-    packed = pack(scene, asked, shares, keep, recipe, ROOM)
+    if text_first:
+        packed = rows_of(scene, rng.sample(asked, min(recipe.rows, len(asked))), shares, keep, recipe)
+    else:
+        packed = [pack(scene, asked, shares, keep, recipe, ROOM)]
     picture = pixels(recipe.family, scenes.render(scene))
-    return Sample(
-        pixels=picture, grid=grid, dense=labels.dense(scene, shares), whole=labels.whole(scene), keep=keep, **packed
-    )  # type: ignore[arg-type]
+    dense, whole = labels.dense(scene, shares), labels.whole(scene)
+    return [Sample(pixels=picture, grid=grid, dense=dense, whole=whole, keep=keep, **each) for each in packed]
 
 
 def collate(samples: list[Sample], pad: int) -> dict[str, np.ndarray]:
@@ -282,12 +341,35 @@ def collate(samples: list[Sample], pad: int) -> dict[str, np.ndarray]:
     return batch
 
 
+def collate_rows(pictures: list[list[Sample]], pad: int) -> dict[str, np.ndarray]:
+    """Like `collate`, for samples whose text comes first. `owner`: the image of each row; images are stacked once."""
+    rows = [row for picture in pictures for row in picture]
+    batch = collate(rows, pad)
+    counts = [len(picture) for picture in pictures]
+    first = np.cumsum([0, *counts[:-1]])
+    longest = max(len(row.before) for row in rows)
+    return {
+        **batch,
+        **{name: batch[name][first] for name in ("pixels", "dense", "whole")},
+        "owner": np.repeat(np.arange(len(pictures)), counts),
+        "before": np.array([row.before + [pad] * (longest - len(row.before)) for row in rows]),
+        "n_before": np.array([len(row.before) for row in rows]),
+    }
+
+
 def batches(recipe: Recipe, first_seed: int, size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Yield endless batches from consecutive seeds. Every second batch keeps only a subset of the visual tokens."""
-    seed, most, rng = first_seed, None, random.Random(first_seed)
+    """Yield endless batches from consecutive seeds.
+
+    In a share `text_first` of the batches the text comes before the image. Of either kind every second batch keeps only
+    a subset of the visual tokens.
+    """
+    seed, rng = first_seed, random.Random(first_seed)
+    most: dict[bool, float | None] = {False: None, True: None}
     while True:
         assert seed + size < scenes.HELD_OUT_SEED
         shape = None if recipe.family == "llava" else scenes.make_scene(seed).size
-        chosen = [sample(recipe, seed + i, most, shape) for i in range(size)]
-        yield collate(chosen, recipe.tokenizer.pad_token_id)
-        seed, most = seed + size, rng.uniform(0.2, 0.8) if most is None else None
+        turned = rng.random() < recipe.text_first
+        chosen = [sample(recipe, seed + i, most[turned], shape, turned) for i in range(size)]
+        pad = recipe.tokenizer.pad_token_id
+        yield collate_rows(chosen, pad) if turned else collate([each for (each,) in chosen], pad)
+        seed, most[turned] = seed + size, rng.uniform(0.2, 0.8) if most[turned] is None else None

@@ -4,6 +4,7 @@ Weights and results equal the Hugging Face model. The pass leaves out unnecessar
 and, in the last layer, all positions that predict no answer token.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,25 +32,53 @@ def _gather(x: Tensor, at: Tensor) -> Tensor:
     return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def embed(model: Model, family: str, batch: Batch, seen: Seen, prefix: list[int]) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Return (embeddings [B, S, D], positions, mask [B, T, S], H). S = H positions before the questions + T in them."""
+@dataclass
+class Packed:
+    """Input of the decoder: S positions, of which the first `head` come before the questions or before the answer.
+
+    Attributes:
+        embedded: [B, S, D].
+        positions: [B, S], or [3, B, S] with M-RoPE.
+        mask: [B, T, S], what the last T = S - `head` positions read.
+        past: [B, head, head], what the first positions read; None: all before them.
+        first: number of positions before the visual tokens.
+    """
+
+    embedded: Tensor
+    positions: Tensor
+    mask: Tensor
+    past: Tensor | None
+    first: int
+    head: int
+
+
+def embed(model: Model, family: str, batch: Batch, seen: Seen, prefix: list[int]) -> Packed:
+    """Lay out prefix, visual tokens and questions; with `owner` in the batch, the text comes before the image."""
     table = model.get_input_embeddings()
     keep, kept, grid = batch["keep"], batch["kept"], batch["grid"].tolist()
-    size, lead, head = len(keep), len(prefix), len(prefix) + keep.shape[1]
+    size, lead = len(keep), len(prefix)
     start = table(torch.tensor(prefix)).expand(size, -1, -1)
-    embedded = torch.cat((start, _gather(seen.tokens, keep), table(batch["ids"])), dim=1)
     first = torch.arange(lead).expand(size, -1)
+    real, tokens, place = torch.ones(size, lead, dtype=torch.bool), seen.tokens, torch.full((size, 1), lead)
+    if "owner" in batch:
+        before, n_before = batch["before"], batch["n_before"][:, None]
+        steps = torch.arange(before.shape[1]).expand(size, -1)
+        start, first = torch.cat((start, table(before)), dim=1), torch.cat((first, lead + steps), dim=1)
+        real = torch.cat((real, steps < n_before), dim=1)
+        tokens, place = tokens[batch["owner"]], lead + n_before
+    embedded = torch.cat((start, _gather(tokens, keep), table(batch["ids"])), dim=1)
     if family == "llava":
-        positions = torch.cat((first, keep + lead, batch["positions"] + lead + grid[0] * grid[1]), dim=1)
+        positions = torch.cat((first, keep + place, batch["positions"] + place + grid[0] * grid[1]), dim=1)
     else:
-        text = batch["positions"] + lead + max(grid)
-        axes = (torch.full_like(keep, lead), keep // grid[1] + lead, keep % grid[1] + lead)
+        text = batch["positions"] + place + max(grid)
+        axes = (place.expand_as(keep), keep // grid[1] + place, keep % grid[1] + place)
         positions = torch.stack([torch.cat((first, axis, text), dim=1) for axis in axes])
     segments = batch["segments"]
     own = (segments[:, :, None] == segments[:, None, :]).tril()
-    before = torch.cat((torch.ones(size, lead, dtype=torch.bool), kept), dim=1)
-    mask = torch.cat((before[:, None].expand(-1, segments.shape[1], -1), own), dim=2)
-    return embedded, positions, mask, head
+    real = torch.cat((real, kept), dim=1)
+    mask = torch.cat((real[:, None].expand(-1, segments.shape[1], -1), own), dim=2)
+    past = (real[:, None].expand(-1, real.shape[1], -1)).tril() if "owner" in batch else None
+    return Packed(embedded, positions, mask, past, start.shape[1], real.shape[1])
 
 
 def _look_at(query: Tensor, key: Tensor, at: Tensor, wanted: Tensor, allowed: Tensor, heads: tuple[int, ...]) -> Tensor:
@@ -72,9 +101,13 @@ def _guidance(batch: Batch, mask: Tensor, lead: int, head: int) -> tuple[Tensor,
     return wanted, _gather(mask, batch["guide_at"])
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, head: int) -> Tensor:
-    """Attention of all positions. The first `head` positions are causal; the questions use `bias` [B, 1, T, S]."""
-    past = F.scaled_dot_product_attention(query[:, :, :head], key[:, :, :head], value[:, :, :head], is_causal=True)
+def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, past_bias: Tensor | None, head: int) -> Tensor:
+    """Attention of all positions. The questions use `bias` [B, 1, T, S].
+
+    The first `head` positions use `past_bias` [B, 1, head, head]; None: they are causal.
+    """
+    first = (query[:, :, :head], key[:, :, :head], value[:, :, :head])
+    past = F.scaled_dot_product_attention(*first, attn_mask=past_bias, is_causal=past_bias is None)
     asked = F.scaled_dot_product_attention(query[:, :, head:], key, value, attn_mask=bias)
     return torch.cat((past, asked), dim=2)
 
@@ -83,6 +116,11 @@ def _attention_at(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, place
     """Attention of only the positions `places` [B, P] in the questions. `query` [B, H, P, E]: only these positions."""
     local = bias.gather(2, places[:, None, :, None].expand(-1, -1, -1, bias.shape[-1]))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=local)
+
+
+def _bias(mask: Tensor) -> Tensor:
+    """Return 0 where `mask` [B, T, S] is set and -inf elsewhere, [B, 1, T, S]."""
+    return torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))[:, None]
 
 
 def _mlp(x: Tensor, layer: Any) -> Tensor:
@@ -104,16 +142,16 @@ def answer(
 
     The n positions predict the answer tokens.
     """
-    x, positions, mask, head = embed(model, family, batch, seen, prefix)
+    packed = embed(model, family, batch, seen, prefix)
+    x, head = packed.embedded, packed.head
     decoder: Any = decoder_of(model)
-    rotary = decoder.rotary_emb(x, positions)
-    bias = torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))[:, None]
+    rotary = decoder.rotary_emb(x, packed.positions)
+    bias, past_bias = _bias(packed.mask), None if packed.past is None else _bias(packed.past)
     asked = batch["targets"] != -100
     most = max(1, int(asked.sum(1).max()))
     places = asked.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # answers first, then padding
     real = asked.gather(1, places)
-    guided = x.new_zeros(())
-    wanted, allowed = _guidance(batch, mask, len(prefix), head)
+    guided, (wanted, allowed) = x.new_zeros(()), _guidance(batch, packed.mask, packed.first, head)
     for index, layer in enumerate(decoder.layers):
         last, attention = index == len(decoder.layers) - 1, layer.self_attn
         normed = _norm(x, layer.input_layernorm)
@@ -128,10 +166,10 @@ def answer(
         if last:
             mixed, x = _attention_at(query, key, value, bias, places), _gather(x[:, head:], places)
         else:
-            mixed = _attention(query, key, value, bias, head)
+            mixed = _attention(query, key, value, bias, past_bias, head)
         x = _mlp(x + attention.o_proj(mixed.transpose(1, 2).flatten(2)), layer)
         if index == 0:
-            early = x[:, len(prefix) : head]
+            early = x[:, packed.first : head]
     hidden: Tensor = _norm(x[real], decoder.norm)
     output: nn.Module = model.lm_head
     return output(hidden), batch["targets"].gather(1, places)[real], guided / len(GUIDED), early

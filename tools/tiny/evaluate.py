@@ -5,6 +5,7 @@ closing one included, is the most likely one after the tokens before it.
 """
 
 import argparse
+import itertools
 from collections import defaultdict
 from pathlib import Path
 
@@ -32,33 +33,48 @@ def _keep(share: str, scene: scenes.Scene, grid: tuple[int, int], seed: int) -> 
     return np.sort(rng.permutation(total)[:number])
 
 
+def _samples(recipe: data.Recipe, scene: scenes.Scene, share: str, index: int, text_first: bool) -> list[data.Sample]:
+    """Return one held-out image with all its questions, or one sample per question where the text comes first."""
+    grid = data.token_grid(recipe.family, scene.size)
+    shares, every, asked = labels.coverage(scene, *grid), np.arange(grid[0] * grid[1]), scenes.questions(scene, 0)
+    if text_first:
+        packed = data.rows_of(scene, asked, shares, every, recipe)
+    else:
+        packed = [data.pack(scene, asked, shares, every, recipe)]
+    return [
+        data.Sample(
+            pixels=data.pixels(recipe.family, scenes.render(scene)), grid=grid, dense=labels.dense(scene, shares),
+            whole=labels.whole(scene), keep=_keep(share, scene, grid, index), **each,
+        )
+        for each in packed
+    ]  # fmt: skip
+
+
 @torch.no_grad()
 def table(
-    model: Model, family: str, tokens: PreTrainedTokenizerFast, pictures: int, share: str = "full"
+    model: Model,
+    family: str,
+    tokens: PreTrainedTokenizerFast,
+    pictures: int,
+    share: str = "full",
+    text_first: bool = False,
 ) -> dict[str, float]:
     """Return the share of exact matches per kind and for "all". Each held-out image has one question of each kind."""
     recipe = data.Recipe(family, tokens)
     right: dict[str, list[bool]] = defaultdict(list)
-    groups: dict[tuple[int, int], list[data.Sample]] = defaultdict(list)
+    groups: dict[tuple[int, int], list[list[data.Sample]]] = defaultdict(list)
     for index in range(pictures):
-        seed = scenes.HELD_OUT_SEED + index
-        scene = scenes.make_scene(seed)
-        grid = data.token_grid(family, scene.size)
-        shares = labels.coverage(scene, *grid)
-        every = np.arange(grid[0] * grid[1])
-        packed = data.pack(scene, scenes.questions(scene, 0), shares, every, recipe)
-        groups[data.pixels(family, scenes.render(scene)).shape[:2]].append(
-            data.Sample(
-                pixels=data.pixels(family, scenes.render(scene)), grid=grid, dense=labels.dense(scene, shares),
-                whole=labels.whole(scene), keep=_keep(share, scene, grid, index), **packed,
-            )  # type: ignore[arg-type]
-        )  # fmt: skip
+        scene = scenes.make_scene(scenes.HELD_OUT_SEED + index)
+        rows = _samples(recipe, scene, share, index, text_first)
+        groups[rows[0].pixels.shape[:2]].append(rows)
+    prefix = (recipe.turned if text_first else recipe.layout).prefix
     for samples in groups.values():
         for start in range(0, len(samples), 20):
-            arrays = data.collate(samples[start : start + 20], tokens.pad_token_id)
+            some, pad = samples[start : start + 20], tokens.pad_token_id
+            arrays = data.collate_rows(some, pad) if text_first else data.collate([each for (each,) in some], pad)
             batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
             seen = losses.look(model, family, batch)
-            logits, targets, *_ = decode.answer(model, family, batch, seen, recipe.layout.prefix)
+            logits, targets, *_ = decode.answer(model, family, batch, seen, prefix)
             hits = torch.zeros_like(batch["targets"], dtype=torch.bool)
             asked = batch["targets"] != -100
             hits[asked] = logits.argmax(-1) == targets
@@ -83,11 +99,12 @@ def main() -> None:
     tokens = tokenizer.build(args.family)
     model = type(models.build(args.family, tokens)).from_pretrained(args.folder, dtype=torch.float32)
     ways = ("full", "oracle", "scattered 0.75", "scattered 0.5", "scattered 0.25", "even 0.5")
-    print("| visual tokens | " + " | ".join((*scenes.KINDS, "all")) + " |")
-    print("|---" * (len(scenes.KINDS) + 2) + "|")
-    for way in ways:
-        cells = table(model, args.family, tokens, args.pictures, way)
-        print(f"| {way} | " + " | ".join(f"{100 * value:.1f}" for value in cells.values()) + " |", flush=True)
+    print("| order | visual tokens | " + " | ".join((*scenes.KINDS, "all")) + " |")
+    print("|---" * (len(scenes.KINDS) + 3) + "|")
+    for text_first, way in itertools.product((False, True), ways):
+        cells = table(model, args.family, tokens, args.pictures, way, text_first)
+        order = "text first" if text_first else "picture first"
+        print(f"| {order} | {way} | " + " | ".join(f"{100 * value:.1f}" for value in cells.values()) + " |", flush=True)
 
 
 if __name__ == "__main__":

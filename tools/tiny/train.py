@@ -5,6 +5,7 @@ rate follows the clock, so that the run ends, annealed, after the given minutes.
 """
 
 import argparse
+import itertools
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -20,10 +21,10 @@ from tiny import data, decode, evaluate, losses, models, tokenizer
 AUX = {"patch": 0.5, "tie": 0.5, "cls": 1.0, "cls_look": 0.2, "place": 3.0}  # weights of the auxiliary losses
 
 
-def produce(family: str, seed: int, size: int, mix: str | None, describe: float, queue: Any) -> None:
-    """Draw batches and put them into the queue. Runs in a separate process."""
+def produce(family: str, seed: int, size: int, settings: dict[str, Any], queue: Any) -> None:
+    """Draw batches and put them into the queue. Runs in a separate process. `settings`: fields of the recipe."""
     torch.set_num_threads(1)
-    recipe = data.Recipe(family, tokenizer.build(family), mix, describe)
+    recipe = data.Recipe(family, tokenizer.build(family), **settings)
     for batch in data.batches(recipe, seed, size):
         queue.put(batch)
 
@@ -31,10 +32,10 @@ def produce(family: str, seed: int, size: int, mix: str | None, describe: float,
 class Feed:
     """Batches from another process."""
 
-    def __init__(self, family: str, seed: int, size: int, mix: str | None, describe: float) -> None:
+    def __init__(self, family: str, seed: int, size: int, settings: dict[str, Any]) -> None:
         context = multiprocessing.get_context("spawn")
         self.queue = context.Queue(maxsize=8)
-        arguments = (family, seed, size, mix, describe, self.queue)
+        arguments = (family, seed, size, settings, self.queue)
         self.process = context.Process(target=produce, args=arguments, daemon=True)
         self.process.start()
 
@@ -60,13 +61,18 @@ class Run:
         self.args = args
         self.tokenizer = tokenizer.build(args.family)
         self.model = models.build(args.family, self.tokenizer)
-        self.layout = data.Layout.of(args.family, self.tokenizer)
+        self.prefix = data.Layout.of(args.family, self.tokenizer).prefix
+        self.prefix_turned = data.Layout.of(args.family, self.tokenizer, text_first=True).prefix
         self.heads = losses.Heads(self.model, args.family, self.tokenizer)
         self.state = {"elapsed": 0.0, "seed": args.seed, "step": 0, "pictures": 0}
         self.out = Path(args.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.average = models.build(args.family, self.tokenizer)
-        trained = [*self.model.parameters(), *self.heads.parameters()]
+        if args.decoder_only:
+            self.model.requires_grad_(False)
+            models.decoder_of(self.model).requires_grad_(True)
+            self.model.get_input_embeddings().requires_grad_(False)  # methods compare them with visual tokens
+        trained = [p for p in (*self.model.parameters(), *self.heads.parameters()) if p.requires_grad]
         matrices = [p for p in trained if p.ndim >= 2]
         groups = [
             {"params": matrices, "weight_decay": 0.03},
@@ -111,22 +117,23 @@ class Run:
         """Do one update and return the losses. `aux` and `guide`: weights of the auxiliary losses and the guidance."""
         for group in self.optimizer.param_groups:
             group["lr"] = speed
-        seen = losses.look(self.model, self.args.family, batch)
+        with torch.set_grad_enabled(not self.args.decoder_only):
+            seen = losses.look(self.model, self.args.family, batch)
         table = self.model.get_input_embeddings().weight
-        parts = self.heads(seen, batch, table if joint else table.detach())
+        parts = self.heads(seen, batch, table if joint else table.detach()) if aux > 0 else {}
         report = {name: value.item() for name, value in parts.items()}
         total: Tensor = sum((aux * AUX[name] * value for name, value in parts.items()), torch.zeros(()))
         if joint:
-            logits, targets, guided, early = decode.answer(
-                self.model, self.args.family, batch, seen, self.layout.prefix, guide > 0
-            )
+            prefix = self.prefix_turned if "owner" in batch else self.prefix
+            logits, targets, guided, early = decode.answer(self.model, self.args.family, batch, seen, prefix, guide > 0)
             answer_loss = self._answer_loss(batch, logits, targets)
             total = total + answer_loss + guide * guided
-            if self.args.family == "qwen2_vl":
+            if self.args.family == "qwen2_vl" and aux > 0:
                 place = self.heads.place(early, batch, table)
                 total = total + aux * AUX["place"] * place
                 report["place"] = place.item()
-            report |= {"answer": answer_loss.item(), "guide": guided.item()}
+            order = "turned" if "owner" in batch else "answer"
+            report |= {order: answer_loss.item(), "guide": guided.item()}
         total.backward()
         report["norm"] = nn.utils.clip_grad_norm_([*self.model.parameters(), *self.heads.parameters()], 1.0).item()
         self.optimizer.step()
@@ -157,7 +164,8 @@ class Run:
         args, size = self.args, self.args.batch if joint else 2 * self.args.batch
         if self.state["elapsed"] >= end * 60:
             return
-        feed = Feed(args.family, self.state["seed"], size, args.mix if joint else None, args.describe)
+        settings = {"mix": args.mix, "describe": args.describe, "text_first": args.text_first, "rows": args.rows}
+        feed = Feed(args.family, self.state["seed"], size, settings if joint else {"mix": None})
         sums: dict[str, list[float]] = defaultdict(list)
         clock, shown, tested = time.monotonic(), self.state["elapsed"], self.state["elapsed"]
         while self.state["elapsed"] < end * 60:
@@ -166,6 +174,7 @@ class Run:
             progress = into / ((end - start) * 60)
             guide = args.guide * max(0.0, 1 - progress / args.guide_until) if joint else 0.0
             aux = max(0.1, 1 - progress) if joint else 1.0
+            aux = 0.0 if args.decoder_only else aux
             speed = rate(progress, into, args.rate, args.flat if joint else 0.7)
             for name, value in self.step(batch, joint, aux, guide, speed).items():
                 sums[name].append(value)
@@ -184,10 +193,11 @@ class Run:
         self.save()
 
     def test(self, pictures: int = 120) -> None:
-        """Log exact match on held-out images with all visual tokens and with a scattered half."""
-        for share in ("full", "scattered 0.5"):
-            table = evaluate.table(self.average, self.args.family, self.tokenizer, pictures, share)
-            self.log(f"held-out {share}: " + "  ".join(f"{kind} {value:.1%}" for kind, value in table.items()))
+        """Log exact match on held-out images with all visual tokens and with a scattered half, in either order."""
+        for share, text_first in itertools.product(("full", "scattered 0.5"), (False, True)):
+            table = evaluate.table(self.average, self.args.family, self.tokenizer, pictures, share, text_first)
+            order = "text first" if text_first else "image first"
+            self.log(f"held-out {share}, {order}: " + "  ".join(f"{k} {value:.1%}" for k, value in table.items()))
 
 
 def main() -> None:
@@ -205,6 +215,10 @@ def main() -> None:
     parser.add_argument("--mix", choices=sorted(data.QUOTAS), default="binding")
     parser.add_argument("--describe", type=float, default=0.35, help="chance of a description per picture")
     parser.add_argument("--describe-weight", type=float, default=0.35, help="weight of its tokens in the loss")
+    text = "share of the batches with the text before the picture"
+    parser.add_argument("--text-first", type=float, default=0.5, help=text)
+    parser.add_argument("--rows", type=int, default=4, help="questions per picture there")
+    parser.add_argument("--decoder-only", action="store_true", help="leave tower, projector and embeddings as they are")
     parser.add_argument("--test-every", type=float, default=4)
     parser.add_argument("--seed", type=int, default=0, help="first scene")
     parser.add_argument("--threads", type=int, default=2)
