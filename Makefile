@@ -16,7 +16,7 @@ SOURCES := pyproject.toml setup.py $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
 # The script's folder stays off sys.path, so `kernels` and `engine` are only ever found inside `foveate`.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help venv setup demo serve test check fix docs bench peers wheel clean
+.PHONY: help venv setup demo serve test check fix docs bench peers compat wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,7 +57,7 @@ check: .venv/.installed ## Lint, formatting and types, changing nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mypy bench tools/demo.py tools/methods_page.py tools/usage_page.py
+	$(BIN)/mypy --exclude bench/compat/clients bench tools/demo.py tools/methods_page.py tools/usage_page.py
 
 fix: .venv/.installed ## Repair what ruff can repair
 	$(BIN)/ruff check --fix
@@ -79,6 +79,9 @@ peers: .venv/.installed ## Measure beside the peers whose environments are in .p
 	env -u PYTHONSAFEPATH $(BIN)/python -m bench.peers
 	$(PIP) install -q -e '.[bench]'
 	env -u PYTHONSAFEPATH $(BIN)/python -m bench.scaling
+
+compat: .venv/.installed ## Try clients, checkpoint layouts and picture formats: docs/compatibility.md (needs npm)
+	env -u PYTHONSAFEPATH $(BIN)/python -m bench.compat --install
 
 wheel: .venv/.python ## Build the wheel into dist/
 	$(PIP) wheel -q --no-deps -w dist .

@@ -58,12 +58,19 @@ def pyplot() -> Any:
         return None
 
 
-def write(name: str, title: str, made_by: dict[str, Json], results: Json, sections: Sequence[str]) -> None:
-    """Write results/`name`.json and results/`name`.md, and print the Markdown."""
+def write(
+    name: str,
+    title: str,
+    made_by: dict[str, Json],
+    results: Json,
+    sections: Sequence[str],
+    page: Path | None = None,
+) -> None:
+    """Write results/`name`.json and the Markdown, to `page` or results/`name`.md, and print the Markdown."""
     RESULTS.mkdir(exist_ok=True)
     document = {"made_by": made_by, "results": results}
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
     where = ", ".join(f"{key} {value}" for key, value in made_by.items() if key not in ("command", "date"))
     text = "\n\n".join([f"# {title}", f"`{made_by['command']}`, {made_by['date']}; {where}.", *sections]) + "\n"
-    (RESULTS / f"{name}.md").write_text(text)
+    (page or RESULTS / f"{name}.md").write_text(text)
     print(text)

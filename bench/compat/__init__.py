@@ -1,0 +1,1 @@
+"""Compatibility: unmodified clients, checkpoint layouts and picture formats, tried by one command."""
