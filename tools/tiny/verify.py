@@ -4,8 +4,10 @@ Slow but independent of the training code; its exact match must agree with `tiny
 """
 
 import argparse
+import itertools
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -19,11 +21,11 @@ from transformers import (
 from foveate.bundled import scenes
 
 
-def ask(
-    family: str, model: torch.nn.Module, tokenizer: object, processor: object, scene: scenes.Scene, text: str
-) -> str:
-    """Return the greedy answer to one question about a scene."""
+def ask(family: str, loaded: tuple[Any, Any, Any], scene: scenes.Scene, text: str, text_first: bool) -> str:
+    """Return the greedy answer to one question about a scene. `loaded`: model, tokenizer, image processor."""
+    model, tokenizer, processor = loaded
     content = [{"type": "image"}, {"type": "text", "text": text}]
+    content = content[::-1] if text_first else content
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
@@ -55,13 +57,14 @@ def main() -> None:
         model = Qwen2VLForConditionalGeneration.from_pretrained(args.folder, dtype=torch.float32)
         processor = Qwen2VLImageProcessorPil.from_pretrained(args.folder)
     right: dict[str, list[bool]] = defaultdict(list)
-    for index in range(args.pictures):
-        scene = scenes.make_scene(scenes.HELD_OUT_SEED + index)
+    loaded = (model, tokenizer, processor)
+    for index, text_first in itertools.product(range(args.pictures), (False, True)):
+        scene, order = scenes.make_scene(scenes.HELD_OUT_SEED + index), "text first" if text_first else "picture first"
         for question in scenes.questions(scene, 0):
-            answer = ask(args.family, model, tokenizer, processor, scene, question.text)
-            right[question.kind].append(answer == question.answer)
+            answer = ask(args.family, loaded, scene, question.text, text_first)
+            right[f"{question.kind}, {order}"].append(answer == question.answer)
             if answer != question.answer:
-                print(f"{index}: {question.text!r} {question.answer!r} but got {answer!r}")
+                print(f"{index}: {order}, {question.text!r} {question.answer!r} but got {answer!r}")
     for kind, hits in right.items():
         print(f"{kind}: {sum(hits)} of {len(hits)}")
 
