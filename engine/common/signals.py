@@ -13,12 +13,13 @@ from typing import Literal
 from foveate.configs.errors import ConfigError
 
 Kind = Literal[
-    "saliency", "cls_row", "cls_cat", "recv", "keys", "keys_cat", "values", "qk", "hidden", "enc", "cells", "pixels",
-    "question", "caption",
+    "saliency", "cls_row", "cls_cat", "recv", "logits", "keys", "keys_cat", "values", "cls_values", "qk", "hidden",
+    "enc", "cells", "pixels", "question", "caption",
 ]  # fmt: skip
 LayerRef = int | float  # int: index, negative from the end; float: share of the depth, 0 to 1
 _WITHOUT_LAYER = {"enc", "cells", "pixels", "question", "caption"}
-_ATTENTION = {"saliency", "cls_row", "cls_cat", "recv", "qk"}
+_ATTENTION = {"saliency", "cls_row", "cls_cat", "recv", "logits", "qk"}
+_OF_CLS = {"cls_row", "cls_cat", "cls_values"}
 OF_REQUEST = frozenset({"pixels", "question", "caption"})  # not the tower's: added to its features per request
 
 
@@ -53,6 +54,14 @@ def recv(layer: LayerRef = -1) -> Signal:
     return Signal("recv", layer)
 
 
+def logits(layer: LayerRef = -1) -> Signal:
+    """[M] float32: attention before the softmax, mean over heads: scaled products of CLS's query and each key.
+
+    In towers without a CLS row, the mean query of the picture (or of the tile) takes the place of CLS's query.
+    """
+    return Signal("logits", layer)
+
+
 def keys(layer: LayerRef = -1) -> Signal:
     """[M, d] float32: key projection before rotation, mean over heads."""
     return Signal("keys", layer)
@@ -66,6 +75,14 @@ def keys_cat(layer: LayerRef = -1) -> Signal:
 def values(layer: LayerRef = -1) -> Signal:
     """[M, heads, d] float32: value projection."""
     return Signal("values", layer)
+
+
+def cls_values(layer: LayerRef = -1) -> Signal:
+    """[M, heads] float32: product of each value with CLS's value, less the product of CLS's value with itself.
+
+    So the softmax over CLS and tokens is the softmax of these numbers and a 0. Towers with CLS only.
+    """
+    return Signal("cls_values", layer)
 
 
 def qk(layer: LayerRef = -1) -> Signal:
@@ -125,7 +142,7 @@ class Tower:
         kind = signal.kind
         if kind == "saliency":
             kind = "cls_row" if self.has_cls else "recv"
-        if kind in ("cls_row", "cls_cat") and not self.has_cls:
+        if kind in _OF_CLS and not self.has_cls:
             raise ConfigError("this vision tower has no CLS row; choose a method that does without one")
         if kind in _ATTENTION and self.full_layers:
             layer = min(self.full_layers, key=lambda full: (abs(full - layer), -full))

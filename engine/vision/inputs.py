@@ -96,6 +96,9 @@ class VisualInputs:
     def recv(self, layer: LayerRef = -1) -> Tensor:
         return self._tap(named.recv(layer))
 
+    def logits(self, layer: LayerRef = -1) -> Tensor:
+        return self._tap(named.logits(layer))
+
     def keys(self, layer: LayerRef = -1) -> Tensor:
         return self._tap(named.keys(layer))
 
@@ -104,6 +107,9 @@ class VisualInputs:
 
     def values(self, layer: LayerRef = -1) -> Tensor:
         return self._tap(named.values(layer))
+
+    def cls_values(self, layer: LayerRef = -1) -> Tensor:
+        return self._tap(named.cls_values(layer))
 
     def hidden(self, layer: LayerRef = -1) -> Tensor:
         return self._tap(named.hidden(layer))

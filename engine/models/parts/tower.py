@@ -8,6 +8,7 @@ and is never cut. The tower's order of places need not be reading order (windows
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from foveate.kernels.attention_rows import attention_rows
 from foveate.kernels.received import received
 from foveate.kernels.vision_attention import vision_attention
 
-_OF_ATTENTION = frozenset({"cls_row", "cls_cat", "recv", "keys", "keys_cat", "values", "qk"})
+_OF_ATTENTION = frozenset({"cls_row", "cls_cat", "recv", "logits", "keys", "keys_cat", "values", "cls_values", "qk"})
 _PAD = 8  # columns added for a bias: heads stay a multiple of what kernels like
 
 
@@ -77,6 +78,8 @@ class LayerTaps:
         self._keep("keys", lambda: raw_keys.float().mean(1))
         self._keep("keys_cat", lambda: raw_keys.float().flatten(1))
         self._keep("values", lambda: values.float().clone())
+        if self.taps.has_cls:
+            self._keep("cls_values", lambda: torch.cat([_likeness(own.float()) for own in self._by_picture(values)]))
 
     def record_attention(self, q: Tensor, k: Tensor, segments: Sequence[int], scale: float) -> None:
         """Record queries and keys [n, heads, d] as attention sees them.
@@ -86,18 +89,34 @@ class LayerTaps:
         """
         self._keep("recv", lambda: received(q, k, segments, scale))
         self._keep("qk", lambda: torch.stack([q, k], 1))
+        self._keep("logits", lambda: self._logits(q, k, scale))
         if self.taps.has_cls:
             self._keep("cls_row", lambda: self._cls(q, k, scale))
             wide = q.shape[1] * q.shape[2]
             self._keep("cls_cat", lambda: self._cls(q.flatten(1)[:, None], k.flatten(1)[:, None], wide**-0.5))
 
     def _cls(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
-        spans = zip(self.taps.bounds[:-1], self.taps.bounds[1:], strict=True)
-        return torch.cat([attention_rows(q[a : a + 1], k[a:b], scale)[0] for a, b in spans])
+        pictures = zip(self._by_picture(q), self._by_picture(k), strict=True)
+        return torch.cat([attention_rows(queries[:1], keys, scale)[0] for queries, keys in pictures])
+
+    def _logits(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
+        leading = 1 if self.taps.has_cls else None  # the mean over heads is one product over all their columns
+        pictures = zip(self._by_picture(q.flatten(1)), self._by_picture(k.flatten(1)), strict=True)
+        found = [keys.float() @ queries[:leading].float().mean(0) for queries, keys in pictures]
+        return torch.cat(found) * (scale / q.shape[1])
+
+    def _by_picture(self, rows: Tensor) -> list[Tensor]:
+        return [rows[start:end] for start, end in pairwise(self.taps.bounds)]
 
     def _keep(self, kind: Kind, make: Callable[[], Tensor]) -> None:
         if kind in self.kinds:
             self.taps.found[Signal(kind, self.layer)] = make()
+
+
+def _likeness(values: Tensor) -> Tensor:
+    """[n, heads]: products of values [n, heads, d] with the first, less its product with itself."""
+    products = torch.einsum("nhd,hd->nh", values, values[0])
+    return products - products[:1]
 
 
 @dataclass(frozen=True, slots=True)

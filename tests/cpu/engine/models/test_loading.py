@@ -21,8 +21,8 @@ torch.set_num_threads(1)
 
 def _all(model):
     """Everything a tower gives, of its first and last layer."""
-    kinds = ("recv", "keys", "keys_cat", "values", "qk", "hidden", "saliency")
-    kinds += ("cls_row", "cls_cat") if model.spec.tower.has_cls else ()
+    kinds = ("recv", "logits", "keys", "keys_cat", "values", "qk", "hidden", "saliency")
+    kinds += ("cls_row", "cls_cat", "cls_values") if model.spec.tower.has_cls else ()
     return frozenset({model.spec.tower.resolve(Signal(k, i)) for k in kinds for i in (0, -1)} | {ENC, CELLS})
 
 
@@ -177,11 +177,20 @@ def test_llava_signals(tiny_models, tmp_path, vision):
         if vision == "clip":
             assert torch.allclose(one.cls_row(), weights[0, 1:], atol=1e-6)
             assert torch.equal(one.saliency(), one.cls_row())
+            scores = torch.einsum("hd,nhd->hn", queries[0][i, 0].view(3, 8), keys[0][i].view(-1, 3, 8)) / 8**0.5
+            assert torch.allclose(scores.softmax(-1).mean(0)[1:], one.cls_row(), atol=1e-6)
+            assert torch.allclose(one.logits(), scores.mean(0)[1:], atol=1e-5)
+            own = values_[0][i].view(-1, 3, 8)
+            alike = torch.einsum("hd,nhd->hn", own[0], own).softmax(-1)
+            ours = torch.cat([torch.zeros(1, 3), one.cls_values()]).softmax(0)
+            assert torch.allclose(ours.T, alike, atol=1e-6)
             wide = (queries[0][i, 0] @ keys[0][i].T / 24**0.5).softmax(-1)
             assert torch.allclose(one.cls_cat(), wide[1:], atol=1e-6)
             assert torch.allclose(one.cls, seen.hidden_states[-2][i, 0], atol=1e-5)
         else:
             assert torch.equal(one.saliency(), one.recv()) and one.cls is None
+            scores = torch.einsum("mhd,nhd->hmn", queries[0][i].view(-1, 3, 8), keys[0][i].view(-1, 3, 8)) / 8**0.5
+            assert torch.allclose(one.logits(), scores.mean((0, 1)), atol=1e-5)
     assert model.spec.tower.has_cls == (vision == "clip")
 
 
@@ -206,11 +215,13 @@ def test_qwen_signals(tiny_models, tmp_path, family):
             q, k, v = attn.qkv(seen["rows"]).view(-1, 3, 3, 8).unbind(1)
         keys = k.mean(1).view(-1, 4, 8).mean(1)
         q, k = apply_rotary_pos_emb_vision(q, k, *seen["angles"])
-        weights = (torch.einsum("mhd,nhd->hmn", q, k) * 8**-0.5).softmax(-1).mean((0, 1)).view(-1, 4).mean(1)
+        scores = torch.einsum("mhd,nhd->hmn", q, k) * 8**-0.5
+        weights = scores.softmax(-1).mean((0, 1)).view(-1, 4).mean(1)
         order = torch.arange(one.grid.n_tokens)
         if family == "qwen2_5_vl":
             order, _ = get_vision_window_index(inputs["image_grid_thw"], 2, 24, 4)
         assert torch.allclose(one.recv()[order], weights, atol=1e-6)
+        assert torch.allclose(one.logits()[order], scores.mean((0, 1)).view(-1, 4).mean(1), atol=1e-5)
         assert torch.allclose(one.full(-1).mean(0), one.recv(), atol=1e-6)
         assert torch.allclose(one.keys(layer)[order], keys, atol=1e-5)
         assert torch.allclose(one.values(layer)[order], v.view(-1, 4, 3, 8).mean(1), atol=1e-5)

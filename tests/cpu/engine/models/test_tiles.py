@@ -16,8 +16,8 @@ torch.set_num_threads(1)
 
 def _all(model):
     """What a tower gives, of its first and last layer."""
-    kinds = ("recv", "keys", "values", "qk", "hidden", "saliency")
-    kinds += ("cls_row", "cls_cat") if model.spec.tower.has_cls else ()
+    kinds = ("recv", "logits", "keys", "values", "qk", "hidden", "saliency")
+    kinds += ("cls_row", "cls_cat", "cls_values") if model.spec.tower.has_cls else ()
     return frozenset({model.spec.tower.resolve(Signal(k, i)) for k in kinds for i in (0, -1)} | {ENC, CELLS})
 
 
@@ -82,10 +82,13 @@ def test_signals_of_tiles(tiny_models, tmp_path, family):
     got = model.encode(raw, _all(model), TILED[family])
     tower, clip = oracle.model.vision_tower, family == "llava_next"
     layer = 1 if clip else 2
-    keys = []
-    tower.encoder.layers[layer].self_attn.k_proj.register_forward_hook(lambda m, i, out: keys.append(out))
+    keys, queries, projected = [], [], []
+    attention = tower.encoder.layers[layer].self_attn
+    for module, into in ((attention.k_proj, keys), (attention.q_proj, queries), (attention.v_proj, projected)):
+        module.register_forward_hook(lambda m, i, out, into=into: into.append(out))
     for image, size, one in zip(images, TILED[family], got, strict=True):
-        keys.clear()
+        for found in (keys, queries, projected):
+            found.clear()
         with torch.no_grad():
             values = tiny_models.reference_inputs(tmp_path, [90], [image])["pixel_values"][0]
             seen = tower(values, output_attentions=True, output_hidden_states=True)
@@ -99,8 +102,14 @@ def test_signals_of_tiles(tiny_models, tmp_path, family):
         assert torch.equal(one.cells, one.enc) and torch.allclose(one.project(one.enc), one.proj, atol=1e-6)
         with pytest.raises(ImageError, match="read in tiles"):  # which do not attend to each other
             one.full(layer)
+        q, k, v = (found[0].unflatten(2, (3, 8)) for found in (queries, keys, projected))
+        scores = torch.einsum("tmhd,tnhd->tmn", q, k) / 3 / 8**0.5
+        logits = scores[:, 0] if clip else scores.mean(1)
+        assert torch.allclose(one.logits(), logits[tile, row], atol=1e-5)
         if clip:
             assert torch.allclose(one.cls_row(), weights[tile, 0, row], atol=1e-6)
+            products = torch.einsum("thd,tnhd->tnh", v[:, 0], v)
+            assert torch.allclose(one.cls_values(), (products - products[:, :1])[tile, row], atol=1e-5)
             assert torch.allclose(one.cls, seen.hidden_states[layer + 1][0, 0], atol=1e-5)
         else:
             assert one.cls is None

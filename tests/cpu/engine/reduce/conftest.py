@@ -72,6 +72,7 @@ class Pictures:
         matrix = torch.randn(WIDTH * patches, OUT, generator=torch.Generator().manual_seed(1)) / WIDTH
         shapes = {"keys": (n, HEAD_DIM), "keys_cat": (n, HEADS * HEAD_DIM), "values": (n, HEADS, HEAD_DIM)}
         shapes |= {"hidden": (n, WIDTH), "qk": (2, n + tower.has_cls, patches, HEADS, HEAD_DIM)}
+        shapes |= {"logits": (n,), "cls_values": (n, HEADS)}
         taps = {
             s: rows(*shapes[s.kind]) if s.kind in shapes else rows(n).softmax(0)
             for s in sorted(wanted, key=str)
