@@ -1,15 +1,17 @@
 """GlobalCom2: share a tiled picture's budget by its thumbnail's attention, and keep each crop's most attended tokens.
 
 Source: Liu et al., 2025, arXiv:2501.05179 (released code: xuyang-liu16/GlobalCom2).
+Attention here is attention before the softmax, as released: the products of CLS's query and the keys, mean over heads.
 The thumbnail keeps the budget's share of its tokens: the tokens that the CLS row attends to most. The softmax of the
-attention on a crop's region of the thumbnail raises or lowers the share of the crop. The rank of a crop's token is the
-sum of its own attention and the thumbnail's attention, resized to the crops' cells; each of the two has unit length
-within the crop.
+summed attention on each crop's region of the thumbnail raises or lowers the share of the crop. The rank of a crop's
+token is the sum of its own attention and the thumbnail's attention, resized to the crops' cells; each of the two has
+unit length within the crop.
 Departs from the paper: largest remainder rounds the shares, so they meet the budget, and the thumbnail keeps at least
-one token. The region of a crop is the part of the thumbnail that shows the same. The released code cuts the thumbnail
+one token. The region of a crop is the part of the thumbnail that shows the same, and the sum over a region is scaled to
+the mean size of the regions, because values before a softmax have no natural zero. The released code cuts the thumbnail
 into equal blocks even if crops lost padding (`compat` restores that). Kept tokens of the thumbnail stay in reading
-order. Attention is that of the layer whose output the projector reads. A picture without tiles keeps its most attended
-tokens. Without a CLS row, the method reads attention received.
+order. Attention is that of the layer whose output the projector reads; the released code reads the layer after. A
+picture without tiles keeps its most attended tokens. Without a CLS row, the tile's mean query stands for CLS's query.
 """
 
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from torch import Tensor
 from foveate.configs.errors import ConfigError
 from foveate.engine.common import Grid, Signal, Tile, Tower, signals
 from foveate.engine.primitives.math import largest_remainder
-from foveate.engine.primitives.ranking import saliency, top
+from foveate.engine.primitives.ranking import finite, top
 from foveate.engine.reduce.base import Fits, Group, Reducer
 from foveate.engine.vision import VisualInputs
 
@@ -36,22 +38,23 @@ class GlobalCom2(Reducer):
     tile_aware: ClassVar[bool] = True
 
     temperature: float = 10.0  # temperature of the softmax over crops; lower: the shares differ more
-    compat: bool = False  # the regions are equal blocks of the thumbnail, as released
+    compat: bool = False  # the regions are equal blocks of the thumbnail, as released, and sums are not scaled
 
     def __post_init__(self) -> None:
         if not 0.0 < self.temperature <= 1e6:
             raise ConfigError(f"temperature: {self.temperature} is not in (0, 1e6]")
 
     def needs(self, tower: Tower) -> frozenset[Signal]:
-        return frozenset({signals.saliency()})
+        return frozenset({signals.logits()})
 
     def select(self, inputs: VisualInputs, k: int) -> Tensor:
-        attention, grid = saliency(inputs).cpu(), inputs.grid
+        attention, grid = finite("attention weights", inputs.logits()).cpu(), inputs.grid
         if not grid.thumbnail or len(grid.tiles) == 1:
             return top(attention, k)
         places = torch.arange(inputs.n) if inputs.places is None else inputs.places.cpu()
         thumbnail, *crops = [torch.isin(places, torch.tensor(tile.cells())).nonzero()[:, 0] for tile in grid.tiles]
-        guide = torch.zeros(grid.n_thumbnail).index_copy_(0, places[thumbnail], attention[thumbnail])
+        least = float(attention[thumbnail].min()) if len(thumbnail) else 0.0  # for what an earlier method dropped
+        guide = torch.full((grid.n_thumbnail,), least).index_copy_(0, places[thumbnail], attention[thumbnail])
         guide = guide.view(1, 1, grid.thumbnail, grid.thumbnail)
         first = min(max(len(thumbnail) * k // inputs.n, 1), len(thumbnail))
         room = [len(rows) for rows in crops]
@@ -67,8 +70,13 @@ class GlobalCom2(Reducer):
     def _weights(self, inputs: VisualInputs, guide: Tensor, room: list[int]) -> list[float]:
         """The weight of each crop: its tokens, raised or lowered by the attention on its region."""
         grid = inputs.grid
-        regions = [_block(tile, grid) if self.compat else inputs.thumb_region(tile) for tile in grid.tiles[1:]]
-        mass = torch.stack([guide[region].double().sum() for region in regions])
+        crops, guide = grid.tiles[1:], guide.double()
+        if self.compat:
+            mass = torch.stack([guide[_block(tile, grid)].sum() for tile in crops])
+        else:
+            shown = [guide[inputs.thumb_region(tile)] for tile in crops]  # may be empty for a sliver of a crop
+            mean = torch.stack([part.mean() if part.numel() else guide.mean() for part in shown])
+            mass = mean * guide.numel() / len(crops)
         p = ((mass - mass.max()) / self.temperature).softmax(0)
         weights: list[float] = (torch.tensor(room) * (1 + p - p.mean())).tolist()
         return weights
