@@ -1,15 +1,17 @@
 """FlowCut: keep the tokens that score best over the encoder's layers in attention, similarity and value norm.
 
 Source: Tong et al., 2025, arXiv:2505.19536 (released code: TungChintao/FlowCut).
-At each layer, the score of a token is the sum of its share of CLS's attention and its share of likeness to CLS's value,
-times the length of its own value. The score so far and the score of the layer weigh the same. At every second layer the
-worst tokens are dropped: the more, the farther attention is from uniform and the fewer layers follow. At the last layer
-but one that runs, k tokens are left.
+At each layer, the score of a token is the sum of its share of CLS's attention and its share of likeness to CLS's own
+value, times the length of its own value. The score so far and the score of the layer weigh the same. At every second
+layer the worst tokens are dropped: the more, the farther attention is from uniform and the fewer layers follow. At the
+last layer but one that runs, k tokens are left.
 Departs from the paper: the encoder runs on all tokens, and the method reads the layers afterwards. So the choice costs
-time where the paper's saves time. Attention and likeness are normalised over the tokens left. The mean value of all
-tokens stands for CLS's value, which is not recorded. Without a CLS row, attention received stands for CLS's attention.
-In encoders with windowed attention, only the layers with full attention count. On Qwen2-VL the paper drops the last
-half inside the language model; here one rule drops all tokens.
+time where the paper's saves time, and deeper layers are those of the whole picture. Attention and likeness are
+normalised over the tokens left. Without a CLS row, attention received stands for CLS's attention, and the mean value of
+the tokens left for CLS's value; the released code for Qwen2-VL takes the attention of the mean query, no likeness, and
+also cuts at the last layer. In encoders with windowed attention, only the layers with full attention count. On Qwen2-VL
+and for pictures in tiles, the paper drops a part inside the language model; here one rule drops all tokens, and each
+tile is cut by itself.
 """
 
 import math
@@ -45,7 +47,8 @@ class FlowCut(Reducer):
             raise ConfigError(f"every: {self.every} is not in [1, 100]")
 
     def needs(self, tower: Tower) -> frozenset[Signal]:
-        return frozenset(s for layer in _layers(tower) for s in (signals.saliency(layer), signals.values(layer)))
+        kinds = [signals.saliency, signals.values, *([signals.cls_values] if tower.has_cls else [])]
+        return frozenset(kind(layer) for layer in _layers(tower) for kind in kinds)
 
     def select(self, inputs: VisualInputs, k: int) -> Tensor:
         layers = _layers(inputs.tower)
@@ -54,7 +57,9 @@ class FlowCut(Reducer):
         for follow, layer in zip(reversed(range(len(layers))), layers, strict=True):
             attention = saliency(inputs, layer)[kept]
             attention = attention / attention.sum().clamp(min=_EPS)
-            score = _score(attention, finite("attention values", inputs.values(layer))[kept])
+            values = finite("attention values", inputs.values(layer))[kept]
+            likeness = _likeness_to_cls(inputs, layer, kept) if inputs.tower.has_cls else _likeness_to_mean(values)
+            score = (attention + likeness) * values.mean(1).abs().sum(1)
             total = score if total is None else self.memory * total + (1 - self.memory) * score
             if follow % self.every == 0:
                 stay = top(total, len(kept) - _n_pruned(attention, k, follow))
@@ -70,10 +75,17 @@ def _layers(tower: Tower) -> tuple[int, ...]:
     return tuple(layer for layer in full if layer < tower.depth - 1) or full[-1:]
 
 
-def _score(attention: Tensor, values: Tensor) -> Tensor:
-    """[m] float32: the scores, from attention [m] that sums to 1 and values [m, heads, d]."""
-    likeness = torch.einsum("mhd,hd->mh", values, values.mean(0)).softmax(0).mean(1)
-    return (attention + likeness) * values.mean(1).abs().sum(1)
+def _likeness_to_cls(inputs: VisualInputs, layer: int, kept: Tensor) -> Tensor:
+    """[m] float32, with sum 1: of one softmax per head over CLS and the m tokens left, the mean over heads."""
+    products = finite("attention values", inputs.cls_values(layer))[kept]
+    with_cls = torch.nn.functional.pad(products, (0, 0, 1, 0))  # CLS's own is 0, as the signal is defined
+    likeness = with_cls.softmax(0)[1:].mean(1)
+    return likeness / likeness.sum().clamp(min=_EPS)
+
+
+def _likeness_to_mean(values: Tensor) -> Tensor:
+    """[m] float32, with sum 1: the same for values [m, heads, d] and their mean in CLS's place."""
+    return torch.einsum("mhd,hd->mh", values, values.mean(0)).softmax(0).mean(1)
 
 
 def _n_pruned(attention: Tensor, k: int, follow: int) -> int:
