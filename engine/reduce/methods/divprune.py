@@ -1,9 +1,11 @@
 """DivPrune: keep the visual tokens that are farthest apart.
 
 Source: Alvar et al., 2025, arXiv:2503.02175 (max-min diversity, greedy; released code: vbdi/divprune).
+A picture in tiles is one set: a token of a crop that repeats a token of the thumbnail, or of another crop, goes.
 Departs from the paper: distances are in float32 for every dtype of the model. In bfloat16 ties are common, and the kept
 set would depend on the device. A kept token is masked; the released code relies on rounding not to pick a token twice.
-Kept tokens keep their positions in the prompt.
+Kept tokens keep their positions in the prompt. Newlines of a picture in tiles do not take part and are dropped; in the
+released code they are tokens like others.
 """
 
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ class DivPrune(Reducer):
 
     source: ClassVar[str] = "arXiv:2503.02175"
     group: ClassVar[Group] = "by unlikeness or coverage"
+    tile_aware: ClassVar[bool] = True
 
     start: Literal["isolated", "farthest_pair"] = "isolated"  # the first token; isolated: farthest from the next
 

@@ -211,6 +211,29 @@ def test_divprune_takes_copies_last() -> None:
     assert {i % 6 for i in kept("divprune", inputs, 6)} == set(range(6))
 
 
+TILED = [
+    Grid(4, 6, thumbnail=3, row_cuts=(0, 2, 4), col_cuts=(0, 3, 6)),
+    Grid(3, 8, thumbnail=3, row_cuts=(0, 3), col_cuts=(0, 3, 6, 8)),
+    Grid(6, 4, thumbnail=2, row_cuts=(0, 3, 6), col_cuts=(0, 4)),
+]
+
+
+@pytest.mark.parametrize("start", ["isolated", "farthest_pair"])
+@pytest.mark.parametrize("seed", range(12))
+def test_divprune_chooses_from_all_tiles_together(seed: int, start: str) -> None:
+    grid, g = TILED[seed % len(TILED)], torch.Generator().manual_seed(seed)
+    inputs = VisualInputs(grid=grid, proj=torch.randn(grid.n_tokens, 6, generator=g))
+    for k in (1, 2, grid.n_tokens // 4, grid.n_tokens // 2):
+        assert kept("divprune", inputs, k, start=start) == sorted(plain_divprune(inputs.proj, k, start))
+
+
+def test_divprune_keeps_no_token_of_a_crop_that_the_thumbnail_shows_already() -> None:
+    grid = TILED[0]
+    rows = torch.nn.functional.one_hot(torch.arange(grid.n_tokens) % 9).float() + 0.01  # nine different tokens
+    picks = kept("divprune", VisualInputs(grid=grid, proj=rows), 9)
+    assert sorted(i % 9 for i in picks) == list(range(9))
+
+
 # --- visionzip -------------------------------------------------------------------------------------------------------
 
 
