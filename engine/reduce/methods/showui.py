@@ -6,9 +6,9 @@ evenly spaced cells in reading order are kept. The method reads no features.
 Departs from the paper: the share kept of an area follows from the budget; the paper keeps half. If there are fewer
 tokens than areas, the areas that differ most from their surroundings (mean distance of a cell to its neighbours) keep
 one token each. Tokens are dropped before the language model; in the paper they bypass some of its layers. Kept tokens
-keep their positions. For every model, pixels are compared on the scale of Qwen2-VL's normalisation and its 28 x 28
-cells, so `delta` means the same for all models. A tiled picture has two graphs: its thumbnail's, and the graph of its
-crops side by side.
+keep their positions. For every model, pixels are compared on the scale of Qwen2-VL's normalisation, its 28 x 28 cells
+and the two equal frames that its preprocessing makes of a picture, so `delta` means the same for all models. A tiled
+picture has two graphs: its thumbnail's, and the graph of its crops side by side.
 """
 
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from foveate.engine.vision import VisualInputs
 
 _DEVIATION = (0.26862954, 0.26130258, 0.27577711)  # of red, green and blue, in Qwen2-VL's normalisation
 _CELL = 28  # pixels along the edge of one token of Qwen2-VL
+_FRAMES = 2  # Qwen2-VL's preprocessing makes a picture two equal frames, so every pixel counts twice in a distance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ def distances(pixels: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """
     height, width = max(1, pixels.shape[0] // grid.rows), max(1, pixels.shape[1] // grid.cols)
     y, x = centres(pixels.shape[0], grid.rows * height), centres(pixels.shape[1], grid.cols * width)
-    scale = _CELL / (height * width) ** 0.5 / 255 / torch.tensor(_DEVIATION)
+    scale = _CELL * (_FRAMES / (height * width)) ** 0.5 / 255 / torch.tensor(_DEVIATION)
     cells = (pixels[y][:, x] * scale).view(grid.rows, height, grid.cols, width, 3)
     right = (cells[:, :, 1:] - cells[:, :, :-1]).square().sum((1, 3, 4)).sqrt()
     down = (cells[1:] - cells[:-1]).square().sum((1, 3, 4)).sqrt()
