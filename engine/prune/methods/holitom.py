@@ -1,11 +1,12 @@
-"""HoliTom, inner merge: after a few layers, merge the visual tokens that FastV drops into the most similar kept ones.
+"""HoliTom, inner merge: deep in the decoder, merge the visual tokens that FastV drops into the most similar kept ones.
 
 Source: Shao et al., 2025, arXiv:2505.21334 (released code: cokeshao/HoliTom), its part inside the language model.
 The kept tokens are those that the prompt's last token attends to most in the layer before. The dropped tokens merge in
 reading order: the kept token with the nearest state by cosine becomes the mean of itself and the dropped token. So
 later tokens weigh more, as released. `merge=mean` gives all tokens the same weight.
 Departs from the paper: counts are rounded down, as in all methods here. Tokens merge within their picture; if a picture
-keeps no token, none of its tokens merge. The default k is the paper's, scaled to the depth.
+keeps no token, none of its tokens merge. The default k is the 18 of 28 layers of the authors' evaluation, scaled to the
+depth; the 3 in the released code holds only where nothing sets k.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ class HoliTom(FastV):
     """Rows of the mix sum to 1."""
 
     source: ClassVar[str] = "arXiv:2505.21334"
-    paper: ClassVar[tuple[int, int]] = (3, 28)
+    paper: ClassVar[tuple[int, int]] = (18, 28)
 
     merge: Literal["sequential", "mean"] = "sequential"  # sequential: later tokens weigh more
 

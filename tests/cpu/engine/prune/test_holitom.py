@@ -46,8 +46,13 @@ def test_many_into_one_stay_finite_and_later_ones_weigh_more(prompts) -> None:
 
 
 def test_where_and_what_it_refuses() -> None:
-    assert HoliTom().points(28) == (Point(3, 0.5),) and HoliTom().points(4) == (Point(1, 0.5),)
+    assert HoliTom(k=3).points(28) == (Point(3, 0.5),) and HoliTom(k=1).points(4) == (Point(1, 0.5),)
     assert HoliTom(r=0.0).points(28) == ()
     for fields, message in (({"k": -1}, "k: -1"), ({"r": 1.5}, "r: 1.5")):
         with pytest.raises(ConfigError, match=message):
             HoliTom(**fields)
+
+
+@pytest.mark.parametrize(("n_layers", "layer"), [(2, 1), (4, 3), (24, 15), (28, 18), (32, 21), (40, 26)])
+def test_the_default_layer_is_18_of_28_at_any_depth(n_layers: int, layer: int) -> None:
+    assert HoliTom().points(n_layers) == (Point(layer, 0.5),)
