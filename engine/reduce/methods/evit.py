@@ -2,8 +2,9 @@
 
 Source: Liang et al., 2022, arXiv:2202.07800 (released code: youweiliang/evit).
 After each of a few layers, the rows with the most attention of the CLS row stay, and one row replaces the others: their
-mean, weighted by attention. So the later layers run on fewer rows. The paper's layers 4, 7 and 10 of 12 are
-`layer=0.27` and two more, evenly up to the end.
+mean, weighted by attention. So the later layers run on fewer rows. The defaults give the paper's layers: the fourth,
+seventh and tenth of 12, which split the depth into four equal parts (indices 3, 6 and 9; the rows are fewer before the
+layers of index 4, 7 and 10).
 Departs from the paper: nothing is trained for the method. Rows are cut after the layer, not between its two halves. The
 fused row is a true mean, which a model without training for it reads correctly; `compat` restores the released sum of
 weights below 1. The fused row stands where its most attended member stood. At the next cut the fused row is a row like
@@ -32,8 +33,9 @@ class EViT(EncoderCut):
 
     source: ClassVar[str] = "arXiv:2202.07800"
 
-    layer: float = 0.27  # the first layer to cut after, as a share of the depth
-    cuts: int = 3  # number of cuts, evenly from `layer` on
+    # The index depth / 4 as a share of the last index, depth - 1, is a little more than a quarter.
+    layer: float = 0.26  # the first layer to cut after, as a share of the depth
+    cuts: int = 3  # number of cuts, in equal steps from `layer` to the end of the tower
     fuse: bool = True  # fuse the other patches into one; False: drop them
     compat: bool = False  # the weights of the fused row are the attention itself, as released
 
@@ -44,8 +46,9 @@ class EViT(EncoderCut):
             raise ConfigError(f"cuts: {self.cuts} is not in 1..16")
 
     def layers(self, tower: Tower) -> tuple[int, ...]:
-        shares = (self.layer + i * (1 - self.layer) / self.cuts for i in range(self.cuts))
-        return tuple(sorted({whole_layer(tower, float(share)) for share in shares}))
+        first = tower.layer(float(self.layer))
+        steps = (round(first + i * (tower.depth - first) / self.cuts) for i in range(self.cuts))
+        return tuple(sorted({whole_layer(tower, min(layer, tower.depth - 1)) for layer in steps}))
 
     def signals_at(self, layer: int) -> frozenset[Signal]:
         return frozenset({signals.saliency(layer)})

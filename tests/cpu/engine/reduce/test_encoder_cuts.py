@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common import Grid, Stage, VisualBudget
+from foveate.engine.common import Grid, Stage, Tower, VisualBudget
 from foveate.engine.methods import build
 from foveate.engine.models.parts.tower import attend
 from foveate.engine.reduce.cut import Offer, plan_all
@@ -172,7 +172,7 @@ def test_a_row_of_size_s_counts_as_s_equal_rows(d: int) -> None:
 
 def test_layers_and_counts(pictures) -> None:
     cls, qwen = pictures.towers["cls"], pictures.towers["merging"]
-    assert EViT().layers(cls) == (6, 11, 17) and EViT().counts(100, 34, 3) == [70, 49, 34]
+    assert EViT().layers(cls) == (6, 12, 17) and EViT().counts(100, 34, 3) == [70, 49, 34]
     assert EViT().layers(qwen) == (7, 15, 23), "only layers with full attention"
     assert ToMe(stop=0.5).layers(cls) == tuple(range(12)) and ToMe().layers(qwen) == (7, 15, 23, 31)
     assert ToMe().counts(100, 40, 6) == [90, 80, 70, 60, 50, 40]
@@ -182,6 +182,16 @@ def test_layers_and_counts(pictures) -> None:
                            (Expedite, {"near": 0}), (Expedite, {"sharpness": -1.0})):  # fmt: skip
         with pytest.raises(ConfigError, match=next(iter(values))):
             method(**values)
+
+
+@pytest.mark.parametrize("depth", [4, 12, 16, 24, 27, 32, 40, 48])
+def test_evit_splits_any_depth_into_equal_parts(depth: int) -> None:
+    """The paper's layers have the indices 3, 6 and 9 of 12: equal steps of depth / (cuts + 1)."""
+    tower = Tower(has_cls=True, depth=depth)
+    assert EViT().layers(tower) == tuple(round(depth * (i + 1) / 4) for i in range(3))
+    assert depth != 12 or EViT().layers(tower) == (3, 6, 9)
+    assert EViT(layer=1.0).layers(tower) == (depth - 1,) and EViT(layer=0.0, cuts=1).layers(tower) == (0,)
+    assert EViT(layer=0.5, cuts=2).layers(Tower(has_cls=True, depth=13)) == (6, 10)
 
 
 def test_a_tower_is_cut_as_planned(pictures) -> None:
