@@ -10,7 +10,9 @@ merges more of its best pairs. The method acts after the encoder, on the keys of
 of its tokens' keys as the key of a merged row. The paper merges inside every block and adds log(size) to attention. The
 threshold is ours and is the same for all layers; the paper calibrates its thresholds per layer on a large set of
 pictures. Virtual unmerging is left out: unmerging needs the language model's attention at full length, which the engine
-does not compute. Rows are mixed before the projector, or after the projector if the encoder merges patches.
+does not compute. Even and odd rows count from the first patch; the released code counts from the CLS row, so its
+sources are the destinations here. Rows are mixed before the projector, or after the projector if the encoder merges
+patches.
 """
 
 from dataclasses import dataclass

@@ -7,8 +7,8 @@ rows that a layer loses, half go from even places to the odd rows that attract t
 places to the even rows that are left. A merged row is the mean of its members, weighted by attention times size.
 Departs from the paper: nothing is trained for the method. Rows merge after the layer and by the attention of that
 layer. The paper looks one layer ahead; here a layer attends over the rows that it is given. Everything else is as in
-`tome`: the number of merges in a layer, places, the CLS row, towers with windows, and the behaviour behind a tower that
-cannot be cut.
+`tome`: the number of merges in a layer, places, towers with windows, the behaviour behind a tower that cannot be cut,
+and the CLS row, which has a place in the released code and none here, so that other rows are even and odd.
 """
 
 from dataclasses import dataclass

@@ -8,8 +8,10 @@ Departs from the paper: rows merge after the layer, not between its two halves. 
 order among the rows left. The number of merges in a layer follows from the budget and is the same in every layer. If
 half of the rows is not enough, a layer merges more than once. A merged row stands where its destination stood, with the
 destination's position in towers with rotary positions. Towers with windows merge only after layers with full attention.
-The CLS row never merges. If the tower cannot be cut, or if the method follows other methods, all merges happen behind
-the tower, at once.
+The CLS row never merges and has no place: even and odd count from the first patch. In the released code the CLS row is
+place 0 and never merges either, so patches that are sources here are destinations there, and the groups differ (of 576
+patches, 90 % of the groups are equal at 8 merges, 55 % at 100, 17 % at 288). If the tower cannot be cut, or if the
+method follows other methods, all merges happen behind the tower, at once.
 """
 
 from dataclasses import dataclass

@@ -9,8 +9,9 @@ paper merges inside every block, adds log(size) to attention and merges text too
 over its tokens, and its attention is the sum over its tokens, as log(size) makes it. The budget sets the number of
 merges, so no least number of rows ends them. The last layer merges more if halves were not enough. Attention is scaled
 to a mean of 1/576, the mean at the picture sizes that the paper was tuned on, so `alpha` means the same for any size
-and encoder (`compat` does not scale). Without a CLS row, the method reads attention received. Rows are mixed before the
-projector, or after the projector if the encoder merges patches.
+and encoder (`compat` does not scale). Without a CLS row, the method reads attention received. Even and odd rows count
+from the first patch; the released code counts from the CLS row, so its sources are the destinations here. Rows are
+mixed before the projector, or after the projector if the encoder merges patches.
 """
 
 from dataclasses import dataclass
