@@ -31,12 +31,13 @@ class DivPrune(Reducer):
     start: Literal["isolated", "farthest_pair"] = "isolated"  # the first token; isolated: farthest from the next
 
     def select(self, inputs: VisualInputs, k: int) -> Tensor:
-        """Cost: M^2 * D multiply-adds once, then k passes over M numbers; M^2 floats of memory."""
+        """Cost: M^2 * D multiply-adds once, then k passes over M numbers; M^2 floats of memory, M over all tiles."""
         unit = torch.nn.functional.normalize(finite("features", inputs.proj), dim=-1)
-        distance = 1 - unit @ unit.T  # [M, M], 0: same direction, 2: opposite
+        # [M, M], 0: same direction, 2: opposite. In place, because a picture in tiles may have thousands of tokens.
+        distance = (unit @ unit.T).neg_().add_(1)
         if self.start == "isolated":
-            itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
-            first = distance.masked_fill(itself, torch.inf).amin(0).argmax(0, keepdim=True)
+            first = distance.fill_diagonal_(torch.inf).amin(0).argmax(0, keepdim=True)
+            distance.fill_diagonal_(0.0)
         else:
             first = distance.amax(1).argmax(0, keepdim=True)  # its partner is the farthest token, so it follows
 
