@@ -211,7 +211,7 @@ FIELDS: list[BudgetField] = [
             64,
             "how images, or tiles, share the budget",
         ),
-        meaning="how several images, or the tiles of one, share the budget",
+        meaning="how several images share the budget, or the tiles of one if the method takes each tile by itself",
         reported="`usage.vlm.visual.per_image`",
     ),
     BudgetField(
