@@ -7,8 +7,10 @@ from pathlib import Path
 import foveate.bundled
 from foveate.configs.config import Config
 from foveate.configs.errors import ConfigError
+from foveate.engine.geometry.refusals import check_files, check_settings
 
-_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # no code, no pickled weights
+_SETTINGS = ["*.json", "*.jinja", "*.model", "*.txt"]  # no code, no pickled weights
+_FILES = [*_SETTINGS, "*.safetensors"]
 
 
 def find_model(config: Config) -> tuple[Config, Path]:
@@ -18,10 +20,12 @@ def find_model(config: Config) -> tuple[Config, Path]:
         `config` with `model.path` absolute and `model.name` filled in, and the model's directory.
 
     Raises:
-        ConfigError: the name is none of the three, the directory has no config.json, or the download fails.
+        ConfigError: the name is none of the three, the directory holds no model that this server reads, or the download
+            fails.
     """
     name = config.model.path
     directory = (foveate.bundled.path(name) or _local(name) or _from_hub(name)).resolve()
+    check_files(directory, ConfigError)
     if not (directory / "config.json").is_file():
         raise ConfigError(f"model.path: {directory} holds no config.json; a Hugging Face model directory does")
     last = name.rstrip("/").rpartition("/")[2]
@@ -31,6 +35,8 @@ def find_model(config: Config) -> tuple[Config, Path]:
 
 def _local(name: str) -> Path | None:
     path = Path(name).expanduser()
+    if path.is_file():
+        raise ConfigError(f"model.path: {name} is a file; give the directory that holds config.json and the weights")
     return path if path.is_dir() else None
 
 
@@ -48,6 +54,8 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
+        # The small files first: a checkpoint that is refused by them is not downloaded.
+        check_settings(Path(snapshot_download(name, allow_patterns=_SETTINGS)), ConfigError)
         return Path(snapshot_download(name, allow_patterns=_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,9 +14,10 @@ from typing import ClassVar
 import foveate.engine.geometry as folder
 from foveate.engine.common import Grid, ModelError, Section, Size, Tower, names
 from foveate.engine.geometry.config import DecoderConfig
+from foveate.engine.geometry.refusals import check_files
 from foveate.engine.images.preprocess import ImageProcessor
 
-_NOT_FAMILIES = {"base", "config"}
+_NOT_FAMILIES = {"base", "config", "refusals"}
 Positions = tuple[Sequence[int], ...]  # of the tokens of one segment, by axis
 
 
@@ -124,9 +125,11 @@ def load_geometry(path: Path) -> CheckpointGeometry:
     """Read the family that the `config.json` of a Hugging Face directory names.
 
     Raises:
-        ModelError: a file is missing or broken, or the family or a setting is not supported; each is named.
+        ModelError: a file is missing or broken, the weights are quantized, or the family or a setting is not supported;
+            each is named.
         ConfigError: the image processor's settings are not supported.
     """
+    check_files(path, ModelError)
     config = Section.read(path / "config.json", ModelError)
     kind = config.text("model_type", "")
     if kind not in families():

@@ -7,8 +7,9 @@ normalising need float tensors and happen in the model, from the settings kept h
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -45,14 +46,13 @@ class ImageProcessor:
 
     @classmethod
     def load(cls, model_dir: Path) -> "ImageProcessor":
-        """Read `preprocessor_config.json`, or the image processor's part of `processor_config.json`.
+        """Read the image processor's part of `processor_config.json`, else `preprocessor_config.json`.
 
         Raises:
             ConfigError: neither file is there, or a type or setting is not supported; it is named.
         """
         raw = _section(model_dir)
-        kind = raw.text("image_processor_type", raw.text("feature_extractor_type", ""))
-        kind = kind.removesuffix("Pil").removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
+        kind = _kind(raw, model_dir)
         if kind not in _READERS:
             known = ", ".join(sorted(_READERS))
             raise ConfigError(f"{raw.where}: image_processor_type {kind!r} is not supported; there are {known}")
@@ -117,12 +117,32 @@ class ImageProcessor:
 
 
 def _section(model_dir: Path) -> Section:
+    """The settings: `transformers` saves them inside processor_config.json today, and old files may stay beside it."""
     own, joint = model_dir / "preprocessor_config.json", model_dir / "processor_config.json"
+    if joint.is_file():
+        whole = Section.read(joint, ConfigError)
+        if "image_processor" in whole:
+            return whole.section("image_processor")
     if own.is_file():
         return Section.read(own, ConfigError)
-    if joint.is_file():
-        return Section.read(joint, ConfigError).section("image_processor")
-    raise ConfigError(f"model.path: {model_dir} has neither preprocessor_config.json nor processor_config.json")
+    raise ConfigError(
+        f"model.path: {model_dir} has no settings of an image processor, neither in preprocessor_config.json nor as "
+        "image_processor in processor_config.json"
+    )
+
+
+def _kind(raw: Section, model_dir: Path) -> str:
+    """The class that reads the settings, by the name that `_READERS` has for it.
+
+    Without a name there, config.json decides, by a name or by the model's type.
+    """
+    kind = raw.text("image_processor_type", raw.text("feature_extractor_type", ""))
+    file = model_dir / "config.json"
+    if not kind and file.is_file():
+        config = Section.read(file, ConfigError)
+        kind = config.text("image_processor_type", _OF_MODELS.get(config.text("model_type", ""), ""))
+    kind = kind.removesuffix("Pil").removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
+    return _RENAMED.get(kind, kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,16 +170,19 @@ def _triple(raw: Section, key: str, default: Triple) -> Triple:
 
 
 def _edges(raw: Section, key: str, default: dict[str, int]) -> dict[str, int]:
-    """A size: named edges, or a bare number, the shorter edge."""
+    """A size: named edges, a list of height and width, or a bare number, the shorter edge."""
     if key not in raw:
         return default
     if not raw.is_object(key):
-        return {"shortest_edge": raw.positive(key, 0)}
+        edges = raw.integers(key, ())
+        if len(edges) not in (1, 2) or min(edges) < 1:
+            raise ConfigError(f"{raw.where}: {key} {list(edges)} is not a positive whole number, or two")
+        return dict(zip(("height", "width") if len(edges) == 2 else ("shortest_edge",), edges, strict=True))
     named = raw.section(key)
     return {edge: named.positive(edge, 0) for edge in named.keys()}
 
 
-def _read_clip(raw: Section) -> ImageProcessor:
+def _read_clip(raw: Section, may_pad: bool = False) -> ImageProcessor:
     colours = _Colours.read(raw, _CLIP_MEAN, _CLIP_STD)
     rule, size = _target(raw, _edges(raw, "size", {"shortest_edge": 224}))
     crop = None
@@ -169,7 +192,7 @@ def _read_clip(raw: Section) -> ImageProcessor:
     elif rule == "short_edge":
         raise ConfigError(f"{raw.where}: size.shortest_edge without do_center_crop gives pictures of any shape")
     pad = raw.flag("do_pad", False)
-    if pad and not raw.text("image_processor_type", "").startswith("Llava"):
+    if pad and not may_pad:
         raise ConfigError(f"{raw.where}: do_pad true is not supported for this image_processor_type")
     return ImageProcessor(
         rule=rule,
@@ -247,14 +270,23 @@ def _read_tiled(
     )
 
 
-_READERS = {
+_READERS: dict[str, Callable[[Section], ImageProcessor]] = {
     "CLIPImageProcessor": _read_clip,
-    "LlavaImageProcessor": _read_clip,
+    "LlavaImageProcessor": partial(_read_clip, may_pad=True),
     "LlavaNextImageProcessor": _read_llava_next,
     "LlavaOnevisionImageProcessor": _read_llava_onevision,
     "SiglipImageProcessor": _read_siglip,
     "Qwen2VLImageProcessor": _read_qwen,
 }
+# What `AutoImageProcessor` takes for a model's type where no file names a class.
+_OF_MODELS = {
+    "llava": "LlavaImageProcessor",
+    "llava_next": "LlavaNextImageProcessor",
+    "llava_onevision": "LlavaOnevisionImageProcessor",
+    "qwen2_vl": "Qwen2VLImageProcessor",
+    "qwen2_5_vl": "Qwen2VLImageProcessor",
+}
+_RENAMED = {"Qwen2_5_VLImageProcessor": "Qwen2VLImageProcessor"}  # of a class that no release has
 
 
 def _target(raw: Section, edges: dict[str, int]) -> tuple[_Rule, tuple[int, int]]:

@@ -27,6 +27,8 @@ from foveate.engine.models.weights import WeightPlan
 
 _MAPPED_BYTES = 32 * 2**20  # of a file, read before it is opened again
 _AS_IT_COMES = ModelConfig()
+_FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
+_POINTER = b"version https://git-lfs"
 # Tables that old versions saved and everyone computes: harmless in a file, and never read.
 _COMPUTED = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq)$")
 
@@ -60,13 +62,24 @@ def load_model(
 
 
 def _stored_dtype(path: Path) -> torch.dtype:
-    """bfloat16 if every matrix of the checkpoint is, else float32."""
+    """bfloat16 if every matrix of the checkpoint is, else float32. Reads the headers of the files only.
+
+    Raises:
+        ModelError: a tensor holds integers or 8-bit floats. Scales that the file may not even hold would be lacking.
+    """
+    seen = set()
     for file in _files(path):
         with _opened(file) as opened:
-            slices = (opened.get_slice(name) for name in opened.keys())
-            if any(piece.get_dtype() != "BF16" for piece in slices if len(piece.get_shape()) > 1):
-                return torch.float32
-    return torch.bfloat16
+            for name in opened.keys():
+                piece = opened.get_slice(name)
+                kind, is_matrix = piece.get_dtype(), len(piece.get_shape()) > 1
+                if kind not in _FLOATS and not _COMPUTED.search(name):
+                    raise ModelError(
+                        f"{file}: {name} is stored as {kind}, so the weights are quantized; this server reads "
+                        f"{', '.join(_FLOATS)}: serve the original checkpoint"
+                    )
+                seen |= {kind} if is_matrix else set()
+    return torch.bfloat16 if seen <= {"BF16"} else torch.float32
 
 
 @contextmanager
@@ -167,7 +180,16 @@ def _opened(file: Path) -> Iterator[_Opened]:
         with safe_open(file, framework="pt") as opened:
             yield opened
     except (SafetensorError, OSError) as problem:
-        raise ModelError(f"{file}: {problem}") from problem
+        raise ModelError(f"{file}: {_why_closed(file, problem)}") from problem
+
+
+def _why_closed(file: Path, problem: Exception) -> str:
+    if not file.is_file():
+        return "the file is missing; download the checkpoint again"
+    with file.open("rb") as raw:
+        if raw.read(len(_POINTER)) == _POINTER:
+            return "the file is a pointer of Git LFS, not the weights; run `git lfs pull` in its folder"
+    return str(problem)
 
 
 def _tensors(path: Path, only: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -190,12 +212,14 @@ def _tensors(path: Path, only: str = "") -> Iterator[tuple[str, Tensor]]:
 
 def _files(path: Path) -> list[Path]:
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
+    if single.is_file():  # before an index, as `transformers` does: an old index may lie beside weights saved later
+        return [single]
     if index.is_file():
         shards = Section.read(index, ModelError).section("weight_map")
         files = {shards.text(name, "") for name in shards.keys()}
         if any(Path(file).name != file for file in files):
             raise ModelError(f"{index}: a shard lies outside the directory")
         return [path / file for file in sorted(files)]
-    if single.is_file():
-        return [single]
-    raise ModelError(f"model.path: {path} holds neither model.safetensors nor model.safetensors.index.json")
+    others = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))[:3])
+    found = f", only {others}" if others else ""
+    raise ModelError(f"model.path: {path} holds neither model.safetensors nor model.safetensors.index.json{found}")

@@ -69,18 +69,27 @@ def read_json(path: Path) -> dict[str, JsonValue]:
 
 
 def find_source(model_dir: Path) -> str | None:
-    """Return the template's text from chat_template.jinja, else chat_template.json, else tokenizer_config.json."""
-    jinja = model_dir / "chat_template.jinja"
-    if jinja.is_file():
-        return jinja.read_text("utf-8")
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        found = read_json(model_dir / name).get("chat_template")
-        if isinstance(found, list):  # several named templates
-            named = {str(entry["name"]): entry["template"] for entry in found if isinstance(entry, dict)}
-            found = named.get("default")
-        if isinstance(found, str):
+    """Return the text of the default template, from the file that `transformers` would take.
+
+    A processor's files come before a tokenizer's, and the older chat_template.json before chat_template.jinja.
+    """
+    for name in ("processor_config.json", "chat_template.json"):
+        if (found := _default(read_json(model_dir / name))) is not None:
             return found
-    return None
+    for name in ("chat_template.jinja", "additional_chat_templates/default.jinja"):
+        if (model_dir / name).is_file():
+            return (model_dir / name).read_text("utf-8")
+    return _default(read_json(model_dir / "tokenizer_config.json"))
+
+
+def _default(settings: Mapping[str, JsonValue]) -> str | None:
+    """The template under `chat_template`: a text, or several by name, as an object or as a list of objects."""
+    found = settings.get("chat_template")
+    if isinstance(found, list):
+        found = {str(entry["name"]): entry["template"] for entry in found if isinstance(entry, dict)}
+    if isinstance(found, dict):
+        found = found.get("default")
+    return found if isinstance(found, str) else None
 
 
 class Template:

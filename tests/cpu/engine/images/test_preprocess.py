@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
@@ -25,6 +26,7 @@ CASES = [
     (CLIPImageProcessorPil, {}),
     (CLIPImageProcessorPil, {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}),
     (CLIPImageProcessorPil, {"size": 40, "crop_size": 57, "rescale_factor": 0.01, "image_mean": [0.1, 0.2, 0.3]}),
+    (CLIPImageProcessorPil, {"size": [31, 44], "crop_size": [29, 44]}),
     (CLIPImageProcessorPil, {"size": {"height": 33, "width": 40}, "crop_size": {"height": 51, "width": 23}}),
     (CLIPImageProcessorPil, {"size": {"height": 30, "width": 30}, "do_center_crop": False, "resample": 2}),
     (LlavaImageProcessorPil, {"do_pad": True, "size": 50, "crop_size": 50}),
@@ -110,6 +112,60 @@ def test_what_transformers_saves(tmp_path, kind):
     assert ImageProcessor.load(tmp_path) == own == load(tmp_path, kind, {})
 
 
+def write(path, **files):
+    for name, settings in files.items():
+        (path / f"{name}.json").write_text(json.dumps(settings))
+
+
+def test_the_processors_file_wins_over_an_old_one_beside_it(tmp_path):
+    """Where it holds settings of an image processor; `transformers` reads the two in the same order."""
+    old = {"image_processor_type": "CLIPImageProcessor", "size": 40, "crop_size": 40}
+    new = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 38, "width": 50}}
+    for joint, winner in [
+        ({"image_processor": new, "processor_class": "X"}, new),
+        ({"image_processor": None}, old),
+        ({"processor_class": "X", "patch_size": 14}, old),
+    ]:
+        write(tmp_path, preprocessor_config=old, processor_config=joint)
+        theirs, _ = CLIPImageProcessorPil.get_image_processor_dict(tmp_path)
+        assert theirs == winner
+        ours = ImageProcessor.load(tmp_path)
+        assert ours.size == ((38, 50) if winner is new else (40, 40))
+
+
+@pytest.mark.parametrize(
+    "model_type, settings, kind",
+    [
+        ("llava", {"do_pad": True, "size": 50, "crop_size": 50}, LlavaImageProcessorPil),
+        ("llava_next", SMALL, LlavaNextImageProcessorPil),
+        ("llava_onevision", {}, LlavaOnevisionImageProcessorPil),
+        ("qwen2_vl", {"min_pixels": 100 * 100, "max_pixels": 200 * 200}, Qwen2VLImageProcessorPil),
+        ("qwen2_5_vl", {}, Qwen2VLImageProcessorPil),
+    ],
+)
+def test_without_a_type_the_models_type_decides(tmp_path, model_type, settings, kind):
+    expected = load(tmp_path, kind, settings)
+    write(tmp_path, preprocessor_config=settings, config={"model_type": model_type})
+    assert type(AutoImageProcessor.from_pretrained(tmp_path, backend="pil")) is kind
+    assert ImageProcessor.load(tmp_path) == expected
+    write(tmp_path, preprocessor_config={}, processor_config={"image_processor": settings})
+    assert ImageProcessor.load(tmp_path) == expected
+
+
+def test_a_type_in_the_config_comes_before_the_models(tmp_path):
+    config = {"model_type": "llava", "image_processor_type": "SiglipImageProcessor"}
+    write(tmp_path, preprocessor_config={}, config=config)
+    assert ImageProcessor.load(tmp_path) == load(tmp_path, SiglipImageProcessorPil, {})
+    write(tmp_path, preprocessor_config={}, config={"model_type": "bert"})
+    with pytest.raises(ConfigError, match="image_processor_type '' is not supported"):
+        ImageProcessor.load(tmp_path)
+
+
+def test_the_type_that_early_qwen_files_name(tmp_path):
+    write(tmp_path, preprocessor_config={"image_processor_type": "Qwen2_5_VLImageProcessor"})
+    assert ImageProcessor.load(tmp_path) == load(tmp_path, Qwen2VLImageProcessorPil, {})
+
+
 def test_published_qwen_spelling(tmp_path):
     inside = load(tmp_path, Qwen2VLImageProcessorPil, {"size": {"min_pixels": 3136, "max_pixels": 12845056}})
     beside = load(tmp_path, Qwen2VLImageProcessorPil, {"min_pixels": 3136, "max_pixels": 12845056})
@@ -130,7 +186,7 @@ def test_identity_tells_settings_apart(tmp_path):
     assert len(seen) == len(cases)
 
 
-@pytest.mark.parametrize("kind, settings", [CASES[0], CASES[8]])
+@pytest.mark.parametrize("kind, settings", [CASES[0], CASES[9]])
 def test_extreme_aspect_is_refused(tmp_path, kind, settings):
     ours = load(tmp_path, kind, settings)
     with pytest.raises(ImageError, match="1 x 40000000"):
@@ -146,6 +202,9 @@ def test_extreme_aspect_is_refused(tmp_path, kind, settings):
         ({"image_processor_type": "CLIPImageProcessor", "do_pad": True}, "do_pad"),
         ({"image_processor_type": "CLIPImageProcessor", "size": {"longest_edge": 3}}, "longest_edge"),
         ({"image_processor_type": "SiglipImageProcessor", "size": 30}, "size.height"),
+        ({"image_processor_type": "CLIPImageProcessor", "size": [336, 336, 3]}, "size .336, 336, 3."),
+        ({"image_processor_type": "CLIPImageProcessor", "size": "336"}, "size is '336'"),
+        ({"image_processor_type": "CLIPImageProcessor", "crop_size": {"height": "336"}}, "height is '336'"),
         ({"image_processor_type": "SiglipImageProcessor", "resample": 9}, "resample 9"),
         ({"image_processor_type": "LlavaNextImageProcessor"}, "do not divide into square tiles"),
         ({"image_processor_type": "LlavaNextImageProcessor", "size": 336}, "crop_size"),

@@ -68,6 +68,49 @@ def test_strict(tiny_models, tmp_path, change, message):
         load_model(tmp_path, torch.float32, "cpu")
 
 
+@pytest.mark.parametrize("stored", [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("name", ["language_model.model.layers.1.mlp.up_proj.weight", "vision_tower.extra"])
+def test_quantized_matrices_are_refused_without_any_word_of_the_config(tiny_models, tmp_path, stored, name):
+    tiny_models.save_llava(tmp_path)
+    _edit(tmp_path, lambda t: t.update({name: torch.zeros(48, 32).to(stored)}))
+    with pytest.raises(ModelError, match=f"{name} is stored as .*quantized.*original checkpoint"):
+        load_model(tmp_path, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("stored", [torch.float64, torch.float16])
+def test_other_floats_and_old_index_tables_are_read(tiny_models, tmp_path, stored):
+    tiny_models.save_llava(tmp_path)
+
+    def change(tensors):
+        for name in tensors:
+            tensors[name] = tensors[name].to(stored)
+        tensors["vision_tower.embeddings.position_ids"] = torch.arange(17)
+
+    _edit(tmp_path, change)
+    assert load_model(tmp_path, torch.float32, "cpu").n_parameters > 0
+
+
+def test_a_shard_that_is_missing_or_a_pointer_is_named(tiny_models, tmp_path):
+    tiny_models.save_llava(tmp_path, shards=2)
+    shard = tmp_path / "model-00002-of-00002.safetensors"
+    shard.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ModelError, match="model-00002-of-00002.safetensors: the file is a pointer of Git LFS"):
+        load_model(tmp_path, torch.float32, "cpu")
+    shard.unlink()
+    with pytest.raises(ModelError, match="model-00002-of-00002.safetensors: the file is missing"):
+        load_model(tmp_path, torch.float32, "cpu")
+
+
+def test_one_file_of_weights_wins_over_an_old_index(tiny_models, tmp_path):
+    tiny_models.save_llava(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
+    assert load_model(tmp_path, torch.float32, "cpu").n_parameters > 0
+    (tmp_path / "model.safetensors").rename(tmp_path / "model.fp16.safetensors")
+    (tmp_path / "model.safetensors.index.json").unlink()
+    with pytest.raises(ModelError, match="neither model.safetensors nor .*only model.fp16.safetensors"):
+        load_model(tmp_path, torch.float32, "cpu")
+
+
 def test_tied_head_saved_again(tiny_models, tmp_path):
     tiny_models.save_qwen(tmp_path, tied=True)
     _edit(tmp_path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))

@@ -123,17 +123,20 @@ def test_files_in_their_order_of_precedence(model_dir: Path, tmp_path: Path) -> 
     shutil.copy(model_dir / "tokenizer.json", tmp_path)
     entry = [{"name": "tools", "template": "no"}, {"name": "default", "template": "config" + TEXT_ONLY}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": entry, "bos_token": None}))
+    (tmp_path / "additional_chat_templates").mkdir()
     seen = []
-    for name, content in (
+    for name, content in (  # each wins over those before it, as in `ProcessorMixin.from_pretrained`
         ("", ""),
-        ("chat_template.json", json.dumps({"chat_template": "json" + TEXT_ONLY})),
+        ("additional_chat_templates/default.jinja", "more" + TEXT_ONLY),
         ("chat_template.jinja", "jinja" + TEXT_ONLY),
+        ("chat_template.json", json.dumps({"chat_template": "json" + TEXT_ONLY})),
+        ("processor_config.json", json.dumps({"chat_template": {"default": "processor" + TEXT_ONLY}})),
     ):
         if name:
             (tmp_path / name).write_text(content)
         loaded = Prompter.load(tmp_path)
         seen.append(decoded(loaded.tokenizer, loaded.chat(messages("x"), MODEL)).partition("[")[0])
-    assert seen == ["config", "json", "jinja"]
+    assert seen == ["config", "more", "jinja", "json", "processor"]
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ConfigError, match="tokenizer.json is broken"):
         Prompter.load(tmp_path)
