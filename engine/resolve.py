@@ -39,7 +39,8 @@ from foveate.engine.reduce.cut import Offer, plan_all
 from foveate.engine.request import Picture, Request, lay_out
 
 POSITION_SCHEME = "keep"  # original positions survive reduction
-_ANSWER_TOKENS = 256  # at most so many are kept free for the answer where pictures must be compressed to fit
+_ANSWER_TOKENS = 256  # `auto` compresses pictures until so many are free for the answer, if the request wants so many
+_LEAST_SHARE = 0.25  # of what the text leaves: pictures are compressed below this share only to fit at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +151,20 @@ def _pictures(generate: Generate, geometry: Geometry) -> list[Picture]:
 
 
 def _budgets(generate: Generate, pictures: Sequence[Picture], way: Split, left: int) -> list[int]:
-    """Visual tokens each picture may have. What does not fit the `left` tokens is compressed until it does."""
+    """Visual tokens each picture may have.
+
+    Args:
+        left: tokens that the text and one token of the answer leave. What leaves too little room for the answer is
+            compressed, if the request allows it.
+    """
     grids = [picture.grid for picture in pictures]
     caps = [_cap(picture.image, picture.grid) for picture in pictures]
     weights = _weights(way, pictures)
     budgets = split(generate.visual, grids, caps, None, weights)
-    if sum(budgets) > left:
-        budgets = split(generate.visual, grids, caps, _visual_room(generate, left), weights)
+    compresses = generate.visual.fit and generate.visual.method != "none"
+    room = _visual_room(generate, left) if compresses else left
+    if sum(budgets) > room:
+        budgets = split(generate.visual, grids, caps, room, weights)
     return budgets
 
 
@@ -168,9 +176,12 @@ def _cap(image: Image, grid: Grid) -> int | None:
 
 
 def _visual_room(generate: Generate, left: int) -> int:
-    """Visual tokens of a prompt that is too long: with an answer of useful length, as far as the floor allows it."""
-    answer = min(generate.sampling.max_tokens or _ANSWER_TOKENS, _ANSWER_TOKENS)
-    return max(left - answer + 1, min(left, max(generate.visual.floor, len(generate.images))))
+    """Visual tokens beside an answer of useful length. Where the text leaves little, pictures and answer share it."""
+    sampling = generate.sampling
+    answer = min(sampling.max_tokens or _ANSWER_TOKENS, _ANSWER_TOKENS)
+    room = max(left - answer + 1, int((left + 1) * _LEAST_SHARE))
+    room = min(room, left - sampling.min_tokens + 1)
+    return max(room, min(left, max(generate.visual.floor, len(generate.images))))
 
 
 def _reducer(generate: Generate) -> Reducer:
@@ -306,7 +317,13 @@ def _check_length(n_text: int, pictures: Sequence[Picture], room: Room) -> None:
 
 
 def _sampling(sampling: SamplingParams, left: int) -> SamplingParams:
-    """The answer may use what the prompt leaves, and no more."""
+    """The answer may use what the prompt leaves, and no more. `max_tokens` is an upper bound; `min_tokens` is not."""
+    if sampling.min_tokens > left:
+        raise TooLongError(
+            f"min_tokens: {sampling.min_tokens} is more than the {left} tokens that the prompt leaves in the context; "
+            "lower min_tokens or shorten the prompt",
+            "min_tokens",
+        )
     max_tokens = left if sampling.max_tokens is None else min(sampling.max_tokens, left)
     return msgspec.structs.replace(sampling, max_tokens=max_tokens)
 

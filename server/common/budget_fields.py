@@ -158,8 +158,8 @@ FIELDS: list[BudgetField] = [
         header="VLM-Visual-Tokens",
         path="vlm.visual.tokens",
         kind=Count(("auto", "full")),
-        meaning="visual tokens of all images together. `auto` (the default) compresses further if the prompt would not "
-        "fit the context; `full` refuses instead",
+        meaning="visual tokens of all images together. `auto` (the default) compresses further if the prompt and an "
+        "answer would not fit the context; `full` never does, and refuses a prompt that does not fit",
         amount_of="visual",
         clamped_by="max_tokens",
         reported="`vis` in VLM-Resolved, `usage.vlm.visual.kept`",
