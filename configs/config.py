@@ -30,6 +30,8 @@ class ModelConfig:
     quantize: tuple[str, ...] = ("head",)  # other parts stored in int8 by int8 and int4: head, embeddings, tower
     threads: int = 0  # CPU threads; 0: all that this process may use, or one for a model under 30 M parameters
     max_context: int = 0  # tokens of prompt and answer; 0: the checkpoint's value
+    # Sampling of requests that leave it out. auto: by the checkpoint's generation_config.json; ignore: neutral values
+    generation_config: Literal["auto", "ignore"] = "auto"
 
     def __post_init__(self) -> None:
         for part in self.quantize:
@@ -120,7 +122,7 @@ class LimitsConfig:
     logprobs: int = 20
     stop_strings: int = 16
     stop_chars: int = 256
-    output_tokens: int = 32_768
+    output_tokens: int = 32_768  # of one answer; a larger max_tokens is an upper bound and means this
     fetch_timeout_s: float = 5.0
 
     def __post_init__(self) -> None:

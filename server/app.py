@@ -1,5 +1,6 @@
 """The web application: routes, keys, errors. One `Context` holds all state; there are no globals."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from foveate.server.common.metrics import Metrics
 from foveate.server.common.protocol import ChatRequest, CompletionRequest
 from foveate.server.common.replies import ChatReply, TextReply, refusals
 from foveate.server.engine_client import EngineClient
+from foveate.server.prepare.defaults import SamplingDefaults
 from foveate.server.prepare.media import Fetch, Media
 from foveate.server.prepare.prompt import Prompter
 from foveate.server.prepare.request import Preparer
@@ -30,6 +32,8 @@ from foveate.server.transport.errors import answer_errors
 from foveate.server.transport.gate import Gate
 from foveate.server.transport.route import ApiRoute
 
+log = logging.getLogger("foveate.server")
+
 
 def create_app(config: Config, client: EngineClient, counts: Metrics, model_dir: Path) -> FastAPI:
     """Create the application. `client` may become ready later.
@@ -39,11 +43,13 @@ def create_app(config: Config, client: EngineClient, counts: Metrics, model_dir:
         model_dir: directory with the files of tokenizer, chat template and image processor.
 
     Raises:
-        ConfigError: one of the model's files is missing or broken.
+        ConfigError: one of the model's files is missing or broken, or a sampling default is out of range.
     """
     fetch = _fetcher(config)
     media = Media(ImageProcessor.load(model_dir), config.limits, config.server.decode_workers, fetch)
-    context = _context(config, client, counts, Prompter.load(model_dir), media)
+    defaults = SamplingDefaults.load(model_dir, config.model)
+    log.info("sampling of requests that leave it out: %s (model.generation_config)", defaults)
+    context = _context(config, client, counts, Preparer(config, Prompter.load(model_dir), media, defaults))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -65,13 +71,13 @@ def create_app(config: Config, client: EngineClient, counts: Metrics, model_dir:
     return app
 
 
-def _context(config: Config, client: EngineClient, counts: Metrics, prompter: Prompter, media: Media) -> Context:
+def _context(config: Config, client: EngineClient, counts: Metrics, preparer: Preparer) -> Context:
     return Context(
         config=config,
         engine=client,
         metrics=counts,
-        preparer=Preparer(config, prompter, media),
-        texts=TokenTexts(prompter.tokenizer),
+        preparer=preparer,
+        texts=TokenTexts(preparer.prompter.tokenizer),
         started=now(),
     )
 

@@ -172,12 +172,24 @@ class TextReply(Reply):
     usage: UsageReport | None = None
 
 
+class SamplingCard(Reply):
+    """Sampling of requests that leave it out."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    max_tokens: int | None
+
+
 class ModelCard(Reply):
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str
     max_model_len: int
+    sampling_defaults: SamplingCard
 
 
 class ModelList(Reply):

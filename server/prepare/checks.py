@@ -78,7 +78,7 @@ def _at_most(param: str, value: int | None, limit: int, setting: str, unit: str 
 def check_sampling(request: Sampling, limits: LimitsConfig) -> None:
     """Raise ApiError if a count is above its limit or fields contradict each other."""
     _at_most("n", request.n, limits.choices, "limits.choices")
-    _at_most("max_tokens", request.max_tokens, limits.output_tokens, "limits.output_tokens")
+    # max_tokens is an upper bound, and lowering it breaks no promise; min_tokens is a promise.
     _at_most("min_tokens", request.min_tokens, limits.output_tokens, "limits.output_tokens")
     if request.stream_options is not None and not request.stream:
         raise ApiError("stream_options: only together with stream: true", "stream_options")
@@ -95,7 +95,6 @@ def check_chat(request: ChatRequest, limits: LimitsConfig) -> None:
     """Like `check_sampling`, plus the fields that only a chat has."""
     check_sampling(request, limits)
     _check_fields(request)
-    _at_most("max_completion_tokens", request.max_completion_tokens, limits.output_tokens, "limits.output_tokens")
     _at_most("top_logprobs", request.top_logprobs, limits.logprobs, "limits.logprobs")
     if request.top_logprobs is not None and not request.logprobs:
         raise ApiError("top_logprobs: only together with logprobs: true", "top_logprobs")
@@ -154,6 +153,11 @@ def max_tokens(request: ChatRequest | CompletionRequest) -> int | None:
     if isinstance(request, CompletionRequest):
         return request.max_tokens if request.max_tokens is not None else COMPLETION_TOKENS
     return request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+
+
+def states_max_tokens(request: ChatRequest | CompletionRequest) -> bool:
+    """Whether the request itself bounds its answer."""
+    return request.max_tokens is not None or getattr(request, "max_completion_tokens", None) is not None
 
 
 def _check_min_tokens(request: Sampling, most: int | None) -> None:

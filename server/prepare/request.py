@@ -5,6 +5,7 @@ import secrets
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -16,6 +17,7 @@ from foveate.server.common.protocol import ChatRequest, CompletionRequest, Image
 from foveate.server.prepare import checks
 from foveate.server.prepare.budget import Headers, ImageWish, Resolved, resolve
 from foveate.server.prepare.conversation import MessageText, PicturePlace, Turn, n_chars
+from foveate.server.prepare.defaults import SamplingDefaults
 from foveate.server.prepare.media import Media
 from foveate.server.prepare.prompt import Prompter
 from foveate.server.prepare.question import caption_ids, question_ids
@@ -23,6 +25,7 @@ from foveate.server.prepare.question import caption_ids, question_ids
 LONG_TEXT = 20_000  # characters; tokenizing a longer text would block the event loop
 _COLDEST = 1e-4  # below, logits / temperature overflows; sampling is greedy well above this value
 _SEED_MASK = 2**63 - 1
+_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +59,11 @@ class Preparer:
 
     Args:
         config: limits and the default budget.
+        defaults: sampling where a request leaves it out.
     """
 
-    def __init__(self, config: Config, prompter: Prompter, media: Media) -> None:
-        self._limits, self._budget = config.limits, config.budget
+    def __init__(self, config: Config, prompter: Prompter, media: Media, defaults: SamplingDefaults) -> None:
+        self._limits, self._budget, self.defaults = config.limits, config.budget, defaults
         self.prompter, self.media = prompter, media
 
     async def chat(
@@ -75,8 +79,8 @@ class Preparer:
         turns, images = conversation(body.messages), list(_images(body.messages))
         resolved = resolve(body.vlm, [wish_of(part) for _, part in images], self._budget, methods, sender.headers)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        most = self._limits.output_tokens
-        sampling = sampling_params(body, checks.max_tokens(body), logprobs, most, model)
+        sampling = sampling_params(body, self._max_tokens(body), logprobs, model, self.defaults)
+        warnings += _equal_choices(body, sampling)
         if n_chars(turns) > LONG_TEXT:
             ids = await self.media.run(self.prompter.chat, turns, model)
         else:
@@ -104,8 +108,9 @@ class Preparer:
         warnings = checks.warnings(body)
         resolved = resolve(body.vlm, [], self._budget, methods, sender.headers)
         prompts = await self._prompts(body, model)
-        most, salt = self._limits.output_tokens, sender.caller.salt(body.cache_salt)
-        sampling = sampling_params(body, checks.max_tokens(body), body.logprobs, most, model)
+        salt = sender.caller.salt(body.cache_salt)
+        sampling = sampling_params(body, self._max_tokens(body), body.logprobs, model, self.defaults)
+        warnings += _equal_choices(body, sampling)
         reply_id, stop = new_id("cmpl"), checks.stop_strings(body)
         return [
             Prepared(
@@ -118,6 +123,17 @@ class Preparer:
             )
             for i, ids in enumerate(prompts)
         ]
+
+    def _max_tokens(self, body: ChatRequest | CompletionRequest) -> int:
+        """The upper bound of an answer: what the request asks, else the checkpoint, within limits.output_tokens.
+
+        A text completion has OpenAI's default as well, the lesser of the two. A stated min_tokens lifts the
+        checkpoint's default, which the request did not choose.
+        """
+        most, asked = self._limits.output_tokens, checks.max_tokens(body)
+        if checks.states_max_tokens(body) or self.defaults.max_tokens is None:
+            return min(asked or most, most)
+        return min(max(self.defaults.max_tokens, body.min_tokens or 0), asked or most, most)
 
     async def _load(self, images: Sequence[tuple[str, ImagePart]], resolved: Resolved) -> list[Image]:
         loads = (
@@ -188,31 +204,29 @@ def new_id(prefix: str) -> str:
 
 
 def sampling_params(
-    request: Sampling, max_tokens: int | None, logprobs: int | None, most: int, model: ModelInfo
+    request: Sampling, max_tokens: int, logprobs: int | None, model: ModelInfo, defaults: SamplingDefaults
 ) -> SamplingParams:
     """Build the sampling parameters of a request.
 
     Args:
-        max_tokens: requested maximum; None: as many as context and limits.output_tokens allow.
+        max_tokens: upper bound of the answer. The engine lowers the bound to what the context leaves.
         logprobs: number of alternatives per token. 0: only the chosen token. None: no log-probabilities.
-        most: the setting limits.output_tokens.
+        defaults: of the fields that the request omits, or states as null.
     """
-    if max_tokens is None and most < model.max_context:
-        max_tokens = most
     bias = {int(token): value for token, value in (request.logit_bias or {}).items()}
     for param, ids in (("logit_bias", bias), ("stop_token_ids", request.stop_token_ids or [])):
         worst = max(ids, default=0)
         if worst >= model.vocab_size:
             raise ApiError(f"{param}: token {worst} is not in the vocabulary of {model.vocab_size} tokens", param)
-    temperature = 1.0 if request.temperature is None else request.temperature
+    temperature = _or(request.temperature, defaults.temperature)
     seed = secrets.randbits(63) if request.seed is None else request.seed & _SEED_MASK
     return SamplingParams(
         temperature=0.0 if temperature < _COLDEST else temperature,
-        top_p=1.0 if request.top_p is None else request.top_p,
-        top_k=min(max(request.top_k or 0, 0), model.vocab_size),
-        min_p=request.min_p or 0.0,
+        top_p=_or(request.top_p, defaults.top_p),
+        top_k=min(max(_or(request.top_k, defaults.top_k), 0), model.vocab_size),
+        min_p=_or(request.min_p, defaults.min_p),
         seed=seed,
-        repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
+        repetition_penalty=_or(request.repetition_penalty, defaults.repetition_penalty),
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         logit_bias=bias,
@@ -222,3 +236,14 @@ def sampling_params(
         ignore_eos=bool(request.ignore_eos),
         logprobs=logprobs,
     )
+
+
+def _or(stated: _Number | None, default: _Number) -> _Number:
+    return default if stated is None else stated
+
+
+def _equal_choices(request: Sampling, sampling: SamplingParams) -> list[str]:
+    """The warning that greedy choices are equal, where the checkpoint and not the request chose greedy."""
+    if (request.n or 1) == 1 or sampling.temperature > 0 or request.temperature is not None:
+        return []
+    return [f"n: the {request.n} choices are equal since this checkpoint samples greedily; state a temperature"]

@@ -1,9 +1,20 @@
 """GET /v1/models and GET /v1/vlm/methods."""
 
+from dataclasses import asdict
+
 from fastapi import APIRouter, Response
 
 from foveate.engine.common import MethodInfo
-from foveate.server.common.replies import Method, MethodField, MethodList, ModelCard, ModelList, Reply, refusals
+from foveate.server.common.replies import (
+    Method,
+    MethodField,
+    MethodList,
+    ModelCard,
+    ModelList,
+    Reply,
+    SamplingCard,
+    refusals,
+)
 from foveate.server.routes.context import Context
 from foveate.server.transport.route import ApiRoute
 
@@ -23,6 +34,7 @@ def models_router(context: Context) -> APIRouter:
             created=context.started,
             owned_by="foveate",
             max_model_len=context.model().max_context,
+            sampling_defaults=SamplingCard(**asdict(context.preparer.defaults)),
         )
 
     @routes.get("/models", response_model=ModelList)

@@ -40,6 +40,33 @@ def test_one_model_is_listed(server: str, model: str) -> None:
     assert httpx.get(f"{server}/health/live").status_code == 200
 
 
+def test_a_request_that_states_nothing_gets_the_checkpoints_sampling(
+    server: str, model: str, client: OpenAI, picture: Callable[[int], str]
+) -> None:
+    """The bundled models ask for greedy answers, whose length cuts no description."""
+    (card,) = httpx.get(f"{server}/v1/models").json()["data"]
+    assert card["sampling_defaults"]["temperature"] == 0
+    stated = body(model, "Describe the picture.", picture(21), max_tokens=200)
+    plain = {key: value for key, value in stated.items() if key not in ("temperature", "max_tokens")}
+    (choice,) = post(server, stated)["choices"]
+    for _ in range(3):
+        assert post(server, plain)["choices"] == [choice] and choice["finish_reason"] == "stop"
+    prompts = [client.completions.create(model=model, prompt="The star is", seed=i).choices[0].text for i in range(3)]
+    assert len(set(prompts)) == 1
+    hot = [post(server, plain | {"temperature": 2, "top_p": 1, "seed": i, "max_tokens": 30}) for i in range(3)]
+    assert len({one["choices"][0]["message"]["content"] for one in hot}) > 1
+
+
+@pytest.mark.parametrize("bound", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize("most", [32768, 65535, 128_000, 10**9])
+def test_max_tokens_above_the_context_is_an_upper_bound(server: str, model: str, bound: str, most: int) -> None:
+    request = body(model, "hi") | {"ignore_eos": True, bound: most}
+    if bound != "max_tokens":
+        del request["max_tokens"]
+    answer = post(server, request)
+    assert answer["choices"][0]["finish_reason"] == "length" and answer["usage"]["total_tokens"] == 2048
+
+
 def test_the_methods_are_listed(server: str) -> None:
     reply = httpx.get(f"{server}/v1/vlm/methods")
     assert reply.status_code == 200
