@@ -1,7 +1,16 @@
 """One JSON object of a checkpoint, read with its types checked. Imports no torch: the server reads it too."""
 
 import json
+import sys
 from pathlib import Path
+from typing import TypeGuard
+
+_MOST = sys.float_info.max
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value fits a float; JSON as Python reads it has NaN, Infinity and integers of any length."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_MOST <= value <= _MOST
 
 
 class Section:
@@ -61,7 +70,7 @@ class Section:
         value = self._values.get(key)
         if value is None:
             return default
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not _is_number(value):
             raise self._wrong(key, "a number")
         return float(value)
 
@@ -87,7 +96,7 @@ class Section:
         if value is None:
             return default
         items = value if isinstance(value, list) else [value]
-        numbers = [x for x in items if isinstance(x, int | float) and not isinstance(x, bool)]
+        numbers = [x for x in items if _is_number(x)]
         if len(numbers) != len(items):
             raise self._wrong(key, "a list of numbers")
         return tuple(float(x) for x in numbers)

@@ -3,7 +3,6 @@
 The rules are those of vLLM, and `do_sample: false` is greedy as in `transformers`.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,13 +63,13 @@ class SamplingDefaults:
 
 def _number(file: Section, key: str, default: float, is_legal: Callable[[float], bool], legal: str) -> float:
     value = file.number(key, default)
-    if not math.isfinite(value) or not is_legal(value):
+    if not is_legal(value):
         raise ConfigError(f"{file.where}: {key} is {value:g}, not {legal}")
     return value
 
 
 def _count(file: Section, key: str, default: int, least: int) -> int:
     value = file.number(key, default)  # some files write 50.0
-    if not math.isfinite(value) or value != int(value) or value < least:
+    if value != int(value) or value < least:
         raise ConfigError(f"{file.where}: {key} is {value:g}, not a whole number from {least} up")
     return max(int(value), 0)

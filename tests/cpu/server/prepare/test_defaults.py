@@ -118,6 +118,7 @@ def test_the_default_length_yields_to_min_tokens_and_to_the_operator(serve: Serv
         ({"temperature": -0.1}, "temperature is -0.1, not a number from 0 up"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": True}, "temperature is True"),
+        ({"top_k": 10**400}, "top_k is 1000"),
         ({"do_sample": "no"}, "do_sample is 'no', not true or false"),
         ({"top_p": 2}, "top_p is 2, not above 0, up to 1"),
         ({"top_p": 0}, "top_p is 0"),
