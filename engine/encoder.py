@@ -1,8 +1,9 @@
 """The encode stage: pictures to rows of the language model, ahead of prefill and with a budget of its own.
 
 The vision tower's features are cached by what the picture is (its digest) whatever its budget, so one picture is
-encoded once for all requests and budgets, and again only for a method that reads a signal not tapped before; the
-reduction, cheap beside it, runs per request. What a request cuts out of the tower itself is part of the key.
+encoded once for all requests of a tenant and all budgets, and again only for a method that reads a signal not tapped
+before; the reduction, cheap beside it, runs per request. The key also covers the tenant's salt, within one step too, so
+that neither hits nor times tell a tenant what another one has sent; and what a request cuts out of the tower itself.
 """
 
 import dataclasses

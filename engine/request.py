@@ -46,6 +46,7 @@ class Picture:
     image: Image
     grid: Grid
     n_patches: int  # rows the tower has for it
+    salt: bytes = b""  # of the tenant, whose requests alone share its features
 
     # By the budget and the method.
     budget: int = 0  # visual tokens allowed
@@ -64,9 +65,9 @@ class Picture:
 
     @cached_property
     def key(self) -> bytes:
-        """Key of the cached features: pictures with equal keys have equal features."""
-        digest = self.image.digest
-        return digest if self.cut is None else sha256(digest + self.cut.key).digest()
+        """Key of the features: pictures with equal keys have equal features and belong to one tenant."""
+        cut = b"" if self.cut is None else self.cut.key
+        return sha256(sha256(self.salt).digest() + self.image.digest + cut).digest()
 
     @property
     def n_read(self) -> int:

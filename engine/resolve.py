@@ -6,6 +6,7 @@ All of a request's own mistakes end here, before it holds anything.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 
 import msgspec
 import torch
@@ -145,6 +146,7 @@ def _pictures(generate: Generate, geometry: Geometry) -> list[Picture]:
             image=image,
             grid=geometry.grid(image.height, image.width, image.original),
             n_patches=geometry.n_patches(image.height, image.width),
+            salt=generate.salt,
         )
         for image in generate.images
     ]
@@ -297,7 +299,8 @@ def _rows_key(generate: Generate, reducer: Reducer | None, picture: Picture) -> 
 def _root_key(generate: Generate, dtype: str) -> bytes:
     """A request that explains shares with none, so that its pictures are always reduced and their maps known."""
     own = b"explains " + generate.id.encode() if generate.explain else b""
-    return root_key(generate.salt + own, POSITION_SCHEME, dtype)
+    salts = (generate.salt, generate.prefix_salt, own)
+    return root_key(b"".join(sha256(salt).digest() for salt in salts), POSITION_SCHEME, dtype)
 
 
 def _check_length(n_text: int, pictures: Sequence[Picture], room: Room) -> None:

@@ -188,7 +188,7 @@ class Asker:
             images=[one.image if aware else msgspec.structs.replace(one.image, caption_ids=[])],
             visual=resolved.visual,
             sampling=sampling,
-            salt=salt,
+            prefix_salt=salt,
             question_ids=one.question_ids if aware else [],
         )
 

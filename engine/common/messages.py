@@ -83,7 +83,8 @@ class Generate(Struct, frozen=True, kw_only=True, tag=True):
     visual: VisualBudget = VisualBudget()
     sampling: SamplingParams = SamplingParams()
     n: int = 1  # choices
-    salt: bytes = b""  # prefix-cache namespace of the tenant
+    salt: bytes = b""  # the tenant's namespace in the prefix cache and in the feature cache
+    prefix_salt: bytes = b""  # a further namespace in the prefix cache alone: features are shared
     question_ids: list[int] = []  # what the user asks, without template; for methods that read it
     explain: str = ""  # "kept_map": say which tokens survived; the prompt is then not looked up in the prefix cache
 

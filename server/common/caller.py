@@ -1,4 +1,4 @@
-"""The caller: the sender of a request. The gate creates the caller; the engine's cache salt depends on the caller."""
+"""The caller: the sender of a request. The gate creates the caller; the salt of the engine's caches depends on it."""
 
 import hashlib
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ class Caller:
     key: bytes = b""
 
     def salt(self, cache_salt: str | None) -> bytes:
-        """Return the prefix-cache namespace: cache hits of one key never reveal prompts of another key."""
+        """Return the namespace in the engine's caches: hits of one key never reveal prompts or pictures of another."""
         if not self.key and cache_salt is None:
             return b""
         return hashlib.sha256(hashlib.sha256(self.key).digest() + (cache_salt or "").encode()).digest()
