@@ -5,6 +5,8 @@ from typing import Literal
 
 from foveate.configs.errors import ConfigError
 
+IMAGE_FORMATS = ("png", "jpeg", "webp", "gif", "bmp", "tiff")
+
 
 def _positive(key: str, value: float, unit: str = "") -> None:
     if value <= 0:
@@ -116,8 +118,12 @@ class LimitsConfig:
 
     body_mb: int = 64
     images: int = 16
-    image_mb: int = 20  # encoded bytes of one image
-    image_pixels: int = 40_000_000  # checked in the header, before decoding
+    image_mb: int = 40  # encoded bytes of one image
+    # Checked in the header, before decoding. A worker holds at most 20 bytes for each of these pixels. A JPEG above the
+    # limit is decoded at a half, a quarter or an eighth of its width and height, up to `jpeg_pixels`.
+    image_pixels: int = 40_000_000
+    jpeg_pixels: int = 256_000_000
+    image_formats: tuple[str, ...] = ("png", "jpeg", "webp", "gif")  # of png, jpeg, webp, gif, bmp, tiff
     choices: int = 16  # n
     logprobs: int = 20
     stop_strings: int = 16
@@ -127,7 +133,13 @@ class LimitsConfig:
 
     def __post_init__(self) -> None:
         for key in self.__slots__:
-            _positive(f"limits.{key}", getattr(self, key))
+            if key != "image_formats":
+                _positive(f"limits.{key}", getattr(self, key))
+        for name in self.image_formats:
+            if name not in IMAGE_FORMATS:
+                raise ConfigError(f"limits.image_formats: {name!r} is none of {', '.join(IMAGE_FORMATS)}")
+        if not self.image_formats:
+            raise ConfigError(f"limits.image_formats: empty; name some of {', '.join(IMAGE_FORMATS)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
