@@ -8,15 +8,26 @@ server.image_url_hosts may be private. If this list is set, all other hosts are 
 import asyncio
 import ipaddress
 import socket
+import zlib
+from collections.abc import Callable
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from urllib.parse import urljoin
 
 import httpx
 
+import foveate
 from foveate.configs.config import LimitsConfig
 from foveate.server.prepare.media import MEGABYTE, bad_image
 
 MAX_REDIRECTS = 3
+# Hosts refuse clients that do not say who they are. The formats are named, because hosts choose by them: a bare image/*
+# brings AVIF from some.
+_HEADERS = {
+    "user-agent": f"Foveate/{foveate.__version__}",
+    "accept": "image/png, image/jpeg, image/webp, image/gif, image/*;q=0.1",
+    "accept-encoding": "identity",
+}
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS  # zlib tells the two apart by their headers
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -68,6 +79,8 @@ class Fetcher:
             raise bad_image(param, f"the picture did not arrive within {limit} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError):
             raise bad_image(param, "the picture cannot be fetched") from None
+        except zlib.error:
+            raise bad_image(param, "the picture's server compressed the picture, and the result is broken") from None
         raise bad_image(param, f"more than {MAX_REDIRECTS} redirects")
 
     async def aclose(self) -> None:
@@ -82,7 +95,7 @@ class Fetcher:
         request = self._http.build_request(
             "GET",
             parsed.copy_with(host=address),
-            headers={"host": parsed.netloc.decode("ascii"), "accept-encoding": "identity"},
+            headers={"host": parsed.netloc.decode("ascii"), **_HEADERS},
             extensions={"sni_hostname": parsed.raw_host.decode("ascii")},  # TLS checks the name, not the address
         )
         response = await self._http.send(request, stream=True)
@@ -90,16 +103,23 @@ class Fetcher:
             if response.has_redirect_location:
                 return response.headers["location"], None
             if response.status_code != 200:
-                raise bad_image(param, f"the picture's server answered {response.status_code}")
+                hint = (
+                    "; the server may refuse programs: send a data URL"
+                    if response.status_code in (401, 403, 429)
+                    else ""
+                )
+                raise bad_image(param, f"the picture's server answered {response.status_code}{hint}")
             return "", await self._body(response, param)
         finally:
             await response.aclose()
 
     async def _body(self, response: httpx.Response, param: str) -> bytes:
+        """Read the body within limits.image_mb, whatever its headers say of its length."""
         most = self._limits.image_mb * MEGABYTE
+        unpack = _unpacker(response.headers.get("content-encoding", ""), param)
         body = bytearray()
         async for chunk in response.aiter_raw():
-            body += chunk
+            body += chunk if unpack is None else unpack(chunk, most + 1 - len(body))
             if len(body) > most:
                 raise bad_image(param, f"the picture is larger than limits.image_mb {self._limits.image_mb}")
         return bytes(body)
@@ -115,3 +135,17 @@ class Fetcher:
         if not addresses or (host not in self._hosts and not all(is_public(address) for address in addresses)):
             raise bad_image(param, "its host is not a public address; server.image_url_hosts can allow it")
         return str(addresses[0])
+
+
+def _unpacker(coding: str, param: str) -> Callable[[bytes, int], bytes] | None:
+    """Return what undoes a content coding, bytes and most bytes of the result -> result; None: nothing is to be undone.
+
+    The fetcher asks for none, but some servers compress all the same.
+    """
+    match coding.strip().lower():
+        case "" | "identity":
+            return None
+        case "gzip" | "x-gzip" | "deflate":
+            return zlib.decompressobj(_GZIP_OR_ZLIB).decompress
+        case other:
+            raise bad_image(param, f"the picture's server compressed the picture as {other[:20]!r}; send a data URL")

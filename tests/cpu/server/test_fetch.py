@@ -1,14 +1,17 @@
 """Fetching pictures: only public addresses, the checked one, few hops, few bytes, little time."""
 
 import asyncio
+import gzip
 import ipaddress
 import socket
+import zlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
 import pytest
 
+import foveate
 from foveate.configs.config import LimitsConfig
 from foveate.server.common.errors import ApiError
 from foveate.server.fetch import Fetcher, is_public
@@ -159,3 +162,60 @@ def test_too_large_too_slow_no_success(names: dict[str, list[list[str]]]) -> Non
 def test_public_addresses() -> None:
     for address in (PUBLIC, "2606:4700::1111", "::ffff:93.184.216.34"):
         assert is_public(ipaddress.ip_address(address)), address
+
+
+def test_the_fetcher_says_who_it_is_and_what_it_reads(names: dict[str, list[list[str]]]) -> None:
+    names["a.example"] = [[PUBLIC]]
+
+    def once(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(302, headers={"location": "/there"}) if request.url.path == "/" else fine(request)
+
+    for request in fetch(once, "http://a.example/")[1]:
+        assert request.headers["user-agent"] == f"Foveate/{foveate.__version__}"
+        assert request.headers["accept"].startswith("image/png, image/jpeg") and "*/*" not in request.headers["accept"]
+        assert request.headers["accept-encoding"] == "identity"
+        assert not {"cookie", "referer", "authorization"} & set(request.headers)
+
+
+def compressed(data: bytes, coding: str) -> Callable[[httpx.Request], httpx.Response]:
+    """A server that compresses without being asked."""
+
+    async def body() -> AsyncIterator[bytes]:
+        for i in range(0, len(data), 1000):
+            yield data[i : i + 1000]
+
+    return lambda _: httpx.Response(200, headers={"content-encoding": coding}, content=body())
+
+
+def test_compressed_pictures_are_read_within_the_limit(names: dict[str, list[list[str]]]) -> None:
+    names["a.example"] = [[PUBLIC]]
+    picture = b"picture" * 10_000
+    for coding, data in (("gzip", gzip.compress(picture)), ("X-Gzip", gzip.compress(picture)),
+                         ("deflate", zlib.compress(picture)), ("identity", picture)):  # fmt: skip
+        assert fetch(compressed(data, coding), "http://a.example/")[0] == picture
+    bomb = gzip.compress(bytes(300 * 2**20), 1)
+    refused(compressed(bomb, "gzip"), "http://a.example/", "limits.image_mb")
+    refused(compressed(picture, "gzip"), "http://a.example/", "is broken")
+    refused(compressed(picture, "br"), "http://a.example/", "as 'br'")
+
+
+def test_a_length_that_is_not_true_does_not_matter(names: dict[str, list[list[str]]]) -> None:
+    names["a.example"] = [[PUBLIC]]
+
+    def lie(length: str, n: int) -> Callable[[httpx.Request], httpx.Response]:
+        async def body() -> AsyncIterator[bytes]:
+            for _ in range(n):
+                yield bytes(100_000)
+
+        return lambda _: httpx.Response(200, headers={"content-length": length}, content=body())
+
+    assert len(fetch(lie("99999999999", 2), "http://a.example/")[0]) == 200_000
+    refused(lie("10", 1000), "http://a.example/", "limits.image_mb")
+
+
+@pytest.mark.parametrize(
+    ("status", "word"), [(403, "send a data URL"), (429, "send a data URL"), (500, "answered 500$")]
+)
+def test_a_refusal_is_told_with_its_remedy(names: dict[str, list[list[str]]], status: int, word: str) -> None:
+    names["a.example"] = [[PUBLIC]]
+    refused(lambda _: httpx.Response(status), "http://a.example/", word)
