@@ -21,6 +21,8 @@ from foveate.engine.common import ImageError, Section, Size
 from foveate.engine.images.anyres import stack_tiles
 
 MAX_ASPECT = 200  # a 1 x 40,000,000 picture resized by its short edge would fill the memory
+_MAX_EDGE = 65_535  # of a picture that is longer still. Resizing holds a whole edge at the width of the result
+_BAND_PIXELS = 2**20  # padded and resized at a time
 
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _HALF = (0.5, 0.5, 0.5)
@@ -83,10 +85,11 @@ class ImageProcessor:
             ImageError: as `prepared_size`.
         """
         image = flatten(image)
+        height, width = self._resized(*self._padded(image.height, image.width))
         if self.pad_square:
-            image = pad_square(image, (int(x * 255) for x in self.mean))
-        height, width = self._resized(image.height, image.width)
-        if (height, width) != (image.height, image.width):
+            red, green, blue = (int(x * 255) for x in self.mean)
+            image = resize_padded(image, (width, height), (red, green, blue), Image.Resampling(self.resample))
+        elif (height, width) != (image.height, image.width):
             image = image.resize((width, height), resample=Image.Resampling(self.resample))
         return image if self.crop is None else crop(image, *self.crop)
 
@@ -95,25 +98,35 @@ class ImageProcessor:
         return bool(self.tile_sizes) and (n_images == 1 or self.tiles_several)
 
     def prepare_tiles(self, image: Image.Image) -> Image.Image:
-        """RGB squares one above the other: the whole picture, then its crops."""
+        """RGB squares one above the other: the whole picture, then its crops.
+
+        Raises:
+            ImageError: the picture is too long and thin.
+        """
+        _check_shape(image.height, image.width, _MAX_EDGE)
         return stack_tiles(flatten(image), self.tile_sizes, self.size[0], Image.Resampling(self.resample))
 
     def _padded(self, height: int, width: int) -> tuple[int, int]:
+        _check_shape(height, width, _MAX_EDGE)
         return (max(height, width),) * 2 if self.pad_square else (height, width)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         if self.rule == "exact":
             return self.size
-        short, long = sorted((height, width))
-        if long > MAX_ASPECT * short:
-            raise ImageError(
-                f"image of {width} x {height} pixels: longer than {MAX_ASPECT} times its short edge; crop it"
-            )
+        _check_shape(height, width)
         if self.rule == "smart":
             return smart_resize(height, width, self.factor, self.size)
+        short, long = sorted((height, width))
         edge = self.size[0]
         scaled = int(edge * long / short)
         return (edge, scaled) if height <= width else (scaled, edge)
+
+
+def _check_shape(height: int, width: int, edge: int = 0) -> None:
+    """Refuse a picture that is longer than `edge` and much longer than wide."""
+    short, long = sorted((height, width))
+    if long > max(edge, MAX_ASPECT * short):
+        raise ImageError(f"image of {width} x {height} pixels: longer than {MAX_ASPECT} times its short edge; crop it")
 
 
 def _section(model_dir: Path) -> Section:
@@ -318,19 +331,30 @@ def smart_resize(height: int, width: int, factor: int, pixels: tuple[int, int]) 
     return rows, cols
 
 
-def pad_square(image: Image.Image, colour: Iterable[int]) -> Image.Image:
-    """In the middle of a square of `colour`."""
-    side = max(image.size)
-    red, green, blue = colour
-    square = Image.new("RGB", (side, side), (red, green, blue))
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
+def resize_padded(
+    image: Image.Image, size: tuple[int, int], colour: tuple[int, int, int], resample: Image.Resampling
+) -> Image.Image:
+    """Put an RGB picture into the middle of a square of `colour` and resize the square to `size` (width, height).
+
+    The square is never held: of a panorama the square has ten times the pixels. Pillow resizes rows first and columns
+    then, and rounds in between. The same two steps here give the bits of the whole square if `size` is square, as in
+    every published processor. For some other sizes Pillow begins with columns, and levels may differ by a few.
+    """
+    side, width = max(image.size), size[0]
+    narrow = Image.new("RGB", (width, side), colour)  # the square after the resizing of its rows
+    rows = max(1, _BAND_PIXELS // side)
+    for top in range(0, image.height, rows):
+        n = min(rows, image.height - top)
+        band = Image.new("RGB", (side, n), colour)
+        band.paste(image.crop((0, top, image.width, top + n)), ((side - image.width) // 2, 0))
+        narrow.paste(band.resize((width, n), resample), (0, (side - image.height) // 2 + top))
+    return narrow.resize(size, resample)
 
 
 def flatten(image: Image.Image) -> Image.Image:
-    """RGB, transparency laid over white."""
+    """RGB, transparency laid over white. A picture that is so already is not copied."""
     if "A" not in image.getbands() and image.info.get("transparency") is None:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, image).convert("RGB")

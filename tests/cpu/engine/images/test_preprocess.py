@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from transformers import AutoImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
@@ -17,7 +17,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from foveate.configs.errors import ConfigError
 from foveate.engine.common import ImageError
-from foveate.engine.images.preprocess import ImageProcessor
+from foveate.engine.images.preprocess import ImageProcessor, resize_padded
 from foveate.engine.models.parts.tower import normalise, patches
 
 torch.set_num_threads(1)
@@ -184,6 +184,55 @@ def test_identity_tells_settings_apart(tmp_path):
     cases = [*CASES, *((kind, settings) for kind, settings, _ in TILED if "crop_size" not in settings)]
     seen = {load(tmp_path, kind, settings).identity for kind, settings in cases}
     assert len(seen) == len(cases)
+
+
+@pytest.mark.parametrize("resample", list(Image.Resampling))
+@pytest.mark.parametrize("size", [(50, 31), (31, 50), (1, 70), (70, 1), (24, 24), (25, 24), (333, 7)])
+@pytest.mark.parametrize("target", [(24, 24), (60, 60), (70, 20)])
+def test_a_padded_picture_has_the_bits_of_the_whole_square(tiny_models, monkeypatch, size, target, resample):
+    picture, colour = tiny_models.picture(*size, 5), (122, 116, 104)
+    side = max(size)
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    expected = square.resize(target, resample)
+    for band in (1, 3 * side, 2**20):
+        monkeypatch.setattr("foveate.engine.images.preprocess._BAND_PIXELS", band)
+        found = resize_padded(picture, target, colour, resample)
+        most = max(high for _, high in ImageChops.difference(found, expected).getextrema())
+        assert most <= (0 if target[0] == target[1] else 8)
+
+
+SHAPES = [
+    CASES[0],
+    (SiglipImageProcessorPil, {}),
+    (LlavaNextImageProcessorPil, PUBLISHED),
+    (LlavaOnevisionImageProcessorPil, {}),
+]
+
+
+@pytest.mark.parametrize("kind, settings", SHAPES)
+@pytest.mark.parametrize("size", [(1, 5_000_000), (5_000_000, 1)])
+def test_a_line_of_millions_of_pixels_is_refused_before_it_fills_the_memory(tmp_path, kind, settings, size):
+    ours, line = load(tmp_path, kind, settings), Image.new("RGB", size)
+    for prepare in (ours.prepare, ours.prepare_tiles) if ours.tile_sizes else (ours.prepare,):
+        with pytest.raises(ImageError, match="longer than 200 times its short edge; crop it"):
+            prepare(line)
+
+
+def test_a_panorama_is_padded_in_little_memory(tmp_path):
+    """Its square would take 1.6 GB."""
+    settings = {"rule": "exact", "size": (336, 336), "pad_square": True, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    program = f"""
+import resource
+from PIL import Image
+from foveate.engine.images.preprocess import ImageProcessor, resize_padded
+picture = Image.new("RGB", (20_000, 1_000), "red")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+ImageProcessor(**{settings!r}).prepare(picture)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout) < 100
 
 
 @pytest.mark.parametrize("kind, settings", [CASES[0], CASES[9]])
