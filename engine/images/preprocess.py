@@ -7,7 +7,7 @@ normalising need float tensors and happen in the model, from the settings kept h
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
