@@ -198,7 +198,6 @@ class Asker:
             ids = self.prompter.chat(turns, self._info)
         except ApiError as error:
             raise ConfigError(f"{pair.where}: {error.message}") from None
-        tokenizer = self.prompter.tokenizer
-        (caption,) = caption_ids(tokenizer, turns)
+        (caption,) = caption_ids(self.prompter.text_ids, turns)
         image = msgspec.structs.replace(image, caption_ids=caption)
-        return Asked(ids, image, question_ids(tokenizer, turns), pair.answer, pair.where)
+        return Asked(ids, image, question_ids(self.prompter.text_ids, turns), pair.answer, pair.where)

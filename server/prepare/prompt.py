@@ -1,7 +1,8 @@
 """Turn messages into token ids with the model's own tokenizer and chat template.
 
-User text must stay text. A message that spells out a special token or an image placeholder is refused, because the
-tokenizer would encode the spelled-out token as the real token.
+User text stays text: a message may spell out any special token or placeholder, and `encoding` keeps the characters
+ordinary text. So the control tokens of a prompt are those of the template, and its placeholders are our own. The prompt
+of a text completion is the caller's own template: there control tokens count, except the image placeholder.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.common import ModelInfo
 from foveate.server.common.errors import ApiError
 from foveate.server.prepare.conversation import MessageText, PicturePlace, Turn
+from foveate.server.prepare.encoding import Encoder
 from foveate.server.prepare.template import Template, TemplateFailed, find_source, read_json
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -35,16 +37,19 @@ def _special_tokens(config: Mapping[str, JsonValue]) -> dict[str, str]:
 class Prompter:
     """Tokenizer and chat template of one model directory. Safe to use from several threads."""
 
-    def __init__(self, tokenizer: Tokenizer, template: Template | None, bos: str | None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, template: Template | None, bos: str | None, placeholder_id: int | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self._template = template
         self._bos = bos
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        added = tokenizer.get_added_tokens_decoder().values()
         source = template.source if template is not None else ""
         # Added tokens that are not special (Qwen's <tool_call>) matter only if the template uses them.
-        self._control = sorted(token.content for token in added if token.special or token.content in source)
+        added = tokenizer.get_added_tokens_decoder().items()
+        control = {t.content for i, t in added if t.special or t.content in source or i == placeholder_id}
+        self._encoder = Encoder(tokenizer, control)
 
     @classmethod
     def load(cls, model_dir: Path) -> "Prompter":
@@ -62,25 +67,30 @@ class Prompter:
             raise ConfigError(f"model.path: {path} is broken: {error}") from None
         special = _special_tokens(read_json(model_dir / "tokenizer_config.json"))
         source = find_source(model_dir)
-        return cls(tokenizer, None if source is None else Template(source, special), special.get("bos_token"))
+        template = None if source is None else Template(source, special)
+        config = read_json(model_dir / "config.json")
+        placeholder_id = config.get("image_token_id", config.get("image_token_index"))
+        return cls(
+            tokenizer, template, special.get("bos_token"), placeholder_id if isinstance(placeholder_id, int) else None
+        )
 
     def chat(self, turns: Sequence[Turn], model: ModelInfo, add_generation_prompt: bool = True) -> list[int]:
         """Return the token ids of a conversation, with one image placeholder per image part.
 
         Raises:
-            ApiError: the model has no template, the template refuses, or a message spells out a special token.
+            ApiError: the model has no template, or the template refuses.
         """
         if self._template is None:
             raise ApiError("messages: this model has no chat template; use /v1/completions", "messages")
         placeholder = self._placeholder(model)
-        self._check_texts(turns, placeholder)
         try:
             text = self._template.render([self._message(turn, placeholder) for turn in turns], add_generation_prompt)
         except TemplateFailed as error:
             raise ApiError(f"messages: the model's chat template refuses: {error}", "messages") from None
         n_images = sum(isinstance(part, PicturePlace) for turn in turns for part in turn.parts())
         bos_is_there = self._bos is not None and text.startswith(self._bos)
-        ids = self._encode(text, not bos_is_there, model, "messages")
+        self._check_length(text, model, "messages")
+        ids = self._encoder.encode(text, not bos_is_there)
         n_places = ids.count(model.image_token_id)
         if n_places != n_images:
             raise ApiError(
@@ -91,10 +101,21 @@ class Prompter:
         return ids
 
     def complete(self, text: str, model: ModelInfo, param: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the token ids of a plain prompt. Raises ApiError: empty, too long or with an image placeholder."""
-        ids = self._encode(text, add_special_tokens, model, param)
+        """Return the token ids of a plain prompt, in which a typed image placeholder is text.
+
+        Raises:
+            ApiError: the prompt is empty or too long.
+        """
+        self._check_length(text, model, param)
+        placeholder = self._placeholder(model)
+        marked = text.replace(placeholder, self._encoder.mark(placeholder))
+        ids = self._encoder.encode(marked, add_special_tokens)
         self.check_ids(ids, model, param)
         return ids
+
+    def text_ids(self, text: str) -> list[int]:
+        """Return the token ids of text alone, without any control token."""
+        return self._encoder.plain(text)
 
     def check_ids(self, ids: Sequence[int], model: ModelInfo, param: str) -> None:
         """Raise ApiError for an empty prompt, an image placeholder, or an id outside the vocabulary."""
@@ -117,7 +138,7 @@ class Prompter:
     def _longest_token(self) -> int:
         return max(len(token) for token in self.tokenizer.get_vocab())
 
-    def _encode(self, text: str, add_special_tokens: bool, model: ModelInfo, param: str) -> list[int]:
+    def _check_length(self, text: str, model: ModelInfo, param: str) -> None:
         # Even with the longest token everywhere, this text exceeds the context. Tokenizing it would take long.
         if len(text) > 100_000 and len(text) > model.max_context * self._longest_token:
             raise ApiError(
@@ -125,40 +146,20 @@ class Prompter:
                 param,
                 "context_length_exceeded",
             )
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
 
     def _message(self, turn: Turn, placeholder: str) -> dict[str, JsonValue]:
         """Return a message in the format that the template accepts."""
         assert self._template is not None
         role = "system" if turn.role == "developer" else turn.role
-        content = turn.content
+        content, mark = turn.content, self._encoder.mark
         if isinstance(content, str):
             plain = self._template.takes_text or not self._template.takes_parts
-            return {"role": role, "content": content if plain else [{"type": "text", "text": content}]}
+            return {"role": role, "content": mark(content) if plain else [{"type": "text", "text": mark(content)}]}
         if not self._template.takes_parts:
-            texts = [part.text if isinstance(part, MessageText) else placeholder for part in content]
+            texts = [mark(part.text) if isinstance(part, MessageText) else placeholder for part in content]
             return {"role": role, "content": "\n".join(texts)}
         listed: list[JsonValue] = []
         for part in content:
-            listed.append({"type": "text", "text": part.text} if isinstance(part, MessageText) else {"type": "image"})
+            text = mark(part.text) if isinstance(part, MessageText) else None
+            listed.append({"type": "image"} if text is None else {"type": "text", "text": text})
         return {"role": role, "content": listed}
-
-    def _check_texts(self, turns: Sequence[Turn], placeholder: str) -> None:
-        for turn in turns:
-            where = f"{turn.path}.content"
-            if isinstance(turn.content, str):
-                self._check_text(turn.content, where, placeholder)
-                continue
-            joined = ""  # the template joins parts: "<ima" + "ge>" must be refused too
-            for part in turn.parts():
-                if isinstance(part, MessageText):
-                    self._check_text(part.text, f"{part.path}.text", placeholder)
-                joined += part.text if isinstance(part, MessageText) else "\0"
-            self._check_text(joined, where, placeholder)
-
-    def _check_text(self, text: str, param: str, placeholder: str) -> None:
-        for token in (placeholder, *self._control):
-            if token in text:
-                why = "stands for an image" if token == placeholder else "is a special token of this model"
-                raise ApiError(f"{param}: {token} {why} and cannot be typed as text", param, "special_token_in_text")

@@ -4,20 +4,20 @@ The question is the text of the last user message that has text, without templat
 an image is the text after the image in the same message, up to the next image.
 """
 
-from collections.abc import Sequence
-
-from tokenizers import Tokenizer
+from collections.abc import Callable, Sequence
 
 from foveate.server.prepare.conversation import MessageText, PicturePlace, Turn
 
+Encode = Callable[[str], list[int]]  # text to token ids, none of them a control token
 
-def question_ids(tokenizer: Tokenizer, turns: Sequence[Turn]) -> list[int]:
+
+def question_ids(encode: Encode, turns: Sequence[Turn]) -> list[int]:
     """Return the question's token ids. Empty if no user message has text."""
     texts = (_text(turn) for turn in reversed(turns) if turn.role == "user")
-    return _ids(tokenizer, next((text for text in texts if text), ""))
+    return encode(next((text for text in texts if text), ""))
 
 
-def caption_ids(tokenizer: Tokenizer, turns: Sequence[Turn]) -> list[list[int]]:
+def caption_ids(encode: Encode, turns: Sequence[Turn]) -> list[list[int]]:
     """Return one list of caption ids per image, in image order. A list is empty if no text follows the image."""
     captions: list[str] = []
     for turn in turns:
@@ -27,15 +27,10 @@ def caption_ids(tokenizer: Tokenizer, turns: Sequence[Turn]) -> list[list[int]]:
                 captions.append("")
             elif isinstance(part, MessageText) and len(captions) > first:
                 captions[-1] += f" {part.text}"
-    return [_ids(tokenizer, caption.strip()) for caption in captions]
+    return [encode(caption.strip()) for caption in captions]
 
 
 def _text(turn: Turn) -> str:
     if isinstance(turn.content, str):
         return turn.content.strip()
     return " ".join(part.text for part in turn.parts() if isinstance(part, MessageText)).strip()
-
-
-def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids if text else []
-    return ids

@@ -178,9 +178,9 @@ def with_question(
     """Return the images with captions, and the question's token ids. Both stay empty unless the method reads them."""
     if not resolved.reads_question:
         return list(images), []
-    captions = caption_ids(prompter.tokenizer, turns)
+    captions = caption_ids(prompter.text_ids, turns)
     captioned = [replace(image, caption_ids=ids) for image, ids in zip(images, captions, strict=True)]
-    return captioned, question_ids(prompter.tokenizer, turns)
+    return captioned, question_ids(prompter.text_ids, turns)
 
 
 def _images(messages: Sequence[Message]) -> Iterator[tuple[str, ImagePart]]:
