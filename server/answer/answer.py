@@ -4,9 +4,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
-from tokenizers import Tokenizer
-
 from foveate.engine.common import Accepted, Delta, Failed, TokenLogprob, Usage
+from foveate.server.answer.logprobs import TokenTexts
 from foveate.server.answer.text import TextStream
 from foveate.server.common.engine_api import EngineApi
 from foveate.server.common.errors import ApiError, from_failed
@@ -36,13 +35,11 @@ class Choice:
 class Answer:
     """Runs one prepared request. Call `start`, then iterate over `pieces` once. Call `aclose` in every case."""
 
-    def __init__(
-        self, engine: EngineApi, tokenizer: Tokenizer, prepared: Prepared, track: Track, first: int = 0
-    ) -> None:
+    def __init__(self, engine: EngineApi, texts: TokenTexts, prepared: Prepared, track: Track, first: int = 0) -> None:
         generate = prepared.generate
         self.id = generate.id
         self.choices = [
-            Choice(TextStream(tokenizer, prepared.stop, generate.sampling.min_tokens)) for _ in range(generate.n)
+            Choice(TextStream(texts, prepared.stop, generate.sampling.min_tokens)) for _ in range(generate.n)
         ]
         self._engine = engine
         self._first = first

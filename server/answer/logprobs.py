@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 
 from tokenizers import Tokenizer, decoders
 
@@ -23,17 +24,33 @@ class TokenTexts:
     """Text and bytes of single tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
+        self._raw: dict[int, bytes] = {}
         self._alphabet = _byte_alphabet() if isinstance(tokenizer.decoder, decoders.ByteLevel) else None
-        self._verbatim = {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items()}
+        added = tokenizer.get_added_tokens_decoder()
+        self._verbatim = {i: token.content for i, token in added.items()}
+        self._silent = {i for i, token in added.items() if token.special}
+
+    def is_silent(self, token_id: int) -> bool:
+        """Return whether a token adds nothing to an answer: a special token, an unknown id or an empty token."""
+        return token_id in self._silent or not self.raw(token_id)
 
     def raw(self, token_id: int) -> bytes:
         """Return the bytes of a token; they may end inside a character. Empty for an unknown id."""
+        found = self._raw.get(token_id)
+        if found is None:
+            found = self._raw[token_id] = self._bytes(token_id)
+        return found
+
+    def _bytes(self, token_id: int) -> bytes:
         if token_id in self._verbatim:
             return self._verbatim[token_id].encode()
-        piece = self._tokenizer.id_to_token(token_id) or ""
-        if self._alphabet is not None:
-            return bytes(self._alphabet[char] for char in piece if char in self._alphabet)
+        piece = self.tokenizer.id_to_token(token_id) or ""
+        alphabet = self._alphabet
+        if alphabet is not None and all(char in alphabet for char in piece):  # the decoder reads others as they are
+            return bytes(alphabet[char] for char in piece)
+        if alphabet is not None:
+            return piece.encode()
         if byte := _BYTE_TOKEN.fullmatch(piece):
             return bytes([int(byte[1], 16)])
         return piece.replace("\u2581", " ").encode()
@@ -58,7 +75,7 @@ class TokenTexts:
     def completion(self, tokens: Sequence[TokenLogprob], offset: int) -> TextLogprobs:
         """Format for text completions. `offset`: number of characters of the answer before these tokens."""
         texts = [self.text(token.token_id) for token in tokens]
-        offsets = [offset + sum(map(len, texts[:i])) for i in range(len(texts))]
+        offsets = list(accumulate(map(len, texts[:-1]), initial=offset)) if texts else []
         return TextLogprobs(
             text_offset=offsets,
             token_logprobs=[max(token.logprob, LEAST) for token in tokens],

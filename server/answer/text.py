@@ -1,48 +1,57 @@
 """Turn token ids into text, piece by piece. Pieces hold whole characters and no part of a stop string."""
 
+import codecs
 from collections.abc import Sequence
 
-from tokenizers import Tokenizer
+from foveate.server.answer.logprobs import TokenTexts
 
 _REPLACEMENT = "\ufffd"
-_MAX_PENDING = 8  # tokens; a character has at most 4 bytes, so a longer run is not UTF-8
 
 
 class Detokenizer:
     """Turns ids into text as they arrive. The joined pieces equal the text of all ids decoded together.
 
-    Each decoding includes the tokens of the last piece, because decoders treat the first token of a text specially
-    (Llama strips the leading space).
+    The bytes of the tokens, not the decoded text, say whether a character is complete: U+FFFD may be the answer itself.
+    Each decoding reads the tokens of the last piece and the new ones, because decoders treat the first token of a text
+    specially (Llama strips the leading space). Tokens that decode to nothing are left out, so the cost of a token is
+    constant. (`tokenizers.DecodeStream` decodes all tokens since the last text: 16,000 special tokens take 10 s.)
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, texts: TokenTexts) -> None:
+        self._texts = texts
         self._ids: list[int] = []  # ids of the last piece, then ids not yet decoded
         self._n_done = 0  # number of leading ids in _ids that are already text
         self._done = ""  # the text of the first _n_done ids
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
         """Return the text that this token completes. Empty inside a character or for a special token."""
-        self._ids.append(token_id)
-        text = self._new_text()
-        pending = len(self._ids) - self._n_done
-        if not text or (text.endswith(_REPLACEMENT) and pending < _MAX_PENDING):
+        if self._texts.is_silent(token_id):
             return ""
+        self._ids.append(token_id)
+        raw = self._texts.raw(token_id)
+        self._utf8.decode(raw)
+        n_open = len(self._utf8.getstate()[0])  # bytes of an incomplete character
+        # A character that begins in this token leaves all earlier tokens complete, or no text at all.
+        n_ready = len(self._ids) - (0 if not n_open else 1 if n_open <= len(raw) else len(self._ids) - self._n_done)
+        if n_ready <= self._n_done:
+            return ""
+        text = self._decode(self._ids[:n_ready])[len(self._done) :]
+        last = self._ids[self._n_done : n_ready]
         self._ids = self._ids[self._n_done :]
-        self._n_done, self._done = len(self._ids), self._decode(self._ids)
+        self._n_done, self._done = len(last), self._decode(last)
         return text
 
     def flush(self) -> str:
         """Return the pending text at the end, without an incomplete last character."""
-        text = self._new_text().rstrip(_REPLACEMENT)
+        if len(self._ids) == self._n_done:
+            return ""
+        text = self._decode(self._ids)[len(self._done) :].rstrip(_REPLACEMENT)
         self._n_done, self._done = len(self._ids), self._decode(self._ids)
         return text
 
-    def _new_text(self) -> str:
-        return self._decode(self._ids)[len(self._done) :]
-
     def _decode(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        text: str = self._texts.tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
 
@@ -93,8 +102,8 @@ class TextStream:
         min_tokens: ignore stop strings within the first `min_tokens` tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], min_tokens: int) -> None:
-        self._detokenizer = Detokenizer(tokenizer)
+    def __init__(self, texts: TokenTexts, stop: Sequence[str], min_tokens: int) -> None:
+        self._detokenizer = Detokenizer(texts)
         self._stop = StopStrings(stop)
         self._min_tokens = min_tokens
         self.n_tokens = 0

@@ -108,9 +108,8 @@ async def deliver(
 ) -> Response:
     """Start the answers, then stream or collect. Raises ApiError."""
     track: Track = request.state.track
-    tokenizer = context.prompter.tokenizer
     answers = [
-        Answer(context.engine, tokenizer, each, track, first=i * each.generate.n) for i, each in enumerate(prepared)
+        Answer(context.engine, context.texts, each, track, first=i * each.generate.n) for i, each in enumerate(prepared)
     ]
     try:
         await start_all(answers)

@@ -1,9 +1,13 @@
 """Text of token streams: whole characters, and stop strings wherever the tokens are split."""
 
+import time
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from foveate.engine.common import TokenLogprob
 from foveate.server.answer.logprobs import TokenTexts
 from foveate.server.answer.text import Detokenizer, StopStrings, TextStream
 
@@ -59,7 +63,7 @@ def test_stop_strings_do_not_depend_on_the_split(text: str, stops: list[str], da
 @given(st.text(max_size=20))
 def test_pieces_joined_are_the_text(text: str) -> None:
     ids = BYTES.encode(text).ids
-    stream = Detokenizer(BYTES)
+    stream = Detokenizer(TokenTexts(BYTES))
     pieces = [stream.push(token) for token in ids]
     assert "".join(pieces) + stream.flush() == BYTES.decode(ids)
     if "\ufffd" not in text:
@@ -71,21 +75,21 @@ def test_pieces_joined_are_the_text(text: str) -> None:
 def test_a_decoder_that_strips_the_first_space(text: str, n_tokens: int) -> None:
     ids = LLAMA.encode(text.replace(" ", "\u2581")).ids[:n_tokens]
     whole = b"".join(TokenTexts(LLAMA).raw(token) for token in ids).decode("utf-8", "ignore")
-    stream = Detokenizer(LLAMA)
+    stream = Detokenizer(TokenTexts(LLAMA))
     pieces = [stream.push(token) for token in ids]
     assert "".join(pieces) + stream.flush() == whole.removeprefix(" ")
     assert not any("\ufffd" in piece for piece in pieces)
 
 
 def test_bytes_that_are_no_text_do_not_hold_the_stream_up() -> None:
-    stream = Detokenizer(BYTES)
+    stream = Detokenizer(TokenTexts(BYTES))
     broken = [BYTES.token_to_id("ÿ")] * 40
     sent = "".join(stream.push(token) for token in broken)
     assert len(sent) >= 30 and set(sent) == {"\ufffd"}
 
 
 def test_special_tokens_have_no_text() -> None:
-    stream = TextStream(BYTES, [], 0)
+    stream = TextStream(TokenTexts(BYTES), [], 0)
     text, n_read = stream.push([0, *BYTES.encode("ab").ids, 0])
     assert (text, n_read, stream.flush()) == ("ab", 4, "")
 
@@ -93,7 +97,7 @@ def test_special_tokens_have_no_text() -> None:
 def test_stop_strings_across_tokens_and_characters() -> None:
     ids = BYTES.encode("größer als").ids
     for size in range(1, len(ids) + 1):
-        stream = TextStream(BYTES, ["ßer"], 0)
+        stream = TextStream(TokenTexts(BYTES), ["ßer"], 0)
         text, n_read = "", 0
         for start in range(0, len(ids), size):
             new, n = stream.push(ids[start : start + size])
@@ -104,7 +108,7 @@ def test_stop_strings_across_tokens_and_characters() -> None:
 
 
 def test_a_stop_string_in_the_flushed_rest_counts() -> None:
-    stream = TextStream(BYTES, ["bc"], 0)
+    stream = TextStream(TokenTexts(BYTES), ["bc"], 0)
     assert stream.push(BYTES.encode("ab").ids)[0] == "a"
     assert stream.flush() == "b" and not stream.stopped
 
@@ -115,3 +119,65 @@ def test_bytes_of_tokens() -> None:
         assert b"".join(texts.raw(token) for token in tokenizer.encode(text).ids) == text.encode()
     assert TokenTexts(BYTES).text(0) == "<s>" and TokenTexts(LLAMA).raw(1) == b" a"
     assert TokenTexts(BYTES).raw(10**6) == b""
+
+
+class Counting:
+    """A tokenizer that counts the tokens it decodes."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.inner, self.n_decoded = tokenizer, 0
+
+    def id_to_token(self, token_id: int) -> str | None:
+        return self.inner.id_to_token(token_id)
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        self.n_decoded += len(ids)
+        text: str = self.inner.decode(ids, skip_special_tokens=skip_special_tokens)
+        return text
+
+
+@pytest.mark.parametrize("tokenizer", [BYTES, LLAMA], ids=["bytes", "llama"])
+@pytest.mark.parametrize(
+    "repeated",
+    ["<s>", "unknown", "\ufffd", b"\xe2", b"\xe2\x82", b"\x80", b"\xff", b"\xf0\x9f\x98", " ", "a", "\u20ac"],
+    ids=repr,
+)
+def test_detokenizing_is_linear_whatever_tokens_come(tokenizer: Tokenizer, repeated: str | bytes) -> None:
+    texts = TokenTexts(tokenizer)
+    raws = {texts.raw(i): i for i in reversed(range(tokenizer.get_vocab_size()))}
+    data = repeated.encode() if isinstance(repeated, str) else repeated
+    if repeated in ("<s>", "unknown"):
+        ids = [0 if repeated == "<s>" else 10**6]
+    else:
+        ids = [raws[data]] if data in raws else [raws[bytes([byte])] for byte in data]
+    texts.tokenizer = counting = Counting(tokenizer)  # type: ignore[assignment]
+    stream, n = Detokenizer(texts), 2000
+    said = "".join([stream.push(token) for _ in range(n) for token in ids]) + stream.flush()
+    assert counting.n_decoded <= 12 * n * len(ids)
+    if isinstance(repeated, str):
+        assert said == tokenizer.decode(ids * n, skip_special_tokens=True)
+
+
+@given(st.lists(st.integers(0, 256), max_size=40))
+def test_any_bytes_give_the_text_of_all_together(ids: list[int]) -> None:
+    """Complete characters come at once, and U+FFFD of the answer itself is no incomplete character."""
+    stream, sent = Detokenizer(TokenTexts(BYTES)), ""
+    for number, token in enumerate(ids):
+        sent += stream.push(token)
+        whole = BYTES.decode(ids[: number + 1], skip_special_tokens=True)
+        assert whole.startswith(sent) and len(whole) - len(sent) <= 3
+    sent += stream.flush()
+    assert BYTES.decode(ids, skip_special_tokens=True).rstrip("\ufffd") == sent.rstrip("\ufffd")
+
+
+def test_a_replacement_character_of_the_answer_arrives_at_once() -> None:
+    stream = Detokenizer(TokenTexts(BYTES))
+    assert "".join(stream.push(token) for token in BYTES.encode("a\ufffd").ids) == "a\ufffd"
+
+
+def test_offsets_of_a_long_completion_are_linear() -> None:
+    texts = TokenTexts(BYTES)
+    tokens = [TokenLogprob(token_id=BYTES.encode("a").ids[0], logprob=-1.0, top=[]) for _ in range(50_000)]
+    started = time.perf_counter()
+    offsets = texts.completion(tokens, 7).text_offset
+    assert offsets == list(range(7, 50_007)) and time.perf_counter() - started < 3.0
