@@ -31,13 +31,3 @@ class Turn:
         """Yield the parts. Plain text has no parts."""
         if not isinstance(self.content, str):
             yield from self.content
-
-
-def n_chars(turns: Sequence[Turn]) -> int:
-    """Count the characters of all texts."""
-    total = 0
-    for turn in turns:
-        if isinstance(turn.content, str):
-            total += len(turn.content)
-        total += sum(len(part.text) for part in turn.parts() if isinstance(part, MessageText))
-    return total

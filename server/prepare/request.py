@@ -16,7 +16,7 @@ from foveate.server.common.errors import ApiError
 from foveate.server.common.protocol import ChatRequest, CompletionRequest, ImagePart, Message, Sampling, TextPart
 from foveate.server.prepare import checks
 from foveate.server.prepare.budget import Headers, ImageWish, Resolved, resolve
-from foveate.server.prepare.conversation import MessageText, PicturePlace, Turn, n_chars
+from foveate.server.prepare.conversation import MessageText, PicturePlace, Turn
 from foveate.server.prepare.defaults import SamplingDefaults
 from foveate.server.prepare.media import Media
 from foveate.server.prepare.prompt import Prompter
@@ -81,10 +81,7 @@ class Preparer:
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         sampling = sampling_params(body, self._max_tokens(body), logprobs, model, self.defaults)
         warnings += _equal_choices(body, sampling)
-        if n_chars(turns) > LONG_TEXT:
-            ids = await self.media.run(self.prompter.chat, turns, model)
-        else:
-            ids = self.prompter.chat(turns, model)
+        ids = await self.media.run(self.prompter.chat, turns, model)  # a template is code of the checkpoint
         loaded = await self._load(images, resolved)
         loaded, question = with_question(self.prompter, turns, loaded, resolved)
         generate = Generate(

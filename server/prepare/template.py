@@ -1,7 +1,7 @@
 """Render the model's chat template as `transformers` does: same environment, same variables.
 
 The server uses only the template in the model's directory, never a template from a request. The template runs in
-jinja's immutable sandbox, with a cap on the output. A trial at load finds the accepted content formats.
+jinja's immutable sandbox, with limits of time and size. A trial at load finds the accepted content formats.
 """
 
 import json
@@ -13,13 +13,14 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import JsonValue
 
 from foveate.configs.errors import ConfigError
+from foveate.server.prepare.bounded_jinja import BoundedEnvironment, OutOfBounds, check_time, time_limit
 
 MAX_GROWTH = 16  # characters rendered per character given, beyond the fixed part
 FIXED_CHARS = 1_000_000
+RENDER_S = 1.0  # longest time for one prompt
 _PROBE = "foveate probe"
 TemplateMessage = Mapping[str, JsonValue]
 
@@ -101,7 +102,7 @@ class Template:
     """
 
     def __init__(self, source: str, special: Mapping[str, str]) -> None:
-        environment = ImmutableSandboxedEnvironment(
+        environment = BoundedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
         )
         environment.filters["tojson"] = _tojson
@@ -129,12 +130,16 @@ class Template:
         pieces: list[str] = []
         n_chars = 0
         try:
-            for piece in self._template.generate(variables):
-                pieces.append(piece)
-                n_chars += len(piece)
-                if n_chars > most:
-                    raise TemplateFailed("it renders these messages without end")
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError):
+            with time_limit(RENDER_S):
+                for piece in self._template.generate(variables):
+                    check_time()
+                    pieces.append(piece)
+                    n_chars += len(piece)
+                    if n_chars > most:
+                        raise TemplateFailed("it renders these messages without end")
+        except OutOfBounds as error:
+            raise TemplateFailed(str(error)) from None
+        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError, MemoryError):
             raise TemplateFailed("it cannot render these messages") from None
         return "".join(pieces)
 
