@@ -58,6 +58,8 @@ class Media:
         self._limits = limits
         self._fetch = fetch
         self._pool = ThreadPoolExecutor(n_workers, thread_name_prefix="media")
+        # Texts wait for no picture: one of 200 million pixels takes seconds.
+        self._texts = ThreadPoolExecutor(2, thread_name_prefix="texts")
         # Pillow's global limit: `open` warns above the limit and raises above twice the limit.
         Pillow.MAX_IMAGE_PIXELS = limits.image_pixels
         # Python remembers each distinct text of a warning for good, and these texts hold numbers of the client's file.
@@ -74,14 +76,16 @@ class Media:
             ApiError: the URL or the image is unusable.
         """
         data: bytes | str = url if is_inline(url) else await self._fetched(url.strip(), param)
-        return await self.run(self.read, data, param, cap, n_images)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self.read, data, param, cap, n_images)
 
     async def run(self, function: Callable[[Unpack[Args]], R], *args: *Args) -> R:
-        """Run a slow function in the thread pool."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+        """Run a slow function on texts in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._texts, function, *args)
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._texts):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     async def _fetched(self, url: str, param: str) -> bytes:
         if not url[:8].lower().startswith(("http://", "https://")):
