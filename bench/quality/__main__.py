@@ -41,6 +41,7 @@ COMPOSITIONS = (
     "pixelprune+divprune", "pixelprune+visionzip", "evit;keep=0.5+divprune", "visionzip;keep=0.5+divprune",
     "pixelprune+foveal", "evit;keep=0.5+foveal",
 )  # fmt: skip
+EARLIER = ("holitom;k=1",)  # the default layer of these pruners is too deep for half of the tokens in four layers
 CONCURRENCY = 8
 MAX_TOKENS = 80
 REDUCERS = Path(__file__).parents[1] / "reducers"
@@ -87,6 +88,7 @@ def methods(server: Server, *, prune: bool) -> list[str]:
     reply.raise_for_status()
     inside = sorted(entry["name"] for entry in reply.json()["data"] if entry["stage"] == "decoder")
     if prune:
+        inside = sorted([*inside, *EARLIER])
         return [*inside, *(f"{reply.json()['default']};keep={{enter}}+{name}" for name in inside)]
     return sorted(entry["name"] for entry in reply.json()["data"] if entry["name"] not in inside)
 
