@@ -161,6 +161,12 @@ class ServerConfig:
         _positive("server.decode_workers", self.decode_workers)
         if self.drain_s < 0:
             raise ConfigError(f"server.drain_s: {self.drain_s} is negative; 0 cuts open requests off at once")
+        for number, key in enumerate(self.api_keys):
+            if not key or key != key.strip() or any(ord(char) < 32 or ord(char) == 127 for char in key):
+                raise ConfigError(
+                    f"server.api_keys: key {number} is empty, or holds control characters or outer blanks, which no "
+                    "Authorization header carries; choose another key"
+                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -67,8 +67,13 @@ def render(config: Config) -> str:
 
 def _scalar(value: object) -> str:
     plain = list(value) if isinstance(value, tuple) else value
-    text: str = yaml.safe_dump(plain, default_flow_style=True, width=2**31, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...")
+
+    def dumped(style: str | None) -> str:
+        text: str = yaml.safe_dump(plain, default_style=style, default_flow_style=True, width=2**31, allow_unicode=True)
+        return text.removesuffix("\n").removesuffix("\n...")
+
+    # A line break inside single quotes would spread over lines; double quotes escape the break.
+    return text if len((text := dumped(None)).splitlines()) == 1 else dumped('"')
 
 
 def field_comments(section: type[Any] | types.ModuleType) -> dict[str, str]:

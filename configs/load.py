@@ -5,7 +5,9 @@ two underscores, because Kubernetes injects FOVEATE_SERVER_PORT=tcp://... into p
 """
 
 import difflib
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -18,6 +20,7 @@ from foveate.configs.errors import ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
 ENVIRONMENT = "FOVEATE__"
+_BLANKS = " \t\r\n"  # as YAML has them; other white space may be part of a text
 
 
 def load(
@@ -136,9 +139,12 @@ def _check(setting: Setting, value: object) -> object:
             return value
         raise _wrong(setting, value, nearest(str(value), get_args(kind)))
     if get_origin(kind) is tuple:
-        items = value.split(",") if isinstance(value, str) else value
-        if isinstance(items, list) and all(isinstance(item, str) for item in items):
-            return tuple(item.strip() for item in items if item.strip())
+        items = _items(setting, value) if isinstance(value, str) else value
+        if isinstance(items, list):
+            for number, item in enumerate(items):
+                if not isinstance(item, str):
+                    raise _wrong(setting, value, f"; item {number} is {_show(item)}: put quotes around a text")
+            return tuple(items)
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         if math.isfinite(value):
             return float(value)
@@ -148,6 +154,33 @@ def _check(setting: Setting, value: object) -> object:
     elif kind in (bool, str) and isinstance(value, kind):
         return value
     raise _wrong(setting, value)
+
+
+def _items(setting: Setting, text: str) -> Sequence[object]:
+    """Read a list from one text: `a, b`, or the form that `render` and JSON write, `[a, "b"]`.
+
+    Quotes keep commas, brackets and outer blanks in an item. Without quotes each item is the text between two commas,
+    and empty items count for nothing. Raises ConfigError if quotes or brackets do not match.
+    """
+    bare = re.fullmatch(r"\[([^\[\]{}'\"]*)\]", text)
+    if bare or not re.search(r"(^|,)\s*['\"\[]", text):  # YAML would read * and # of a bare text as its own signs
+        items = [item.strip(_BLANKS) for item in (bare[1] if bare else text).split(",")]
+        return [item for item in items if item]
+    listed = text if text.startswith("[") else f"[{text}]"
+    for read in (json.loads, _texts_of_yaml):  # JSON first: YAML does not join the two escapes of a surrogate pair
+        try:
+            found = read(listed)
+        except (ValueError, yaml.YAMLError, RecursionError):
+            continue
+        if isinstance(found, list) and (read is _texts_of_yaml or all(isinstance(item, str) for item in found)):
+            return found
+    raise _wrong(setting, text, '; write ["a", "b"]')
+
+
+def _texts_of_yaml(text: str) -> object:
+    """Read YAML with every scalar as text, because 12, no and 2026-11-21 are texts on a command line."""
+    content: object = yaml.load(text, Loader=yaml.BaseLoader)
+    return content
 
 
 def _wrong(setting: Setting, value: object, hint: str = "") -> ConfigError:

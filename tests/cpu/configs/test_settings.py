@@ -1,10 +1,13 @@
 """Settings: what may be written, where, and what the one line says when it is wrong."""
 
 import random
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from foveate.configs.config import Config
 from foveate.configs.describe import describe_settings, render
@@ -21,6 +24,20 @@ GOOD = [
     ("model.name=", ""),
     ("server.image_url_hosts=a.example, b.example", ("a.example", "b.example")),
     ("server.api_keys=", ()),
+    ('server.api_keys=["a","b"]', ("a", "b")),
+    ("server.api_keys=['a', \"b\", c]", ("a", "b", "c")),
+    ("server.api_keys=[a, b]", ("a", "b")),
+    ("server.api_keys=[secret]", ("secret",)),
+    ("server.api_keys=[12, no, 2026-11-21, ~]", ("12", "no", "2026-11-21", "~")),
+    ("server.api_keys=12", ("12",)),
+    ('server.api_keys="a,b"', ("a,b",)),
+    ('server.api_keys=["a,b", "c d"]', ("a,b", "c d")),
+    ('server.api_keys=["\\ud83d\\ude00"]', ("\U0001f600",)),
+    ('server.image_url_hosts=["[::1]"]', ("[::1]",)),
+    ("server.image_url_hosts=[*.example, %]", ("*.example", "%")),
+    ("server.image_url_hosts=[]", ()),
+    ("server.image_url_hosts= [ ] ", ()),
+    ("model.quantize=[head, tower]", ("head", "tower")),
     ("server.port= 0", 0),
     ("limits.fetch_timeout_s=2e-1", 0.2),
 ]
@@ -44,6 +61,12 @@ BAD = [
     ("budget.tokens=-3", ["budget.tokens", "-3", "0 means no cap"]),
     (f"limits.images={2**70}", ["limits.images", "whole number"]),
     ("model\nname=1", ["no such setting"]),
+    ('server.image_url_hosts=["a', ["server.image_url_hosts", "list of texts", 'write ["a", "b"]']),
+    ("server.image_url_hosts=[[a]]", ["server.image_url_hosts", "item 0 is ['a']", "quotes"]),
+    ('server.image_url_hosts=["a", {b: c}]', ["server.image_url_hosts", "item 1 is {'b': 'c'}"]),
+    ('server.api_keys=["good", ""]', ["server.api_keys", "key 1", "empty"]),
+    ('server.api_keys=[" a"]', ["server.api_keys", "key 0", "blanks"]),
+    ("model.quantize=[head, tail]", ["model.quantize", "tail", "head, embeddings, tower"]),
 ]
 
 
@@ -77,6 +100,7 @@ BAD_FILES = [
     ("model: {name: 7}", ["model.name", "7", "text"]),
     ("model: {device: [cpu]}", ["model.device", "['cpu']", "one of auto, cpu, cuda"]),
     ("server: {api_keys: [1, 2]}", ["server.api_keys", "[1, 2]", "list"]),
+    ("server: {api_keys: [a, 2]}", ["server.api_keys", "item 1 is 2", "quotes"]),
     ("cache: 16", ["16", "settings under cache"]),
     ("- a\n- b", ["['a', 'b']", "sections"]),
     ("1: 2", ["1", "no such section"]),
@@ -148,10 +172,25 @@ def test_what_is_rendered_loads_to_the_same(tmp_path: Path, seed: int) -> None:
     assert load(file) == config
 
 
+@settings(deadline=None, max_examples=50)  # each example renders and loads every setting
+@given(st.lists(st.text()))
+def test_a_rendered_list_means_the_list_in_a_file_in_set_and_in_the_environment(texts: list[str]) -> None:
+    base = Config()
+    config = replace(base, server=replace(base.server, image_url_hosts=tuple(texts)))
+    line = next(line for line in render(config).split("\n") if line.startswith("  image_url_hosts: "))
+    written = line.removeprefix("  image_url_hosts: ").rpartition("  # ")[0]
+    assert load(sets=[f"server.image_url_hosts={written}"]) == config
+    assert load(environment={"FOVEATE__SERVER__IMAGE_URL_HOSTS": written}) == config
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.yaml"
+        file.write_text(render(config), encoding="utf-8", newline="")
+        assert load(file) == config
+
+
 def test_every_setting_is_described() -> None:
-    settings = {s.key: s for s in describe_settings()}
-    assert settings["cache.block_tokens"].comment.startswith("tokens in one block; a power of two")
-    assert settings["cache.block_tokens"].default == 16 and settings["cache.block_tokens"].legal == "a whole number"
-    assert settings["server.api_keys"].comment == "empty: no authentication"
+    described = {s.key: s for s in describe_settings()}
+    assert described["cache.block_tokens"].comment.startswith("tokens in one block; a power of two")
+    assert described["cache.block_tokens"].default == 16 and described["cache.block_tokens"].legal == "a whole number"
+    assert described["server.api_keys"].comment == "empty: no authentication"
     text = render(Config())
-    assert all(f"  {key.partition('.')[2]}: " in text for key in settings)
+    assert all(f"  {key.partition('.')[2]}: " in text for key in described)
