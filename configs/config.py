@@ -23,7 +23,8 @@ class ModelConfig:
     """The model and the storage of its weights."""
 
     path: str = "tiny-llava"  # a bundled name, a local Hugging Face directory, or a hub name
-    name: str = ""  # in /v1/models; empty: the last part of the path
+    name: str = ""  # in replies and metrics; empty: the last part of the path, and the path is an alias
+    aliases: tuple[str, ...] = ()  # more names that requests may use
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 if the hardware has native bfloat16
     # Format of matrices on the CPU. auto: the least memory without loss; int16 for dtype bfloat16 if the hardware lacks
@@ -39,6 +40,8 @@ class ModelConfig:
         for part in self.quantize:
             if part not in ("head", "embeddings", "tower"):
                 raise ConfigError(f"model.quantize: {part!r} is none of head, embeddings, tower")
+        if not all(self.aliases):
+            raise ConfigError("model.aliases: a name is empty; leave it out")
         if self.threads < 0:
             raise ConfigError(f"model.threads: {self.threads} is negative; 0 means automatic")
         if self.max_context < 0:

@@ -39,7 +39,7 @@ def create_app(config: Config, client: EngineClient, counts: Metrics, model_dir:
     """Create the application. `client` may become ready later.
 
     Args:
-        config: as returned by `find_model`. Clients name the model by `model.name`.
+        config: as returned by `find_model`. Clients name the model by `model.name` or one of `model.aliases`.
         model_dir: directory with the files of tokenizer, chat template and image processor.
 
     Raises:

@@ -17,7 +17,7 @@ def find_model(config: Config) -> tuple[Config, Path]:
     """Locate the model: a bundled name, a local directory, or a hub name. Download a hub model unless it is cached.
 
     Returns:
-        `config` with `model.path` absolute and `model.name` filled in, and the model's directory.
+        `config` with `model.path` absolute, `model.name` and `model.aliases` filled in, and the model's directory.
 
     Raises:
         ConfigError: the name is none of the three, the directory holds no model that this server reads, or the download
@@ -28,9 +28,21 @@ def find_model(config: Config) -> tuple[Config, Path]:
     check_files(directory, ConfigError)
     if not (directory / "config.json").is_file():
         raise ConfigError(f"model.path: {directory} holds no config.json; a Hugging Face model directory does")
-    last = name.rstrip("/").rpartition("/")[2]
-    short = config.model.name or (directory.name if last in ("", ".", "..", "~") else last)
-    return replace(config, model=replace(config.model, path=str(directory), name=short)), directory
+    first, *others = _names(config, directory)
+    return replace(
+        config, model=replace(config.model, path=str(directory), name=first, aliases=tuple(others))
+    ), directory
+
+
+def _names(config: Config, directory: Path) -> list[str]:
+    """Return the names of the model, each once. Without a name in the settings: the last part of the path, the path."""
+    given = config.model
+    own = [given.name]
+    if not given.name:
+        path = given.path.rstrip("/")
+        last = path.rpartition("/")[2]
+        own = [directory.name] if last in ("", ".", "..", "~") else [last, path]
+    return list(dict.fromkeys([*own, *given.aliases]))
 
 
 def _local(name: str) -> Path | None:

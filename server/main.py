@@ -20,6 +20,7 @@ from foveate.configs.describe import render
 from foveate.configs.errors import ConfigError
 from foveate.configs.load import load, nearest, preset_names
 from foveate.engine.common import names
+from foveate.server.foreign_flags import remedy
 
 _EXAMPLES = """\
 examples:
@@ -38,11 +39,12 @@ examples:
   foveate serve
   foveate serve tiny-qwen2-vl --host 0.0.0.0 --port 9000
   foveate serve ./my-model --config cpu --set cache.memory_mb=2048 --set scheduler.max_running=32
+  foveate serve Qwen/Qwen2-VL-2B-Instruct --served-model-name qwen gpt-4o
   FOVEATE__SERVER__API_KEYS=secret foveate serve
 
 The port opens while the model loads: /health/live 200, /health/ready 503 until it is loaded. SIGTERM and Ctrl-C let
 open requests finish for server.drain_s seconds; a second one cuts them off. `foveate config` lists every setting.
-Settings, later wins: defaults, --config, environment FOVEATE__SECTION__KEY, --set, --host and --port.
+Settings, later wins: defaults, --config, environment FOVEATE__SECTION__KEY, --set, the other flags.
 """
 
 _CONFIG_EXAMPLES = """\
@@ -73,6 +75,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # "invalid choice: 'serv' (choose from serve, models)" and "unrecognized arguments: --prot 1"
         words = [w.strip("'\"") for w in message.replace(":", " ").split()]
+        if "unrecognized" in words and (instead := remedy(words)):
+            self.exit(2, f"foveate: error: {message}; {instead}\n")
         own = _names(self)
         close = [m[0] for w in words if w not in own and (m := difflib.get_close_matches(w, own, n=1, cutoff=0.7))]
         hint = f"; did you mean {close[0]}?" if close else f"; see {self.prog} --help"
@@ -128,6 +132,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     serve.add_argument("--host", metavar="H", help="address to listen on (default: 127.0.0.1)")
     serve.add_argument("--port", metavar="P", help="port to listen on; 0 picks a free one (default: 8000)")
+    text = "names of the model, the first in replies (default: the last part of MODEL, then all of MODEL)"
+    serve.add_argument("--served-model-name", metavar="NAME", nargs="+", action="extend", help=text)
+    text = "keys of clients; other users of this machine see them: prefer the environment (default: no authentication)"
+    serve.add_argument("--api-key", metavar="KEY", nargs="+", action="extend", help=text)
     _add_settings(serve)
 
     text = "Print the settings a server would run with, as YAML that --config reads."
@@ -170,13 +178,23 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(args: argparse.Namespace, started: float) -> int:
-    flags = [f"server.{flag}={value}" for flag in ("host", "port") if (value := getattr(args, flag)) is not None]
-    config = _config(args, flags)
+    config = _config(args, _flags(args))
     _check_method(config)
     from foveate.server.find_model import find_model
     from foveate.server.serve import run
 
     return run(*find_model(config), started)
+
+
+def _flags(args: argparse.Namespace) -> list[str]:
+    """Return the flags of `serve` that set one setting each, as `--set` takes them."""
+    sets = [f"server.{flag}={value}" for flag in ("host", "port") if (value := getattr(args, flag)) is not None]
+    if args.served_model_name is not None:
+        first, *others = args.served_model_name
+        sets += [f"model.name={first}", f"model.aliases={json.dumps(others)}"]
+    if args.api_key is not None:
+        sets.append(f"server.api_keys={json.dumps(args.api_key)}")
+    return sets
 
 
 def _config(args: argparse.Namespace, flags: Sequence[str] = ()) -> Config:

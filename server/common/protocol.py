@@ -115,7 +115,7 @@ class StreamOptions(Strict):
 class Sampling(Strict):
     """Fields that chat and text completions share."""
 
-    model: Annotated[str, Field(max_length=1024)]
+    model: Annotated[str, Field(max_length=1024, description="empty or absent: the served model")] = ""
     temperature: Annotated[FiniteFloat, Field(ge=0, le=2)] | None = None
     top_p: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=MAX_TOKEN_ID, description="0 or -1: off")] | None = None

@@ -29,8 +29,13 @@ class Context:
 
     @property
     def name(self) -> str:
-        """The model's name, as clients use it."""
+        """The model's first name, which replies carry."""
         return self.config.model.name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that requests may use, the first one first."""
+        return (self.config.model.name, *self.config.model.aliases)
 
     @property
     def prompter(self) -> Prompter:
@@ -55,9 +60,10 @@ class Context:
         return self.engine.model
 
     def check_name(self, name: str) -> None:
-        """Raise ApiError 404 if the server does not serve the model."""
-        if name != self.name:
-            raise ApiError(f"no model {name[:100]!r}; this server has {self.name!r}", "model", "model_not_found", 404)
+        """Raise ApiError 404 if the server does not serve the model. An empty name means the served model."""
+        if name and name not in self.names and name.rstrip("/") not in self.names:
+            known = " or ".join(repr(each) for each in self.names)
+            raise ApiError(f"no model {name[:100]!r}; this server has {known}", "model", "model_not_found", 404)
 
 
 def sender(request: Request) -> Sender:

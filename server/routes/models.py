@@ -27,9 +27,9 @@ def models_router(context: Context) -> APIRouter:
     """Build the routes of the model and the reduction methods. The routes answer 503 until the engine is ready."""
     routes = APIRouter(route_class=ApiRoute, prefix="/v1", tags=["models"], responses={**refusals(401, 503)})
 
-    def card() -> ModelCard:
+    def card(name: str) -> ModelCard:
         return ModelCard(
-            id=context.name,
+            id=name,
             object="model",
             created=context.started,
             owned_by="foveate",
@@ -39,12 +39,12 @@ def models_router(context: Context) -> APIRouter:
 
     @routes.get("/models", response_model=ModelList)
     async def models() -> Response:
-        return _json(ModelList(object="list", data=[card()]))
+        return _json(ModelList(object="list", data=[card(name) for name in context.names]))
 
     @routes.get("/models/{name:path}", response_model=ModelCard, responses={**refusals(404)})
     async def model(name: str) -> Response:
         context.check_name(name)
-        return _json(card())
+        return _json(card(name))
 
     @routes.get("/vlm/methods", response_model=MethodList)
     async def methods() -> Response:
