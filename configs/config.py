@@ -1,11 +1,13 @@
 """Every setting, its default and its range. Values are final once built; computed values live elsewhere."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from foveate.configs.errors import ConfigError
 
 IMAGE_FORMATS = ("png", "jpeg", "webp", "gif", "bmp", "tiff")
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://(\*\.)?([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:(\*|\d+))?")
 
 
 def _positive(key: str, value: float, unit: str = "") -> None:
@@ -155,8 +157,15 @@ class ServerConfig:
     image_url_hosts: tuple[str, ...] = ()  # hosts that may be fetched; empty: any public address
     decode_workers: int = 2  # threads that fetch, decode and resize images
     api_keys: tuple[str, ...] = ()  # empty: no authentication
+    cors_origins: tuple[str, ...] = (
+        "http://localhost:*",
+        "https://localhost:*",
+        "http://127.0.0.1:*",
+        "http://[::1]:*",
+    )  # pages of origins that may use the server; :* is any port, *. any subdomain, * alone any page
     drain_s: float = 30.0  # time for open requests to finish after SIGTERM or Ctrl-C
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_requests: bool = True  # one line per request at level info, without content
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -164,6 +173,11 @@ class ServerConfig:
         _positive("server.decode_workers", self.decode_workers)
         if self.drain_s < 0:
             raise ConfigError(f"server.drain_s: {self.drain_s} is negative; 0 cuts open requests off at once")
+        for origin in self.cors_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"server.cors_origins: {origin!r} is no origin; write https://app.example, without a path, or *"
+                )
         for number, key in enumerate(self.api_keys):
             if not key or key != key.strip() or any(ord(char) < 32 or ord(char) == 127 for char in key):
                 raise ConfigError(

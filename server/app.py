@@ -8,9 +8,10 @@ from pathlib import Path
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import JsonValue
+from starlette.types import ASGIApp
 
 import foveate
-from foveate.configs.config import Config
+from foveate.configs.config import Config, ServerConfig
 from foveate.engine.images.preprocess import ImageProcessor
 from foveate.server.answer.logprobs import TokenTexts
 from foveate.server.common.metrics import Metrics
@@ -28,11 +29,23 @@ from foveate.server.routes.health import health_router
 from foveate.server.routes.metrics import metrics_router
 from foveate.server.routes.models import models_router
 from foveate.server.routes.tokenize import tokens_router
+from foveate.server.transport.cors import with_cors
 from foveate.server.transport.errors import answer_errors
 from foveate.server.transport.gate import Gate
+from foveate.server.transport.request_log import RequestLog
 from foveate.server.transport.route import ApiRoute
 
 log = logging.getLogger("foveate.server")
+
+
+class _App(FastAPI):
+    """An application whose own middleware stands outside FastAPI's, so that an answer 500 passes through it, too."""
+
+    settings: ServerConfig
+
+    def build_middleware_stack(self) -> ASGIApp:
+        gate = Gate(super().build_middleware_stack(), self.settings)
+        return RequestLog(with_cors(gate, self.settings.cors_origins), self.settings.log_requests)
 
 
 def create_app(config: Config, client: EngineClient, counts: Metrics, model_dir: Path) -> FastAPI:
@@ -59,13 +72,13 @@ def create_app(config: Config, client: EngineClient, counts: Metrics, model_dir:
             await fetch.aclose()
 
     # No /docs page: the page would load scripts from a third-party server.
-    app = FastAPI(title="Foveate", version=foveate.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = _App(title="Foveate", version=foveate.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.routes = context
     for router in (_generating(context), models_router(context), tokens_router(context)):
         app.include_router(router)
     app.include_router(health_router(client))
     app.include_router(metrics_router(counts, client))
-    app.add_middleware(Gate, api_keys=config.server.api_keys)
+    app.settings = config.server
     answer_errors(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

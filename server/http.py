@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from foveate.configs.config import Config
 from foveate.server.app import create_app
+from foveate.server.common.errors import ApiError
 from foveate.server.common.metrics import Metrics
 from foveate.server.engine_client import EngineClient
+from foveate.server.transport.request_log import log as requests
 
 HEADER_BYTES = 64 * 1024
 
@@ -27,6 +30,18 @@ class BoundedHeaders(HttpToolsProtocol):
         super().data_received(data)  # resets the count where a head or a message ends
         if self._in_headers and self._n_header_bytes > HEADER_BYTES and not self.transport.is_closing():
             self.send_400_response(f"The request's headers exceed {HEADER_BYTES} bytes.")
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP, before there is a request: with an id and a line in the log as every refusal."""
+        error, request_id = ApiError(msg, None, "invalid_http"), uuid.uuid4().hex
+        client = self.client or ("-", 0)
+        requests.info("400 id=%s client=%s code=%s error=%r", request_id, client[0], error.code, msg)
+        head = (
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            f"x-request-id: {request_id}\r\ncontent-length: {len(error.body)}\r\n\r\n"
+        )
+        self.transport.write(head.encode() + error.body)
+        self.transport.close()
 
     def on_headers_complete(self) -> None:
         self._in_headers, self._n_header_bytes = False, 0

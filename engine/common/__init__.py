@@ -11,6 +11,7 @@ from foveate.engine.common.errors import (
     QueueFullError,
     RequestError,
     TooLongError,
+    too_long,
 )
 from foveate.engine.common.find import label, load_method, names
 from foveate.engine.common.grid import Grid, Size, Tile
@@ -112,6 +113,7 @@ __all__ = [
     "names",
     "recv",
     "saliency",
+    "too_long",
     "setting",
     "states_share",
     "values",

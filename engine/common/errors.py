@@ -36,6 +36,11 @@ class RequestError(EngineError):
         self.param = param
 
 
+def too_long(message: str) -> str:
+    """Return the message of a prompt that is too long. Client libraries look for one or the other phrase in it."""
+    return f"the prompt is too long for the maximum context length: {message}"
+
+
 class BudgetError(RequestError):
     """The budget contradicts itself or the picture."""
 
@@ -43,9 +48,12 @@ class BudgetError(RequestError):
 
 
 class TooLongError(RequestError):
-    """The prompt does not fit the context or the KV pool."""
+    """The prompt does not fit the context or the KV pool. The message begins as `too_long` says."""
 
     code = "context_length_exceeded"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(too_long(message), param)
 
 
 class ImageError(RequestError):

@@ -86,7 +86,7 @@ def _too_long(visual: VisualBudget, total: int, room: int, floor: int, n_images:
     else:
         why = f"{n_images} images need at least one each"
     return (
-        f"the prompt is too long by {total - room}: it reads {total} visual tokens, the context has room for "
+        f"too long by {total - room}: it reads {total} visual tokens, the context has room for "
         f"{max(room, 0)} beside the text and the answer, and {why}; shorten the text, lower max_tokens, "
         "send smaller or fewer images, or allow fewer visual tokens"
     )

@@ -19,6 +19,7 @@ log = logging.getLogger("foveate.server")
 VLM_PARAMETER = "invalid_vlm_parameter"
 _TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
     500: "internal_server_error",

@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from tokenizers import Tokenizer
 
 from foveate.configs.errors import ConfigError
-from foveate.engine.common import ModelInfo
+from foveate.engine.common import ModelInfo, too_long
 from foveate.server.common.errors import ApiError
 from foveate.server.prepare.conversation import MessageText, PicturePlace, Turn
 from foveate.server.prepare.encoding import Encoder
@@ -142,7 +142,7 @@ class Prompter:
         # Even with the longest token everywhere, this text exceeds the context. Tokenizing it would take long.
         if len(text) > 100_000 and len(text) > model.max_context * self._longest_token:
             raise ApiError(
-                f"{param}: {len(text)} characters cannot fit the context of {model.max_context} tokens",
+                too_long(f"{param}: {len(text)} characters cannot fit {model.max_context} tokens"),
                 param,
                 "context_length_exceeded",
             )

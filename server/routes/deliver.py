@@ -100,6 +100,7 @@ class Delivery:
     def _succeed(self, usage: UsageReport) -> None:
         """Count the request as a success."""
         self.context.metrics.usage(usage)
+        self.track.usage = usage
         self.track.finish("success", self.answers[0].choices[0].finish or "stop")
 
 
@@ -108,12 +109,16 @@ async def deliver(
 ) -> Response:
     """Start the answers, then stream or collect. Raises ApiError."""
     track: Track = request.state.track
+    track.reply_id = stream.reply_id
     answers = [
         Answer(context.engine, context.texts, each, track, first=i * each.generate.n) for i, each in enumerate(prepared)
     ]
     try:
         await start_all(answers)
         headers = answer_headers(answers[0], prepared[0]) | {"VLM-Request-Id": stream.reply_id}
+        track.resolved = headers["VLM-Resolved"]
+        track.prompt_tokens = sum(answer.accepted.prompt_tokens for answer in answers)
+        track.n_pictures = len(answers[0].accepted.visual.per_image)
         delivery = Delivery(
             context=context, answers=answers, formatter=formatter, headers=headers, track=track, with_usage=stream.usage
         )

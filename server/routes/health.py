@@ -7,6 +7,7 @@ import time
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
+import foveate
 from foveate.engine.common import Failed, Generate, ModelInfo, SamplingParams
 from foveate.server.common.engine_api import EngineApi
 
@@ -66,19 +67,31 @@ def probe_request(request_id: str, model: ModelInfo) -> Generate:
 
 
 def health_router(client: EngineApi) -> APIRouter:
-    """GET /health/live and /health/ready. A 503 of /health/ready gives the reason."""
-    routes = APIRouter(prefix="/health", tags=["health"])
+    """Build the probes. /health and /ping, as launchers and SageMaker ask, mean /health/ready.
+
+    A 503 gives the reason. All answer GET and HEAD, and need no key.
+    """
+    routes = APIRouter(tags=["health"])
     readiness = Readiness(client)
 
-    @routes.get("/live")
+    @routes.get("/version")
+    @routes.head("/version", include_in_schema=False)
+    async def version() -> JSONResponse:
+        return JSONResponse({"version": foveate.__version__})
+
+    @routes.get("/health/live")
+    @routes.head("/health/live", include_in_schema=False)
     async def live() -> JSONResponse:
         return JSONResponse({"status": "live"})
 
-    @routes.get("/ready", responses={503: {"description": "The body names the reason."}})
     async def ready() -> JSONResponse:
         reason = await readiness.why_not()
         if reason is None:
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": "not ready", "reason": reason}, 503, headers={"retry-after": "1"})
 
+    for path in ("/health", "/health/ready", "/ping"):
+        responses: dict[int | str, dict[str, str]] = {503: {"description": "The body names the reason."}}
+        routes.add_api_route(path, ready, methods=["GET"], responses=responses)
+        routes.add_api_route(path, ready, methods=["HEAD"], include_in_schema=False)
     return routes

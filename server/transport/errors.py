@@ -22,6 +22,8 @@ CLIENT_GONE = 499  # no client receives this status; it appears in the access lo
 
 def response_of(error: ApiError) -> Response:
     headers = {"retry-after": str(RETRY_AFTER_S)} if error.status in (429, 503) else None
+    if error.status == 401:
+        headers = {"www-authenticate": "Bearer"}
     return Response(error.body, error.status, headers, media_type="application/json")
 
 
@@ -61,21 +63,28 @@ def _from_http(error: HTTPException) -> ApiError:
 
 
 async def _answer(request: Request, error: Exception) -> Response:
+    if isinstance(error, ClientDisconnect):  # the client left while sending the body
+        return Response(status_code=CLIENT_GONE)
+    refusal = _refusal(error)
+    if refusal.status == 500 and not isinstance(error, ApiError):
+        log.error("request %s failed", request.state.request_id, exc_info=error)
+    request.state.error = refusal  # for the line in the log
+    response = response_of(refusal)
+    if isinstance(error, HTTPException):
+        for name, value in (error.headers or {}).items():
+            response.headers[name] = value
+    return response
+
+
+def _refusal(error: Exception) -> ApiError:
     match error:
         case ApiError():
-            return response_of(error)
+            return error
         case RequestValidationError():
-            return response_of(from_validation(error))
+            return from_validation(error)
         case HTTPException():
-            response = response_of(_from_http(error))
-            for name, value in (error.headers or {}).items():
-                response.headers[name] = value
-            return response
-        case ClientDisconnect():  # the client left while sending the body
-            return Response(status_code=CLIENT_GONE)
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    internal = ApiError("internal error of the server; the cause is in its log", None, "internal_error", 500)
-    return response_of(internal)
+            return _from_http(error)
+    return ApiError("internal error of the server; the cause is in its log", None, "internal_error", 500)
 
 
 def answer_errors(app: FastAPI) -> None:

@@ -70,4 +70,5 @@ class EventStream(Response):
             log.exception("a stream failed")
             failure = ApiError("internal error of the server; the cause is in its log", None, "internal_error", 500)
         self._track.finish("error", failure.code)
+        self._track.error = failure
         return b"data: " + failure.body + b"\n\n"

@@ -203,7 +203,7 @@ def test_the_salt_is_a_function_of_what_the_client_says(api: Any) -> None:
 def test_request_ids_go_back_and_nowhere_else(api: Any) -> None:
     reply = api.chat(headers={"X-Request-Id": "mine-1"})
     assert reply.headers["x-request-id"] == "mine-1" and api.client.requests[0].id != "mine-1"
-    assert "x-request-id" not in api.chat(headers={"X-Request-Id": "a b"}).headers
+    assert api.chat(headers={"X-Request-Id": "a b"}).headers["x-request-id"] not in ("", "a b")
     assert api.send("GET", "/nowhere", headers={"X-Request-Id": "x"}).headers["x-request-id"] == "x"
 
 

@@ -230,6 +230,8 @@ def test_completion_fields(api: Any, fields: dict[str, Any], param: str) -> None
 
 def test_a_text_that_cannot_fit_is_not_tokenized(api: Any) -> None:
     check(api.chat("x " * 200_000), "messages", "context_length_exceeded", "2000")
+    for phrase in ("maximum context length", "prompt is too long"):  # what client libraries look for
+        assert phrase in api.chat("x " * 200_000).json()["error"]["message"]
 
 
 def test_routes_that_are_not_there(api: Any) -> None:
