@@ -264,6 +264,7 @@ class Engine:
             device=str(self._model.device),
             block_tokens=self._space.block_tokens,
             n_blocks=self._kv.n_blocks,
+            cache_mb=round(self._kv.n_pages * self._kv.page_bytes / 2**20),
         )
 
     def heartbeat(self) -> Heartbeat:

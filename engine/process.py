@@ -26,12 +26,13 @@ from foveate.engine.common import Abort, FromEngine, Generate, ModelError, Ready
 from foveate.engine.engine import Engine
 from foveate.engine.methods import describe
 from foveate.engine.models.base import Model
-from foveate.engine.models.loader import load_model
+from foveate.engine.models.loader import Progress, load_model
 from foveate.kernels.hardware import device as hardware
 
 log = logging.getLogger("foveate.engine.process")
 
 _HEARTBEAT_S = 1.0
+_PROGRESS_S = 0.2
 _TOO_SMALL_TO_SHARE = 30_000_000  # parameters
 
 
@@ -60,11 +61,11 @@ def choose_threads(config: ModelConfig, n_parameters: int) -> int:
     return config.threads or (1 if n_parameters < _TOO_SMALL_TO_SHARE else n_cores)
 
 
-def load(config: Config) -> Model:
+def load(config: Config, progress: Progress = lambda done, total: None) -> Model:
     """Raises ConfigError or ModelError."""
     device = choose_device(config.model)
     dtype = choose_dtype(config.model, device)
-    model = load_model(Path(config.model.path), dtype, device, config.model)
+    model = load_model(Path(config.model.path), dtype, device, config.model, progress)
     hardware.prepare(device, choose_threads(config.model, model.n_parameters))
     asked = (config.model.dtype, config.model.weights)
     log.info("%s on %s: dtype %s, weights %s (set: %s, %s)", config.model.path, device, dtype, model.weights, *asked)
@@ -135,6 +136,18 @@ def serve(engine: Engine, channel: Channel, parent: int) -> None:
             beat = time.monotonic() + _HEARTBEAT_S
 
 
+class _Reporter:
+    """Writes the progress of loading to stderr, which the server reads: a line now and then, and one at the end."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + _PROGRESS_S
+
+    def __call__(self, done: int, total: int) -> None:
+        if done == total or time.monotonic() >= self._next:
+            self._next = time.monotonic() + _PROGRESS_S
+            print(f"progress: {done} {total}", file=sys.stderr, flush=True)
+
+
 def main() -> int:
     """Run the process; return its exit status."""
     parent = os.getppid()  # first of all: once it has died, the answer is another process
@@ -144,7 +157,7 @@ def main() -> int:
         config = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Config)
         logging.getLogger().setLevel(config.server.log_level.upper())
         channel = Channel.connect(Path(sys.argv[1]))
-        engine = Engine(load(config), config)
+        engine = Engine(load(config, _Reporter()), config)
         engine.warm_up()
     except (ConfigError, ModelError, msgspec.ValidationError) as error:
         print(f"error: {error}", file=sys.stderr)

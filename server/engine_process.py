@@ -21,6 +21,7 @@ import zmq.asyncio
 
 from foveate.configs.config import Config
 from foveate.engine.common import Shutdown, ToEngine
+from foveate.server.report import PROGRESS, LoadProgress
 
 WRONG_SETTING = 2  # exit status: a setting or the checkpoint is wrong; a restart would not help
 _SOCKET_PATH_LIMIT = 100  # bytes; the kernel's limit is 107
@@ -125,10 +126,13 @@ class EngineProcess:
     async def _read_stderr(self) -> None:
         """Copy stderr to our stderr. Keep the line `error: ...` as the reason of the process's death."""
         assert self._process.stderr is not None, "stderr is a pipe"
+        progress = LoadProgress()
         while chunk := await _line(self._process.stderr):
             text = chunk.decode(errors="replace").rstrip()
             if text.startswith("error: "):
                 self._error_line = text.removeprefix("error: ")
+            elif text.startswith(PROGRESS):
+                progress.show(text)
             else:
                 print(text, file=sys.stderr, flush=True)
 

@@ -70,7 +70,7 @@ def make_server(config: Config, client: EngineClient, model_dir: Path) -> HttpSe
         http=BoundedHeaders,
         ws="none",
         log_config=None,
-        access_log=debug,
+        access_log=False,  # RequestLog writes a line without the query of the URL
         server_header=False,
     )
     return HttpServer(settings)

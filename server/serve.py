@@ -16,6 +16,7 @@ import uvloop
 from foveate.configs.config import Config
 from foveate.configs.errors import ConfigError
 from foveate.server.engine_client import EngineClient, EngineDown
+from foveate.server.report import banner, report_load, set_up_log
 
 if TYPE_CHECKING:  # _serve imports this module late
     from foveate.server.http import HttpServer
@@ -50,7 +51,7 @@ def run(config: Config, model_dir: Path, started: float) -> int:
         started: `time.monotonic()` at the start of the program, for the ready line.
     """
     listener = bind(config.server.host, config.server.port)
-    logging.basicConfig(level=config.server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up_log(config)
     with contextlib.closing(listener), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(config, model_dir, listener, started))
 
@@ -66,10 +67,12 @@ async def _serve(config: Config, model_dir: Path, listener: socket.socket, start
         with _signals(server, client, config.server.drain_s):
             http = asyncio.create_task(server.serve(sockets=[listener]))
             announced = asyncio.create_task(_announce(config, client, server, listener, started))
+            load = asyncio.create_task(report_load(client))
             await asyncio.wait((http, announced), return_when=asyncio.FIRST_COMPLETED)
             if announced.done() and announced.result() != 0:
                 server.should_exit = True  # the client has already failed all requests in flight
             await http
+            load.cancel()
             announced.cancel()
             if not server.started and not announced.done():
                 return 1  # uvicorn's log gives the reason
@@ -106,6 +109,8 @@ async def _announce(
         f"foveate: {config.model.name} ready on http://{shown}:{port} in {time.monotonic() - started:.1f} s "
         f"({model.dtype}, weights in {model.weights}, {model.device} with {model.kernels} kernels, "
         f"{model.n_blocks} blocks of {model.block_tokens} tokens)",
+        *banner(config, model),
+        sep="\n",
         flush=True,
     )
     return 0

@@ -179,6 +179,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     device: str
     block_tokens: int
     n_blocks: int
+    cache_mb: int = 0  # of the KV pool
 
 
 class FieldInfo(Struct, frozen=True, kw_only=True):

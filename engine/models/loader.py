@@ -29,17 +29,23 @@ _MAPPED_BYTES = 32 * 2**20  # of a file, read before it is opened again
 _AS_IT_COMES = ModelConfig()
 _FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
 _POINTER = b"version https://git-lfs"
+Progress = Callable[[int, int], None]  # told how many bytes of weights are loaded, and how many there are
 # Tables that old versions saved and everyone computes: harmless in a file, and never read.
 _COMPUTED = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq)$")
 
 
 def load_model(
-    path: Path, dtype: torch.dtype, device: torch.device | str, settings: ModelConfig = _AS_IT_COMES
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    settings: ModelConfig = _AS_IT_COMES,
+    progress: Progress = lambda done, total: None,
 ) -> Family:
     """Build the family that `config.json` names and fill it from the directory's safetensors.
 
     Args:
         settings: read for how weights are held.
+        progress: called after each tensor, and at the end with both numbers equal.
 
     Raises:
         ModelError: a file is missing or broken, the family or a setting is not supported, or a tensor is missing,
@@ -57,7 +63,7 @@ def load_model(
     for name, module in model.named_modules():
         if isinstance(module, Matrix):
             module.storage = plan.storage(name, module, tied=model.lm_head is None)
-    _fill(model, path)
+    _fill(model, path, progress)
     return model
 
 
@@ -102,10 +108,13 @@ class _Place:
     fill: Callable[[Tensor], object]
 
 
-def _fill(model: Family, path: Path) -> None:
+def _fill(model: Family, path: Path, progress: Progress) -> None:
     places = _places(model)
+    done, total = 0, sum(file.stat().st_size for file in _files(path))
     owner: dict[str, str] = {}  # our name -> the checkpoint's
     for name, tensor in _tensors(path):
+        progress(done, total)
+        done += tensor.nbytes
         target = None if _COMPUTED.search(name) else model.rename(name)
         if target is None:
             continue
@@ -126,6 +135,7 @@ def _fill(model: Family, path: Path) -> None:
         raise ModelError(f"{path}: tensor {missing[0]} is missing{more}")
     if model.lm_head is None and HEAD in owner:
         _check_tied(path, owner[HEAD], owner[EMBEDDING])
+    progress(total, total)
     model.n_parameters = sum(prod(place.shape) for place in places.values())
 
 

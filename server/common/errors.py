@@ -16,6 +16,7 @@ from foveate.engine.common import Failed
 
 log = logging.getLogger("foveate.server")
 
+MAX_SHOWN = 2000  # characters; the list of all methods fits
 VLM_PARAMETER = "invalid_vlm_parameter"
 _TYPES = {
     401: "authentication_error",
@@ -39,7 +40,7 @@ _STATUS_OF_FAILED = {
 
 
 class ApiError(Exception):
-    """One refused request.
+    """One refused request. Both texts may name what a client wrote, so they are bounded and printable.
 
     Args:
         message: one sentence with the value, the limit and the remedy.
@@ -48,8 +49,8 @@ class ApiError(Exception):
 
     def __init__(self, message: str, param: str | None = None, code: str = "invalid_value", status: int = 400) -> None:
         super().__init__(message)
-        self.message = message
-        self.param = param
+        self.message = _shown(message)
+        self.param = None if param is None else _shown(param)
         self.code = code
         self.status = status
 
@@ -83,6 +84,12 @@ def from_failed(failed: Failed, prompt_param: str) -> ApiError:
         return ApiError("the engine failed on this request; the cause is in its log", None, "internal_error", 500)
     param = prompt_param if failed.param == "messages" else failed.param
     return ApiError(failed.message, param, failed.code, status)
+
+
+def _shown(text: str) -> str:
+    """Return one printable line of at most `MAX_SHOWN` characters."""
+    line = "".join(char if char.isprintable() else "?" for char in text[:MAX_SHOWN])
+    return line if len(text) <= MAX_SHOWN else line[:-3] + "..."
 
 
 def printable(name: str) -> str:

@@ -62,14 +62,16 @@ class RequestLog:
 
     def _write(self, scope: Scope, status: int, seconds: float) -> None:
         track: Track | None = scope["state"].get("track")
-        error: ApiError | None = scope["state"].get("error") or (track and track.error)
+        error: ApiError | None = scope["state"].get("error")
+        if error is None and track is not None:
+            error = track.error
         if track is not None and track.outcome == "aborted":
             status = CLIENT_GONE
         client = scope.get("client") or ("-", 0)
         words = [
             f"{status} {scope['method']} {one_line(scope['path'])}",
             f"id={scope['state']['request_id']}",
-            f"client={client[0]}",
+            f"client={one_line(client[0])}",  # a trusted proxy may state any text
             *(() if track is None else _figures(track)),
             f"total={_milliseconds(seconds)}",
         ]

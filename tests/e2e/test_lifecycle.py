@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -71,6 +72,13 @@ def test_probes_death_and_drain(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("foveate-*")), "the socket directory was left behind"
 
 
+def raw_reply(url: str, sent: bytes) -> bytes:
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=10.0) as connection:
+        connection.sendall(sent)
+        return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
 def _walk(process: subprocess.Popen[bytes], log: Path) -> None:
     ready_line = (
         r"foveate: tiny-llava ready on (http://127\.0\.0\.1:\d+) in [\d.]+ s \(\w+, weights in \w+, "
@@ -81,6 +89,12 @@ def _walk(process: subprocess.Popen[bytes], log: Path) -> None:
     assert found is not None, log.read_text()
     url = found[1]
     assert httpx.get(f"{url}/health/ready").json() == {"status": "ready"}
+    said = log.read_text()
+    assert "loading weights: 100 %" in said and re.search(r"^  cache +256 MB: \d+ tokens", said, re.MULTILINE)
+    broken = raw_reply(url, b"no HTTP\r\n\r\n")
+    found = re.search(rb"\r\nx-request-id: ([0-9a-f]{32})\r\n", broken)
+    assert broken.startswith(b"HTTP/1.1 400 ") and b'"code":"invalid_http"' in broken and found is not None
+    assert f"400 id={found[1].decode()}" in log.read_text()
 
     stream = Stream(url)
     (engine,) = psutil.Process(process.pid).children()
@@ -90,6 +104,7 @@ def _walk(process: subprocess.Popen[bytes], log: Path) -> None:
     assert refused.status_code == 503 and "SIGKILL" in refused.json()["reason"]
     assert httpx.get(f"{url}/health/live").status_code == 200
     early = httpx.post(f"{url}/v1/chat/completions", json=LONG)
+    assert f"503 POST /v1/chat/completions id={early.headers['x-request-id']} " in log.read_text()
     assert early.status_code == 503 and int(early.headers["retry-after"]) > 0
     until(lambda: httpx.get(f"{url}/health/ready", timeout=10.0).status_code == 200)
     assert "foveate_engine_restarts_total 1.0" in httpx.get(f"{url}/metrics").text

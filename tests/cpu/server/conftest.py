@@ -220,6 +220,35 @@ class Api:
         assert lines[-1] == "data: [DONE]"
         return [json.loads(line[6:]) for line in lines[:-1]]
 
+    async def leave(self, body: dict[str, Any], until: str) -> list[dict[str, Any]]:
+        """Run the application by hand and go away once `until` was sent, or at once."""
+        sent: list[dict[str, Any]] = []
+        gone = asyncio.Event()
+        incoming = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+
+        async def receive() -> dict[str, Any]:
+            if incoming:
+                return incoming.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+            if until.encode() in message.get("body", b""):
+                gone.set()
+
+        if not until:
+            asyncio.get_running_loop().call_later(0.05, gone.set)
+        headers = [(b"content-type", b"application/json"), (b"host", b"h")]
+        path = "/v1/chat/completions"
+        scope = {
+            "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST",
+            "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
+            "headers": headers, "client": ("c", 1), "server": ("s", 2), "state": {},
+        }  # fmt: skip
+        await asyncio.wait_for(self.app(scope, receive, send), 10)
+        return sent
+
     def openai(self, use: Callable[[AsyncOpenAI], Awaitable[T]]) -> T:
         async def with_client(http: httpx.AsyncClient) -> T:
             return await use(AsyncOpenAI(base_url="http://server/v1", api_key="key-1", http_client=http, max_retries=0))

@@ -1,7 +1,6 @@
 """What goes wrong on the way: the engine refuses or dies, the client leaves, the key is missing."""
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -49,41 +48,11 @@ def test_a_failure_within_a_stream_is_an_event(api: Any) -> None:
     assert api.metrics.outcomes == [("error", "engine_restarted")]
 
 
-async def call(api: Any, body: dict[str, Any], until: str) -> list[dict[str, Any]]:
-    """Run the application by hand and go away once `until` was sent, or at once."""
-    sent: list[dict[str, Any]] = []
-    gone = asyncio.Event()
-    incoming = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
-
-    async def receive() -> dict[str, Any]:
-        if incoming:
-            return incoming.pop()
-        await gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-        if until.encode() in message.get("body", b""):
-            gone.set()
-
-    if not until:
-        asyncio.get_running_loop().call_later(0.05, gone.set)
-    headers = [(b"content-type", b"application/json"), (b"host", b"h")]
-    path = "/v1/chat/completions"
-    scope = {
-        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST",
-        "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
-        "headers": headers, "client": ("c", 1), "server": ("s", 2), "state": {},
-    }  # fmt: skip
-    await asyncio.wait_for(api.app(scope, receive, send), 10)
-    return sent
-
-
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_aborts(api: Any, stream: bool) -> None:
     api.client.hangs = True
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": stream}
-    asyncio.run(call(api, body, '"content":"T"' if stream else ""))
+    asyncio.run(api.leave(body, '"content":"T"' if stream else ""))
     assert api.client.aborted == [api.client.requests[0].id]
     assert api.metrics.outcomes == [("aborted", "client_disconnected")]
 
