@@ -67,7 +67,7 @@ def _visual(visual: VisualUsage, kept: Sequence[Sequence[int]]) -> VisualReport:
     return whole.model_copy(update={"by_layer": visual.layers}) if visual.layers else whole
 
 
-def report(answers: Sequence[Answer]) -> UsageReport:
+def report(answers: Sequence[Answer], warnings: Sequence[str]) -> UsageReport:
     """Return the usage of a finished request. A text completion has one answer per prompt; a chat has one answer."""
     n_prompt = sum(answer.accepted.prompt_tokens for answer in answers)
     n_output = sum(choice.n_tokens for answer in answers for choice in answer.choices)
@@ -85,6 +85,8 @@ def report(answers: Sequence[Answer]) -> UsageReport:
         sched=SchedulingReport(preemptions=sum(u.preemptions for u in usages)),
         kv=KvReport(peak_tokens=max(u.peak_kv_tokens for u in usages)),
     )
+    if warnings:
+        vlm = vlm.model_copy(update={"warnings": list(warnings)})
     return UsageReport(
         prompt_tokens=n_prompt,
         completion_tokens=n_output,

@@ -6,19 +6,30 @@ VLM-Warning and VLM-Strict), and the row in docs/usage.md. A new field is a new 
 learns of the field by a member of its `VisualBudget`.
 """
 
+import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat
+from pydantic import BeforeValidator, Field, FiniteFloat
 
 from foveate.configs.config import BudgetConfig
 from foveate.server.common.errors import invalid_vlm
-from foveate.server.common.header_fields import Bare, parse
+from foveate.server.common.header_fields import Bare, parse, unquoted
+from foveate.server.common.numbers import integer, share
 
 MAX_COUNT = 1_000_000  # of visual tokens: far above any context
 MAX_HEADER_CHARS = 1024
+MAX_NAME_CHARS = 64  # of an unknown name; the rest says nothing about the field that it means
+_SYNONYMS = {
+    **dict.fromkeys(("budget", "count"), "tokens"),
+    **dict.fromkeys(("keep", "share", "percent", "fraction"), "ratio"),
+    **dict.fromkeys(("reducer", "algorithm"), "method"),
+    "image": "per_image",
+}
 FieldValue = bool | int | float | str
+Headers = Sequence[tuple[str, str]]  # names in lower case with values, in the order received
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +41,7 @@ class Count:
     @property
     def annotation(self) -> Any:
         number: Any = Annotated[int, Field(ge=1, le=MAX_COUNT)]
-        return number | Literal[self.words] if self.words else number
+        return Annotated[number | Literal[self.words] if self.words else number, BeforeValidator(integer)]
 
     @property
     def legal(self) -> str:
@@ -39,23 +50,25 @@ class Count:
     def read(self, where: str, value: Bare) -> FieldValue:
         if isinstance(value, str) and value in self.words:
             return value
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
+        count = integer(value)
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_COUNT:
             also = f", {' or '.join(self.words)}" if self.words else ""
             raise invalid_vlm(where, f"expected an integer from 1 to {MAX_COUNT}{also}")
-        return value
+        return count
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """A number above 0 and up to 1."""
+    """A number above 0 and up to 1, or a percentage."""
 
-    annotation: Any = Annotated[FiniteFloat, Field(gt=0, le=1)]
-    legal: str = "above 0, up to 1"
+    annotation: Any = Annotated[FiniteFloat, Field(gt=0, le=1), BeforeValidator(share)]
+    legal: str = "above 0, up to 1, or `25%`"
 
     def read(self, where: str, value: Bare) -> FieldValue:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-            raise invalid_vlm(where, "expected a number above 0 and up to 1")
-        return float(value)
+        ratio = share(value)
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
+            raise invalid_vlm(where, "expected a number above 0 and up to 1, or a percentage such as 25%")
+        return float(ratio)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,11 +294,10 @@ def body_annotations(section: str) -> dict[str, Any]:
     return {each.key: (each.kind.annotation | None, None) for each in FIELDS if each.section == section}
 
 
-def header_level(headers: Mapping[str, Sequence[str]], paths: Iterable[str] | None = None) -> BudgetLevel:
+def header_level(headers: Headers, paths: Iterable[str] | None = None) -> BudgetLevel:
     """What the headers state.
 
     Args:
-        headers: values by header name in lower case, one for each time the header was given.
         paths: of the fields to read; None: all.
 
     Raises:
@@ -294,16 +306,67 @@ def header_level(headers: Mapping[str, Sequence[str]], paths: Iterable[str] | No
     stated = {}
     # Of several wrong headers the first is named: the verbatim ones come first, then the order of the table.
     for each in sorted(FIELDS, key=lambda each: not _is_verbatim(each)):
-        texts = headers.get(each.header.lower(), ()) if paths is None or each.path in paths else ()
+        wanted = paths is None or each.path in paths
+        texts = [text for name, text in headers if name == each.header.lower()] if wanted else []
         if texts:
             stated[each.path] = Stated(_header_value(each, texts), each.header)
     return BudgetLevel(stated)
 
 
-def unknown_headers(headers: Mapping[str, Sequence[str]]) -> list[str]:
-    """Names that begin with `vlm-` and that no field has."""
+def unknown_headers(headers: Headers) -> list[str]:
+    """Names that speak of a budget and that no field has, in the order received."""
     known = {each.header.lower() for each in FIELDS}
-    return [name for name, texts in headers.items() if name.startswith("vlm-") and name not in known for _ in texts]
+    return [name for name, _ in headers if name not in known and is_budget_name(name)]
+
+
+def is_budget_name(name: str) -> bool:
+    """Whether a name that no field has can only mean a budget: `vlm_tokens`, `visual`, `VLM-Visual-Tokens`."""
+    return not {"vlm", "visual"}.isdisjoint(_words(name))
+
+
+def is_visual_name(name: str) -> bool:
+    """Whether a name speaks of visual tokens."""
+    return "visual" in _words(name)
+
+
+def body_names() -> dict[str, str]:
+    """The paths of the fields in the body, by the names that stand for them."""
+    names = {_plain(each.header): each.path for each in FIELDS} | {each.key: each.path for each in FIELDS}
+    return names | {word: names[key] for word, key in _SYNONYMS.items()}
+
+
+def header_names() -> dict[str, str]:
+    """The headers of the fields, by the names that stand for them."""
+    headers = {each.path: each.header for each in FIELDS}
+    return {name: headers[path] for name, path in body_names().items()}
+
+
+def nearest(name: str, among: Mapping[str, str]) -> str | None:
+    """Return the full name of the field that `name` probably means; None: none is near.
+
+    Args:
+        among: full names by short names in snake case.
+    """
+    plain = _plain(name)
+    close = difflib.get_close_matches(plain, among, 1, 0.8)
+    for word in reversed(plain.split("_")):  # "max_tokens", "image_tokens", "keep_ratio"
+        close += difflib.get_close_matches(word, among, 1, 0.8)
+    return among[close[0]] if close else None
+
+
+def did_you_mean(name: str, among: Mapping[str, str]) -> str:
+    """Return the end of an error about an unknown name: the nearest name, or all of them."""
+    near = nearest(name, among)
+    return f"there are {', '.join(dict.fromkeys(among.values()))}" if near is None else f"did you mean {near}?"
+
+
+def _words(name: str) -> list[str]:
+    """Split VLM-Visual-Tokens, vlm.visual.tokens and visualTokens into words in lower case."""
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name[:MAX_NAME_CHARS])]
+
+
+def _plain(name: str) -> str:
+    return "_".join(word for word in _words(name) if word not in ("vlm", "visual", "x"))
 
 
 def merge(above: BudgetLevel, below: BudgetLevel) -> BudgetLevel:
@@ -359,7 +422,7 @@ def _header_value(each: BudgetField, texts: Sequence[str]) -> FieldValue:
     if len(text) > MAX_HEADER_CHARS:
         raise invalid_vlm(each.header, f"longer than {MAX_HEADER_CHARS} characters")
     if _is_verbatim(each):
-        return text
+        return unquoted(text)
     try:
         item = parse(text)
     except ValueError as error:

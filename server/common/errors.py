@@ -26,7 +26,7 @@ _TYPES = {
     500: "internal_server_error",
     503: "service_unavailable_error",
 }
-_PRINTABLE = re.compile(r"[^A-Za-z0-9_.-]")
+_PRINTABLE = re.compile(r"[^]A-Za-z0-9_.[-]")
 _STATUS_OF_FAILED = {
     "invalid_request": 400,
     "invalid_image": 400,

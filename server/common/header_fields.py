@@ -1,7 +1,7 @@
 """Parse the part of RFC 8941 (structured header fields) that VLM-* headers use: one item with parameters.
 
-Differences from the RFC: a decimal may have any number of digits (a ratio of 0.1111 is common), and parameter values
-may be bare words.
+Differences from the RFC: a decimal may have any number of digits (a ratio of 0.1111 is common), a number may be a
+percentage, and parameter values may be bare words.
 """
 
 import re
@@ -13,6 +13,7 @@ _KEY = r"[a-z*][a-z0-9_.*-]*"
 _WORD = re.compile(r"[A-Za-z*][A-Za-z0-9_.*:/-]*")
 _INTEGER = re.compile(r"-?[0-9]{1,15}")
 _DECIMAL = re.compile(r"-?[0-9]{1,12}\.[0-9]{1,15}")
+_PERCENT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,15})?%")
 _QUOTED = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _PARAMETER = re.compile(rf' *; *({_KEY})(?:=("(?:[^"\\]|\\.)*"|[^;" ]+))?')
 
@@ -24,18 +25,26 @@ class Item:
 
 
 def bare(text: str) -> Bare:
-    """Parse one value: 12, 0.25, ?1, word or "quoted". Raises ValueError."""
+    """Parse one value: 12, 0.25, 25%, ?1, word or "quoted". Raises ValueError."""
     if text in ("?0", "?1"):
         return text == "?1"
     if _INTEGER.fullmatch(text):
         return int(text)
     if _DECIMAL.fullmatch(text):
         return float(text)
+    if _PERCENT.fullmatch(text):
+        return float(text[:-1]) / 100
     if _WORD.fullmatch(text):
         return text
-    if quoted := _QUOTED.fullmatch(text):
-        return re.sub(r"\\(.)", r"\1", quoted[1])
+    if _QUOTED.fullmatch(text):
+        return unquoted(text)
     raise ValueError("expected an integer, a decimal, ?0, ?1, a word or a quoted string")
+
+
+def unquoted(text: str) -> str:
+    """Return the inside of a quoted string, and any other text as it is."""
+    quoted = _QUOTED.fullmatch(text.strip(" "))
+    return text if quoted is None else re.sub(r"\\(.)", r"\1", quoted[1])
 
 
 def parse(text: str) -> Item:

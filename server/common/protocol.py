@@ -1,21 +1,39 @@
 """What clients may send, as pydantic models: types, and the bounds that OpenAI's API fixes.
 
 Bounds that are settings (limits.*) are checked in `checks`, and so are fields we know and do not honour. Unknown
-fields are kept, since the answer's VLM-Warning lists them. Strict: "1" is no number and 1 is no boolean.
+fields are kept, since the answer's VLM-Warning lists them. "5" and 5.0 are the number 5, as clients send them; 1 is no
+boolean. Every collection has a bound and stops at its first wrong member: an error takes more memory than its value.
 """
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    FiniteFloat,
+    Tag,
+    create_model,
+)
 
 from foveate.server.common.budget_fields import FIELDS, MAX_COUNT, BudgetLevel, Stated, body_annotations, sections
+from foveate.server.common.numbers import integer, number
 
 MAX_MESSAGES = 4096
+MAX_PARTS = 2048  # of all messages together
+MAX_STOP = 1024
+MAX_BIASES = 1024
 MAX_PROMPTS = 128
 MAX_TOKEN_ID = 2**31 - 1
 MAX_DETOKENIZED = 100_000  # a tenth of a second in which nothing else is served
-TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
-TokenCount = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Integer = BeforeValidator(integer)
+Number = BeforeValidator(number)
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID), Integer]
+TokenCount = Annotated[int, Field(ge=1, le=MAX_COUNT), Integer]
+Positive = Annotated[int, Field(ge=1), Integer]
+NotNegative = Annotated[int, Field(ge=0), Integer]
 
 
 class Strict(BaseModel):
@@ -63,11 +81,19 @@ def body_level(body: VlmFields | None) -> BudgetLevel:
     return BudgetLevel(stated)
 
 
+def _detail(value: object) -> object:
+    """An empty text and OpenAI's "original" ask for nothing of their own."""
+    return {"": None, "original": "auto"}.get(value, value) if isinstance(value, str) else value
+
+
+Detail = Annotated[Literal["low", "high", "auto"] | None, BeforeValidator(_detail)]
+
+
 class ImageVlmFields(Strict):
     """Beside `image_url` in a content part; goes before everything said of the whole request."""
 
     tokens: TokenCount | None = None
-    detail: Literal["low", "high", "auto"] | None = None
+    detail: Detail = None
 
 
 class TextPart(Strict):
@@ -77,7 +103,7 @@ class TextPart(Strict):
 
 class ImageUrl(Strict):
     url: str
-    detail: Literal["low", "high", "auto"] | None = None
+    detail: Detail = None
 
 
 class ImagePart(Strict):
@@ -96,10 +122,12 @@ Part = Annotated[TextPart | ImagePart | OtherPart, Discriminator("type")]
 
 
 def _content_kind(value: object) -> str:
+    """Tell a text from a list, so that an error speaks of what the client sent."""
     return "text" if isinstance(value, str) else "parts"
 
 
-Content = Annotated[Annotated[str, Tag("text")] | Annotated[list[Part], Tag("parts")], Discriminator(_content_kind)]
+Parts = Annotated[list[Part], Field(fail_fast=True, max_length=MAX_PARTS)]
+Content = Annotated[Annotated[str, Tag("text")] | Annotated[Parts, Tag("parts")], Discriminator(_content_kind)]
 
 
 class Message(Strict):
@@ -108,35 +136,65 @@ class Message(Strict):
     name: str | None = None
 
 
+def _few_parts(messages: object) -> object:
+    """Refuse too many parts before any is validated: each becomes an object of some hundred bytes."""
+    listed = messages if isinstance(messages, list) else []
+    contents = (message.get("content") for message in listed if isinstance(message, dict))
+    n_parts = sum(len(content) for content in contents if isinstance(content, list))
+    if n_parts > MAX_PARTS:
+        raise ValueError(f"the messages have {n_parts} content parts; there may be {MAX_PARTS}")
+    return messages
+
+
+Messages = Annotated[
+    list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES), BeforeValidator(_few_parts)
+]
+
+
 class StreamOptions(Strict):
     include_usage: bool | None = None
+
+
+def _few_biases(value: object) -> object:
+    """Refuse too many entries before any is validated: pydantic counts the entries of an object afterwards."""
+    if isinstance(value, dict) and len(value) > MAX_BIASES:
+        raise ValueError(f"{len(value)} entries; there may be {MAX_BIASES}")
+    return value
+
+
+Biases = Annotated[
+    dict[
+        Annotated[str, Field(pattern=r"^\d{1,10}$")],
+        Annotated[FiniteFloat, Field(ge=-100, le=100), Number],
+    ],
+    Field(max_length=MAX_BIASES),
+    BeforeValidator(_few_biases),
+]
+
+
+Stops = Annotated[list[str], Field(fail_fast=True, max_length=MAX_STOP)]
+Stop = Annotated[Annotated[str, Tag("text")] | Annotated[Stops, Tag("parts")], Discriminator(_content_kind)]
 
 
 class Sampling(Strict):
     """Fields that chat and text completions share."""
 
-    model: Annotated[str, Field(max_length=1024, description="empty or absent: the served model")] = ""
-    temperature: Annotated[FiniteFloat, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=MAX_TOKEN_ID, description="0 or -1: off")] | None = None
-    min_p: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    repetition_penalty: Annotated[FiniteFloat, Field(ge=0.1, le=10)] | None = None
-    presence_penalty: Annotated[FiniteFloat, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[FiniteFloat, Field(ge=-2, le=2)] | None = None
-    logit_bias: (
-        Annotated[
-            dict[Annotated[str, Field(pattern=r"^\d{1,10}$")], Annotated[FiniteFloat, Field(ge=-100, le=100)]],
-            Field(max_length=1024),
-        ]
-        | None
-    ) = None
-    stop: str | list[str] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    model: Annotated[str, Field(max_length=1024, description="empty or absent: the served model")] | None = None
+    temperature: Annotated[FiniteFloat, Field(ge=0, le=2), Number] | None = None
+    top_p: Annotated[FiniteFloat, Field(gt=0, le=1), Number] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=MAX_TOKEN_ID, description="0 or -1: off"), Integer] | None = None
+    min_p: Annotated[FiniteFloat, Field(ge=0, le=1), Number] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1), Integer] | None = None
+    repetition_penalty: Annotated[FiniteFloat, Field(ge=0.1, le=10), Number] | None = None
+    presence_penalty: Annotated[FiniteFloat, Field(ge=-2, le=2), Number] | None = None
+    frequency_penalty: Annotated[FiniteFloat, Field(ge=-2, le=2), Number] | None = None
+    logit_bias: Biases | None = None
+    stop: Stop | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True, max_length=64)] | None = None
+    min_tokens: NotNegative | None = None
+    max_tokens: Positive | None = None
     ignore_eos: bool | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
+    n: Positive | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
@@ -147,10 +205,10 @@ class Sampling(Strict):
 class ChatRequest(Sampling):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    messages: Messages
+    max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0)] | None = None
+    top_logprobs: NotNegative | None = None
 
 
 def _prompt_kind(value: object) -> str:
@@ -160,21 +218,27 @@ def _prompt_kind(value: object) -> str:
     return "ids" if isinstance(first, int) else "id_lists" if isinstance(first, list) else "texts"
 
 
-Ids = Annotated[list[TokenId], Field(min_length=1)]
+# The length of the longest prompt is the model's business; limits.body_values bounds the list.
+Ids = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
 Prompts = Annotated[
     Annotated[str, Tag("text")]
-    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS), Tag("texts")]
+    | Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS), Tag("texts")]
     | Annotated[Ids, Tag("ids")]
-    | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS), Tag("id_lists")],
+    | Annotated[list[Ids], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS), Tag("id_lists")],
     Discriminator(_prompt_kind),
 ]
+
+
+def _off(value: object) -> object:
+    """A chat says `logprobs: false`; in a text completion the same means none."""
+    return None if value is False else value
 
 
 class CompletionRequest(Sampling):
     """POST /v1/completions: text only."""
 
     prompt: Prompts
-    logprobs: Annotated[int, Field(ge=0)] | None = None
+    logprobs: Annotated[NotNegative | None, BeforeValidator(_off)] = None
 
 
 class TokenizeRequest(Strict):
@@ -182,12 +246,12 @@ class TokenizeRequest(Strict):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool | None = None
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
 
 
 class DetokenizeRequest(Strict):
     model: str | None = None
-    tokens: Annotated[list[TokenId], Field(max_length=MAX_DETOKENIZED)]
+    tokens: Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_DETOKENIZED)]

@@ -74,6 +74,7 @@ class VlmReport(Reply):
     time_ms: TimeReport
     sched: SchedulingReport
     kv: KvReport
+    warnings: list[str] | None = None  # as in VLM-Warning; absent if there are none
 
 
 class PromptDetails(Reply):

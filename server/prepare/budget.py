@@ -5,7 +5,7 @@ per_image, ratio), which limit each other: the server's default amounts hold onl
 `full` cancels every amount of a lower level.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,10 +16,15 @@ from foveate.engine.common import MethodInfo, VisualBudget
 from foveate.server.common.budget_fields import (
     FIELDS,
     BudgetLevel,
+    Headers,
     Stated,
     clamp,
+    did_you_mean,
     header_level,
+    header_names,
+    is_visual_name,
     merge,
+    nearest,
     over_cap,
     resolved_figures,
     unknown_headers,
@@ -31,7 +36,6 @@ from foveate.server.prepare.stages import MethodChoice, read_method
 TOKENS, PER_IMAGE, RATIO = "vlm.visual.tokens", "vlm.visual.per_image", "vlm.visual.ratio"
 FLOOR, METHOD, SPLIT = "vlm.visual.floor", "vlm.visual.method", "vlm.visual.split"
 STRICT, EXPLAIN = "vlm.strict", "vlm.explain"
-Headers = Mapping[str, Sequence[str]]  # values by name in lower case, one for each time a header was given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +69,7 @@ def resolve(
     images: Sequence[ImageWish],
     config: BudgetConfig,
     methods: Sequence[MethodInfo],
-    headers: Headers | None = None,
+    headers: Headers = (),
 ) -> Resolved:
     """The budget of one request.
 
@@ -73,8 +77,8 @@ def resolve(
         ApiError: `invalid_vlm_parameter`, naming the header or the body's path, and what is legal.
     """
     own = [_own_cap(image, config) for image in images]
-    unknown = unknown_headers(headers or {})
-    merged, method = _merged(body_level(body), headers or {}, config, methods)
+    unknown = unknown_headers(headers)
+    merged, method = _merged(body_level(body), headers, config, methods)
     visual = _amounts(merged, own, config)
     if config.max_tokens:
         most = config.max_tokens
@@ -105,9 +109,10 @@ def _merged(
     """Body over headers, clamped, and the method. A strict request is refused instead of warned or clamped."""
     options = {each.path for each in FIELDS if each.is_option}
     strict = merge(above, header_level(headers, {STRICT} - above.stated.keys())).value(STRICT)
-    unknown = unknown_headers(headers) if strict else []
-    if unknown:
-        raise invalid_vlm(printable(unknown[0]), "no such header")
+    # A wrong budget must not cost the full price: a name that resembles a budget's is refused, any other is told of.
+    for name in unknown_headers(headers):
+        if strict or is_visual_name(name) or nearest(name, header_names()) is not None:
+            raise invalid_vlm(printable(name), f"no such header; {did_you_mean(name, header_names())}")
     stated = merge(above, header_level(headers, {each.path for each in FIELDS} - options))
     method = _method(stated, config.method, methods)
     # The server's own defaults are never the request's mistake: only stated amounts are compared.

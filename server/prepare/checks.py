@@ -1,73 +1,33 @@
 """Check configurable bounds, known but unsupported fields, and unknown fields."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from pydantic import BaseModel, JsonValue
 
 from foveate.configs.config import LimitsConfig
-from foveate.server.common.errors import VLM_PARAMETER, ApiError, printable, unsupported
+from foveate.server.common import known_fields
+from foveate.server.common.budget_fields import body_names, did_you_mean, is_budget_name
+from foveate.server.common.errors import ApiError, invalid_vlm, printable, unsupported
+from foveate.server.common.known_fields import KnownFields
+from foveate.server.common.numbers import integer
 from foveate.server.common.protocol import (
     ChatRequest,
     CompletionRequest,
+    DetokenizeRequest,
     ImagePart,
     Message,
     OtherPart,
     Sampling,
     TextPart,
-    body_level,
+    TokenizeRequest,
     vlm_objects,
 )
 
+Checked = ChatRequest | CompletionRequest | TokenizeRequest | DetokenizeRequest
 MAX_WARNINGS = 8
 COMPLETION_TOKENS = 16
-
-# Values with no effect. Any other value of these fields would change the answer, so the server refuses the request.
-_NEUTRAL: dict[str, list[JsonValue]] = {
-    "tools": [[]],
-    "tool_choice": ["none", "auto"],
-    "functions": [[]],
-    "function_call": ["none", "auto"],
-    "response_format": [{"type": "text"}],
-    "audio": [],
-    "modalities": [["text"]],
-    "web_search_options": [],
-    "prompt_logprobs": [],
-    "chat_template": [],
-    "chat_template_kwargs": [{}],
-    "continue_final_message": [False],
-    "mm_processor_kwargs": [{}],
-    "structured_outputs": [],
-    "guided_json": [],
-    "guided_regex": [],
-    "guided_choice": [],
-    "guided_grammar": [],
-    "use_beam_search": [False],
-    "length_penalty": [1, 1.0],
-    "echo": [False],
-    "suffix": [""],
-    "include_stop_str_in_output": [False],
-    "skip_special_tokens": [True],
-    "bad_words": [[]],
-}
-# Ignored fields: storage, billing, effort, or hints that do not change the answer.
-_IGNORED = {
-    "store",
-    "metadata",
-    "service_tier",
-    "parallel_tool_calls",
-    "prediction",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-    "safety_identifier",
-    "reasoning_effort",
-    "verbosity",
-    "priority",
-    "request_id",
-    "add_generation_prompt",
-    "add_special_tokens",
-    "spaces_between_special_tokens",
-}
-_UNSUPPORTED_MESSAGE_FIELDS = ("tool_calls", "function_call", "tool_call_id", "audio")
+_NAME_CHARS = 64  # of an unknown field; a name may have megabytes
 
 
 def _at_most(param: str, value: int | None, limit: int, setting: str, unit: str = "") -> None:
@@ -80,23 +40,21 @@ def check_sampling(request: Sampling, limits: LimitsConfig) -> None:
     _at_most("n", request.n, limits.choices, "limits.choices")
     # max_tokens is an upper bound, and lowering it breaks no promise; min_tokens is a promise.
     _at_most("min_tokens", request.min_tokens, limits.output_tokens, "limits.output_tokens")
-    if request.stream_options is not None and not request.stream:
+    options = request.stream_options
+    if options is not None and options.include_usage and not request.stream:
         raise ApiError("stream_options: only together with stream: true", "stream_options")
-    stop = stop_strings(request)
-    _at_most("stop", len(stop), limits.stop_strings, "limits.stop_strings", " strings")
-    for number, text in enumerate(stop):
+    _at_most("stop", len(stop_strings(request)), limits.stop_strings, "limits.stop_strings", " strings")
+    for number, text in enumerate([request.stop] if isinstance(request.stop, str) else request.stop or ()):
         param = "stop" if isinstance(request.stop, str) else f"stop[{number}]"
-        if not text:
-            raise ApiError(f"{param}: an empty string stops nothing; leave it out", param)
         _at_most(param, len(text), limits.stop_chars, "limits.stop_chars", " characters")
 
 
 def check_chat(request: ChatRequest, limits: LimitsConfig) -> None:
     """Like `check_sampling`, plus the fields that only a chat has."""
     check_sampling(request, limits)
-    _check_fields(request)
+    check_fields(request)
     _at_most("top_logprobs", request.top_logprobs, limits.logprobs, "limits.logprobs")
-    if request.top_logprobs is not None and not request.logprobs:
+    if request.top_logprobs and not request.logprobs:
         raise ApiError("top_logprobs: only together with logprobs: true", "top_logprobs")
     _check_min_tokens(request, max_tokens(request))
     check_messages(request.messages, limits)
@@ -105,10 +63,10 @@ def check_chat(request: ChatRequest, limits: LimitsConfig) -> None:
 def check_completion(request: CompletionRequest, limits: LimitsConfig) -> None:
     """Like `check_sampling`, plus the fields that only a text completion has."""
     check_sampling(request, limits)
-    _check_fields(request)
+    check_fields(request)
     _at_most("logprobs", request.logprobs, limits.logprobs, "limits.logprobs")
     _check_min_tokens(request, max_tokens(request))
-    best_of = (request.model_extra or {}).get("best_of")
+    best_of = integer((request.model_extra or {}).get("best_of"))
     if best_of is not None and best_of != (request.n or 1):
         raise unsupported("best_of", "only the same number as n is supported")
 
@@ -120,13 +78,8 @@ def check_messages(messages: list[Message], limits: LimitsConfig) -> None:
         where = f"messages[{number}]"
         if message.role in ("tool", "function"):
             raise unsupported(f"{where}.role", f"{message.role} messages are not supported")
-        for name in _UNSUPPORTED_MESSAGE_FIELDS:
-            if (message.model_extra or {}).get(name):
-                raise unsupported(f"{where}.{name}", "not supported")
-        if message.content is None:
-            if message.role != "assistant":
-                raise ApiError(f"{where}.content: this field is required", f"{where}.content")
-            continue
+        if message.content is None and message.role != "assistant" and "content" not in message.model_fields_set:
+            raise ApiError(f"{where}.content: this field is required", f"{where}.content")
         for path, part in parts(message, where):
             if isinstance(part, OtherPart):
                 raise unsupported(path, f"content parts of type {part.type} are not supported")
@@ -145,7 +98,9 @@ def parts(message: Message, where: str) -> Iterator[tuple[str, TextPart | ImageP
 
 
 def stop_strings(request: Sampling) -> list[str]:
-    return [request.stop] if isinstance(request.stop, str) else request.stop or []
+    """Return the stop strings. An empty string stops nothing and is left out."""
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    return [text for text in stop if text]
 
 
 def max_tokens(request: ChatRequest | CompletionRequest) -> int | None:
@@ -165,29 +120,100 @@ def _check_min_tokens(request: Sampling, most: int | None) -> None:
         raise ApiError(f"min_tokens: {request.min_tokens} is more than max_tokens {most}", "min_tokens")
 
 
-def _check_fields(request: Sampling) -> None:
-    for name, value in (request.model_extra or {}).items():
-        if name in _NEUTRAL and value is not None and value not in _NEUTRAL[name]:
-            raise unsupported(name, "this server does not support it; leave it out")
+@dataclass(frozen=True, slots=True)
+class _Extra:
+    """A field of a request that the protocol does not have.
+
+    Attributes:
+        known: what is known of other servers' fields at this place; None: every field here is one of a budget.
+        among: the budget fields that can be meant at this place, by short names.
+    """
+
+    where: str
+    name: str
+    value: JsonValue
+    known: KnownFields | None
+    among: Mapping[str, str]
+
+    @property
+    def path(self) -> str:
+        return f"{self.where}.{self.name[:_NAME_CHARS]}" if self.where else self.name[:_NAME_CHARS]
+
+    @property
+    def means_budget(self) -> bool:
+        misplaced = self.where != "" and self.name in self.among
+        return self.known is None or misplaced or is_budget_name(self.name)
 
 
-def warnings(request: Sampling) -> list[str]:
-    """Return the paths of unknown fields for VLM-Warning. With `vlm.strict`, an unknown field in `vlm` is an error.
+def check_fields(request: Checked) -> None:
+    """Check the fields that the protocol does not have.
 
     Raises:
-        ApiError: `vlm.strict` is set and `vlm` holds an unknown field.
+        ApiError: a field would change the answer and is not honoured, or a field that means a budget has a wrong name
+            or place. A wrong budget would cost the full price.
     """
-    known = _NEUTRAL.keys() | _IGNORED | {"best_of"}
-    found = [name for name in request.model_extra or {} if name not in known]
-    in_vlm: list[str] = []
-    if request.vlm is not None:
+    for extra in _extras(request):
+        if extra.means_budget:
+            path = printable(extra.path)
+            raise invalid_vlm(path, f"no such field; {did_you_mean(extra.name, extra.among)}")
+        assert extra.known is not None, "a field of a budget object means a budget"
+        if extra.known.refuses(extra.name, extra.value):
+            instead = extra.known.instead.get(extra.name)
+            remedy = "leave it out" if instead is None else f"use {instead}"
+            raise unsupported(extra.path, f"this server does not support it; {remedy}")
+
+
+def warnings(request: Checked) -> list[str]:
+    """Return a sentence for every field that the server ignores, in the order of the request."""
+    found = [e for e in _extras(request) if e.known is not None and e.known.ignores(e.name, e.value)]
+    told = [f"unknown field {printable(extra.path)}" for extra in found]
+    for number, message in enumerate(_messages(request)):
+        if message.name:
+            told.append(f"ignored field messages[{number}].name")
+    return told
+
+
+def _messages(request: Checked) -> list[Message]:
+    return (request.messages or []) if isinstance(request, ChatRequest | TokenizeRequest) else []
+
+
+def _known(request: Checked) -> KnownFields:
+    match request:
+        case ChatRequest():
+            return known_fields.CHAT
+        case CompletionRequest():
+            return known_fields.COMPLETION
+        case TokenizeRequest():
+            return known_fields.TOKENIZE
+    return known_fields.DETOKENIZE
+
+
+def _extras(request: Checked) -> Iterator[_Extra]:
+    """Yield every field that the protocol does not have: of the request, its budget, its messages and their parts."""
+    names = body_names()
+    yield from _of(request, "", _known(request), names)
+    if isinstance(request, Sampling):
         for where, fields in vlm_objects(request.vlm).items():
-            in_vlm += _unknown(fields, where)
-        if in_vlm and body_level(request.vlm).value("vlm.strict"):
-            name = printable(in_vlm[0])
-            raise ApiError(f"{name}: no such field", name, VLM_PARAMETER)
-    return [f"unknown field {printable(name)}" for name in found + in_vlm]
+            yield from _of(fields, where, None, names)
+        yield from _of(request.stream_options, "stream_options", known_fields.STREAM_OPTIONS, {})
+    for number, message in enumerate(_messages(request)):
+        where = f"messages[{number}]"
+        yield from _of(message, where, known_fields.MESSAGE, {})
+        for path, part in parts(message, where):
+            if isinstance(part, ImagePart):
+                yield from _of_image(part, path)
+            elif isinstance(part, TextPart):
+                yield from _of(part, path, known_fields.TEXT_PART, {})
 
 
-def _unknown(model: BaseModel | None, where: str) -> list[str]:
-    return [f"{where}.{name}" for name in (model.model_extra or {})] if model is not None else []
+def _of_image(part: ImagePart, path: str) -> Iterator[_Extra]:
+    own = {name: f"{path}.vlm.{name}" for name in ("tokens", "detail")}
+    among = dict.fromkeys(body_names(), own["tokens"]) | own
+    yield from _of(part, path, known_fields.IMAGE_PART, among)
+    yield from _of(part.image_url, f"{path}.image_url", known_fields.IMAGE_URL, among)
+    yield from _of(part.vlm, f"{path}.vlm", None, own)
+
+
+def _of(model: BaseModel | None, where: str, known: KnownFields | None, among: Mapping[str, str]) -> Iterator[_Extra]:
+    for name, value in (model.model_extra or {}).items() if model is not None else ():
+        yield _Extra(where, name, value, known, among)

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from foveate.configs.config import Config
 from foveate.engine.common import Generate, Image, MethodInfo, ModelInfo, SamplingParams
+from foveate.server.common.budget_fields import Headers
 from foveate.server.common.caller import Caller
 from foveate.server.common.errors import ApiError
 from foveate.server.common.protocol import ChatRequest, CompletionRequest, ImagePart, Message, Sampling, TextPart
@@ -30,7 +31,7 @@ _Number = TypeVar("_Number", int, float)
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """The caller of a request and the request's budget headers."""
+    """The caller of a request, and the request's budget headers in the order received."""
 
     caller: Caller
     headers: Headers

@@ -68,11 +68,7 @@ class Context:
 
 def sender(request: Request) -> Sender:
     """Return the caller and the budget headers of a request."""
-    headers: dict[str, list[str]] = {}
-    for name, value in request.headers.items():
-        if name.startswith("vlm-"):
-            headers.setdefault(name, []).append(value)
-    return Sender(request.state.caller, headers)
+    return Sender(request.state.caller, [each for each in request.headers.items() if "vlm" in each[0]])
 
 
 def now() -> int:

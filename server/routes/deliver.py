@@ -66,6 +66,7 @@ class Delivery:
     answers: Sequence[Answer]
     formatter: Formatter
     headers: dict[str, str]
+    warnings: Sequence[str]
     track: Track
     with_usage: bool  # whether a stream ends with the usage
 
@@ -77,7 +78,7 @@ class Delivery:
             async for piece in pieces:
                 for event in self.formatter.events(piece):
                     yield event
-            usage = report(self.answers)
+            usage = report(self.answers, self.warnings)
             self._succeed(usage)
             for event in self.formatter.closing(usage if self.with_usage else None):
                 yield event
@@ -91,7 +92,7 @@ class Delivery:
             entry.text += piece.text
             entry.tokens += piece.logprobs
             entry.finish = piece.finish or entry.finish
-        usage = report(self.answers)
+        usage = report(self.answers, self.warnings)
         headers = {**self.headers, **spent_headers(self.answers, usage)}
         body = self.formatter.whole(collected, usage).to_json()
         self._succeed(usage)
@@ -120,7 +121,13 @@ async def deliver(
         track.prompt_tokens = sum(answer.accepted.prompt_tokens for answer in answers)
         track.n_pictures = len(answers[0].accepted.visual.per_image)
         delivery = Delivery(
-            context=context, answers=answers, formatter=formatter, headers=headers, track=track, with_usage=stream.usage
+            context=context,
+            answers=answers,
+            formatter=formatter,
+            headers=headers,
+            warnings=warnings_of(prepared[0]),
+            track=track,
+            with_usage=stream.usage,
         )
         if stream.wanted:
             return EventStream(delivery.stream(), headers, track, lambda: close_all(answers))
@@ -141,10 +148,23 @@ class Streaming:
 
 def answer_headers(answer: Answer, prepared: Prepared) -> dict[str, str]:
     headers = {"VLM-Resolved": resolved_header(answer, prepared.resolved.figures)}
-    warnings = [*prepared.warnings, *prepared.resolved.warnings][:MAX_WARNINGS]
-    if warnings:
-        headers["VLM-Warning"] = ", ".join(warnings)
-    return headers
+    return headers | warning_header(warnings_of(prepared))
+
+
+def warnings_of(prepared: Prepared) -> list[str]:
+    """Return what the server ignored of a request: fields, then headers."""
+    return bounded([*prepared.warnings, *prepared.resolved.warnings])
+
+
+def bounded(warnings: Sequence[str]) -> list[str]:
+    """Return the first warnings, and how many more there are."""
+    more = len(warnings) - MAX_WARNINGS
+    return [*warnings[:MAX_WARNINGS], f"{more} more"] if more > 0 else list(warnings)
+
+
+def warning_header(warnings: Sequence[str]) -> dict[str, str]:
+    """Return VLM-Warning, if there is a warning."""
+    return {"VLM-Warning": ", ".join(warnings)} if warnings else {}
 
 
 def cut(event: bytes) -> tuple[bytes, bytes]:

@@ -4,10 +4,11 @@ from fastapi import APIRouter, Response
 
 from foveate.server.common.errors import ApiError
 from foveate.server.common.protocol import DetokenizeRequest, TokenizeRequest
-from foveate.server.common.replies import Detokenized, Tokens, refusals
+from foveate.server.common.replies import Detokenized, Reply, Tokens, refusals
 from foveate.server.prepare import checks
 from foveate.server.prepare.request import conversation
 from foveate.server.routes.context import Context
+from foveate.server.routes.deliver import bounded, warning_header
 from foveate.server.transport.route import ApiRoute
 
 
@@ -18,6 +19,7 @@ def tokens_router(context: Context) -> APIRouter:
     async def tokenize(body: TokenizeRequest) -> Response:
         if body.model is not None:
             context.check_name(body.model)
+        checks.check_fields(body)
         model = context.model()
         if (body.prompt is None) == (body.messages is None):
             raise ApiError("prompt: give prompt or messages, one of them", "prompt")
@@ -25,7 +27,7 @@ def tokens_router(context: Context) -> APIRouter:
         if body.messages is not None:
             checks.check_messages(body.messages, context.config.limits)
             turns = conversation(body.messages)
-            ids = await run(context.prompter.chat, turns, model, body.add_generation_prompt)
+            ids = await run(context.prompter.chat, turns, model, body.add_generation_prompt is not False)
         else:
             special = body.add_special_tokens is not False
             ids = await run(context.prompter.complete, body.prompt or "", model, "prompt", special)
@@ -33,16 +35,22 @@ def tokens_router(context: Context) -> APIRouter:
         if body.return_token_strs:
             pieces = [context.prompter.tokenizer.id_to_token(token_id) for token_id in ids]
             reply = reply.model_copy(update={"token_strs": pieces})
-        return Response(reply.to_json(), media_type="application/json")
+        return _answer(reply, body)
 
     @routes.post("/detokenize", response_model=Detokenized)
     async def detokenize(body: DetokenizeRequest) -> Response:
         if body.model is not None:
             context.check_name(body.model)
+        checks.check_fields(body)
         ids = body.tokens
         if max(ids, default=0) >= context.model().vocab_size:
             raise ApiError(f"tokens: {max(ids)} is not in the vocabulary", "tokens")
         text = context.prompter.tokenizer.decode(ids, skip_special_tokens=False)
-        return Response(Detokenized(prompt=text).to_json(), media_type="application/json")
+        return _answer(Detokenized(prompt=text), body)
 
     return routes
+
+
+def _answer(reply: Reply, body: TokenizeRequest | DetokenizeRequest) -> Response:
+    headers = warning_header(bounded(checks.warnings(body)))
+    return Response(reply.to_json(), headers=headers, media_type="application/json")

@@ -46,7 +46,7 @@ from foveate.engine.common.messages import MethodInfo
 from foveate.server.common.errors import ApiError
 from foveate.server.common.protocol import ChatRequest, VlmFields
 from foveate.server.prepare.budget import resolve
-from foveate.server.prepare.checks import warnings
+from foveate.server.prepare.checks import check_fields
 METHOD = MethodInfo(name="foveal", summary="", source="", fields=[], question_aware=False, shared=True,
                     signals_cls=[], signals_no_cls=[])
 
@@ -64,17 +64,23 @@ def valid(body):
     except ValueError:
         return False
 
+def refused(body):
+    chat = {"model": "m", "messages": [{"role": "user", "content": "x"}], "vlm": {"kv": body}}
+    try:
+        return check_fields(ChatRequest.model_validate(chat))
+    except ApiError as error:
+        return [error.param, error.message]
+
 print(json.dumps({
-    "header": resolved(None, {"vlm-kv-dummies": ["7"]}),
-    "body goes before header": resolved({"dummies": 5}, {"vlm-kv-dummies": ["7"]}),
-    "clamped": resolved({"dummies": 50}, {}, max_tokens=9),
-    "word": resolved({"dummies": "none"}, {}),
-    "too small in a header": resolved(None, {"vlm-kv-dummies": ["0"]}),
-    "strict": resolved(None, {"vlm-kv-dummies": ["70"], "vlm-strict": ["?1"]}, max_tokens=9),
+    "header": resolved(None, [("vlm-kv-dummies", "7")]),
+    "body goes before header": resolved({"dummies": 5}, [("vlm-kv-dummies", "7")]),
+    "clamped": resolved({"dummies": 50}, [], max_tokens=9),
+    "word": resolved({"dummies": "none"}, []),
+    "too small in a header": resolved(None, [("vlm-kv-dummies", "0")]),
+    "strict": resolved(None, [("vlm-kv-dummies", "70"), ("vlm-strict", "?1")], max_tokens=9),
     "valid": [valid({"dummies": n}) for n in (1, 10**6, "none", 0, 10**6 + 1, "all", 1.5)],
     "schema": ChatRequest.model_json_schema()["$defs"]["KvFields"]["properties"]["dummies"],
-    "known": warnings(ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "x"}],
-                                                  "vlm": {"kv": {"dummies": 3, "dumies": 3}}})),
+    "known": [refused({"dummies": 3}), refused({"dummies": 3, "dumies": 3})],
     "documented": budget_fields.markdown(),
 }))
 """
@@ -91,7 +97,8 @@ def test_a_new_field_is_one_row() -> None:
     assert found["strict"] == ["VLM-Kv-Dummies", "VLM-Kv-Dummies: 70 is more than budget.max_tokens 9"]
     assert found["valid"] == [True, True, True, False, False, False, False]
     assert {"minimum": 1, "maximum": 10**6, "type": "integer"} in found["schema"]["anyOf"]
-    assert found["known"] == ["unknown field vlm.kv.dumies"]
+    mistake = ["vlm.kv.dumies", "vlm.kv.dumies: no such field; did you mean vlm.kv.dummies?"]
+    assert found["known"] == [None, mistake]
     assert "| `VLM-Kv-Dummies` | `vlm.kv.dummies` | a count or `none` | tokens of a dummy |" in found["documented"]
 
 
@@ -103,21 +110,21 @@ def test_headers_and_paths_are_unique() -> None:
 @pytest.mark.parametrize("each", FIELDS, ids=lambda each: each.path)
 def test_every_field_is_read_from_its_header_and_refuses_nonsense(each: BudgetField) -> None:
     good = {"Count": "3", "Ratio": "0.5", "Flag": "?1", "Word": "kept_map", "Text": "area"}[type(each.kind).__name__]
-    level = header_level({each.header.lower(): [good]})
+    level = header_level([(each.header.lower(), good)])
     assert level.stated[each.path].where == each.header and level.value(each.path) is not None
     for texts in ([good, good], ["x" * 2000], [f"{good};a=1"] if good != "area" else ["é" * 1025]):
         with pytest.raises(ApiError) as caught:
-            header_level({each.header.lower(): texts})
+            header_level([(each.header.lower(), text) for text in texts])
         assert caught.value.param == each.header
 
 
 def test_of_several_wrong_headers_the_method_is_named_first_then_the_first_of_the_table() -> None:
-    wrong = {"vlm-visual-split": ["3"], "vlm-visual-tokens": ["0"], "vlm-visual-method": ["none", "none"]}
+    wrong = [("vlm-visual-split", "3"), ("vlm-visual-tokens", "0"), *[("vlm-visual-method", "none")] * 2]
     for name in ("VLM-Visual-Method", "VLM-Visual-Tokens", "VLM-Visual-Split"):
         with pytest.raises(ApiError) as caught:
             header_level(wrong)
         assert caught.value.param == name
-        del wrong[name.lower()]
+        wrong = [header for header in wrong if header[0] != name.lower()]
 
 
 def test_amounts_of_a_lower_level_yield_to_full_and_full_to_amounts() -> None:
@@ -141,17 +148,22 @@ def test_the_cap_bounds_only_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_options_of_the_body_leave_their_headers_unread_and_strict_comes_first() -> None:
-    headers = {"vlm-strict": ["1"], "vlm-explain": ["foo"]}
+    headers = [("vlm-strict", "1"), ("vlm-explain", "foo")]
     body = VlmFields.model_validate({"strict": False, "explain": "kept_map"})
     assert resolve(body, [], BudgetConfig(), [METHOD], headers).explain == "kept_map"
-    mistakes = {"vlm-strict": ["?1"], "vlm-visual-ratio": ["7"], "vlm-visual-nonsense": ["1"], "vlm-explain": ["foo"]}
+    mistakes = [
+        ("vlm-strict", "?1"),
+        ("vlm-visual-ratio", "7"),
+        ("vlm-visual-nonsense", "1"),
+        ("vlm-explain", "foo"),
+    ]
     for name in ("vlm-visual-nonsense", "VLM-Visual-Ratio", "VLM-Explain"):
         with pytest.raises(ApiError) as caught:
             resolve(None, [], BudgetConfig(), [METHOD], mistakes)
         assert caught.value.param == name
-        mistakes = {key: value for key, value in mistakes.items() if key != name.lower()}
+        mistakes = [header for header in mistakes if header[0] != name.lower()]
     split = VlmFields.model_validate({"visual": {"split": ""}})
-    assert resolve(split, [], BudgetConfig(), [METHOD], {"vlm-visual-split": ["uniform"]}).visual.split == "uniform"
+    assert resolve(split, [], BudgetConfig(), [METHOD], [("vlm-visual-split", "uniform")]).visual.split == "uniform"
 
 
 def test_the_documented_table_is_that_of_the_fields() -> None:

@@ -28,7 +28,7 @@ def run(
         ImagePart.model_validate({"type": "image_url", "image_url": {"url": "u", "detail": i.get("detail")}} | i)
         for i in images
     ]
-    stated = {name.lower(): [value] for name, value in (headers or {}).items()}
+    stated = [(name.lower(), value) for name, value in (headers or {}).items()]
     body = None if visual is None else VlmFields.model_validate({"visual": visual})
     return resolve(body, [wish_of(part) for part in parts], BudgetConfig(**config), [METHOD], stated)
 

@@ -22,7 +22,7 @@ def user(content: object) -> list[dict[str, Any]]:
 # Changed fields of a good chat, the path the error must name, its code, a word of its message.
 CHAT: list[tuple[dict[str, Any], str, str, str]] = [
     ({"temperature": 2.1}, "temperature", "invalid_value", "2"),
-    ({"temperature": "1"}, "temperature", "invalid_value", "number"),
+    ({"temperature": "warm"}, "temperature", "invalid_value", "number"),
     ({"temperature": True}, "temperature", "invalid_value", "number"),
     ({"top_p": 0}, "top_p", "invalid_value", "0"),
     ({"top_k": -2}, "top_k", "invalid_value", "-1"),
@@ -42,7 +42,6 @@ CHAT: list[tuple[dict[str, Any], str, str, str]] = [
     ({"top_logprobs": 1}, "top_logprobs", "invalid_value", "logprobs"),
     ({"stop": ["a", "b", "c"]}, "stop", "invalid_value", "limits.stop_strings"),
     ({"stop": ["a", "b" * 6]}, "stop[1]", "invalid_value", "limits.stop_chars"),
-    ({"stop": ""}, "stop", "invalid_value", "empty"),
     ({"stop_token_ids": [259]}, "stop_token_ids", "invalid_value", "259"),
     ({"logit_bias": {"259": 1}}, "logit_bias", "invalid_value", "259"),
     ({"logit_bias": {"5": 101}}, "logit_bias.5", "invalid_value", "100"),
@@ -91,6 +90,9 @@ HEADERS = [
     ("VLM-Visual-Tokens", "?1"),
     ("VLM-Visual-Tokens", "5;x=1"),
     ("VLM-Visual-Tokens", "9" * 4000),
+    ("VLM-Visual-Tokens", "144.5"),
+    ("VLM-Visual-Ratio", "120%"),
+    ("VLM-Visual-Ratio", "0%"),
     ("VLM-Visual-Tokens-Per-Image", "1.5"),
     ("VLM-Visual-Ratio", "1.01"),
     ("VLM-Visual-Ratio", "nan"),
