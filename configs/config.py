@@ -122,6 +122,8 @@ class LimitsConfig:
     """The upper bounds of a request. Every integer of the API has its bound here."""
 
     body_mb: int = 64
+    text_mb: int = 4  # a body without its data URLs
+    body_values: int = 200_000  # names and values of a body; a prompt of token ids has as many as tokens
     images: int = 16
     image_mb: int = 40  # encoded bytes of one image
     # Checked in the header, before decoding. A worker holds at most 20 bytes for each of these pixels. A JPEG above the

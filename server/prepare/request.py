@@ -5,7 +5,7 @@ import secrets
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from msgspec.structs import replace
 
@@ -16,7 +16,7 @@ from foveate.server.common.caller import Caller
 from foveate.server.common.errors import ApiError
 from foveate.server.common.protocol import ChatRequest, CompletionRequest, ImagePart, Message, Sampling, TextPart
 from foveate.server.prepare import checks
-from foveate.server.prepare.budget import Headers, ImageWish, Resolved, resolve
+from foveate.server.prepare.budget import ImageWish, Resolved, resolve
 from foveate.server.prepare.conversation import MessageText, PicturePlace, Turn
 from foveate.server.prepare.defaults import SamplingDefaults
 from foveate.server.prepare.media import Media
@@ -142,14 +142,15 @@ class Preparer:
 
     async def _prompts(self, body: CompletionRequest, model: ModelInfo) -> list[list[int]]:
         prompt, prompter = body.prompt, self.prompter
-        texts = [prompt] if isinstance(prompt, str) else [p for p in prompt if isinstance(p, str)]
-        if texts:
+        if isinstance(prompt, str) or isinstance(prompt[0], str):
+            texts = [prompt] if isinstance(prompt, str) else prompt
             params = ["prompt"] if isinstance(prompt, str) else [f"prompt[{i}]" for i in range(len(texts))]
             if sum(map(len, texts)) > LONG_TEXT:
                 run = self.media.run
                 return [await run(prompter.complete, t, model, p) for t, p in zip(texts, params, strict=True)]
             return [prompter.complete(t, model, p) for t, p in zip(texts, params, strict=True)]
-        lists = [ids for ids in prompt if isinstance(ids, list)] or [[i for i in prompt if isinstance(i, int)]]
+        # Not member by member: a prompt of token ids may have as many members as limits.body_values.
+        lists = cast("list[list[int]]", prompt if isinstance(prompt[0], list) else [prompt])
         for ids in lists:
             prompter.check_ids(ids, model, "prompt")
         return lists

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
-from foveate.configs.config import Config
+from foveate.configs.config import Config, LimitsConfig
 from foveate.engine.common import ModelInfo
 from foveate.server.answer.logprobs import TokenTexts
 from foveate.server.common.engine_api import EngineApi
@@ -46,8 +46,8 @@ class Context:
         return self.preparer.media
 
     @property
-    def body_mb(self) -> int:
-        return self.config.limits.body_mb
+    def limits(self) -> LimitsConfig:
+        return self.config.limits
 
     @property
     def generating(self) -> frozenset[str]:
@@ -59,8 +59,8 @@ class Context:
             raise not_ready(self.engine.reason)
         return self.engine.model
 
-    def check_name(self, name: str) -> None:
-        """Raise ApiError 404 if the server does not serve the model. An empty name means the served model."""
+    def check_name(self, name: str | None) -> None:
+        """Raise ApiError 404 if the server does not serve the model. None or an empty name means the served model."""
         if name and name not in self.names and name.rstrip("/") not in self.names:
             known = " or ".join(repr(each) for each in self.names)
             raise ApiError(f"no model {name[:100]!r}; this server has {known}", "model", "model_not_found", 404)

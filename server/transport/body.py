@@ -1,68 +1,70 @@
-"""Request bodies with a size limit and strict JSON."""
+"""Request bodies: read up to a limit, parsed and validated without blocking other clients."""
 
 import asyncio
-import json
+from collections.abc import Callable
 
-import orjson
 from fastapi import Request
 
+from foveate.configs.config import LimitsConfig
 from foveate.server.common.errors import ApiError
+from foveate.server.transport.strict_json import parse
 
-_PARSE_IN_THREAD = 1024 * 1024
+_IN_THREAD = 16 * 1024  # bytes: a larger body takes milliseconds to parse and validate
+_READ = b"read"
 
 
 class ApiRequest(Request):
-    """Reads a body of at most `limit_mb` and parses JSON strictly."""
+    """Reads a body within the limits, parses it strictly and validates it.
 
-    def __init__(self, request: Request, limit_mb: int) -> None:
+    Args:
+        validate: turns parsed JSON into the route's object. Called in a worker thread for a large body.
+    """
+
+    def __init__(self, request: Request, limits: LimitsConfig, validate: Callable[[object], object]) -> None:
         super().__init__(request.scope, request.receive)
-        self._limit_mb = limit_mb
-        self._whole: bytes | None = None
-        self._parsed: object = None
-
-    async def body(self) -> bytes:
-        """Return the body. Raises ApiError 413 as soon as the body exceeds the limit."""
-        if self._whole is None:
-            declared = self.headers.get("content-length", "0")
-            limit = self._limit_mb * 1024 * 1024
-            too_large = ApiError(f"the body is larger than limits.body_mb {self._limit_mb}", None, "too_large", 413)
-            if declared.isdecimal() and int(declared[:20]) > limit:
-                raise too_large
-            body = bytearray()
-            async for chunk in self.stream():
-                body += chunk
-                if len(body) > limit:
-                    raise too_large
-            self._whole = bytes(body)
-        return self._whole
+        self._limits = limits
+        self._validate = validate
+        self._validated: object = None
 
     async def load(self) -> None:
-        """Read and parse the body before FastAPI, whose errors would hide the cause."""
-        body = await self.body()
+        """Read, parse and validate the body before FastAPI, whose errors would hide the cause.
+
+        Raises:
+            ApiError: the body is too large, of another type, no JSON, or beyond a limit.
+            RequestValidationError: a field of the body is wrong.
+        """
+        body = await self._read()
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise ApiError("send the body with Content-Type: application/json", None, "unsupported_media_type", 415)
-        self._parsed = await asyncio.to_thread(parse, body) if len(body) > _PARSE_IN_THREAD else parse(body)
+        if self.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+            raise ApiError("send the body without Content-Encoding", None, "unsupported_media_type", 415)
+        if len(body) > _IN_THREAD:
+            self._validated = await asyncio.to_thread(self._parse, body)
+        else:
+            self._validated = self._parse(body)
+
+    async def body(self) -> bytes:
+        """FastAPI only asks whether there is a body. The bytes themselves are gone, since they may be many."""
+        return _READ
 
     async def json(self) -> object:
-        return self._parsed
+        return self._validated
 
+    def _parse(self, body: bytearray) -> object:
+        return self._validate(parse(body, self._limits))
 
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ApiError("the body is no unambiguous JSON: a key stands twice in one object", None, "invalid_json")
-    return found
-
-
-def parse(body: bytes) -> object:
-    """Parse standard JSON.
-
-    Raises:
-        ApiError: the JSON is broken, nested too deeply, or has NaN, lone surrogates or duplicate keys.
-    """
-    try:
-        orjson.loads(body)  # strict about everything except duplicate keys
-        return json.loads(body, object_pairs_hook=_unique)
-    except (ValueError, RecursionError):
-        raise ApiError("the body is not valid JSON", None, "invalid_json") from None
+    async def _read(self) -> bytearray:
+        """Return the body. Raises ApiError 413 as soon as the body exceeds the limit."""
+        declared = self.headers.get("content-length", "0")
+        limit_mb = self._limits.body_mb
+        limit = limit_mb * 1024 * 1024
+        too_large = ApiError(f"the body is larger than limits.body_mb {limit_mb}", None, "too_large", 413)
+        if declared.isdecimal() and int(declared[:20]) > limit:
+            raise too_large
+        body = bytearray()
+        async for chunk in self.stream():
+            body += chunk
+            if len(body) > limit:
+                raise too_large
+        return body

@@ -17,6 +17,7 @@ from foveate.server.common.errors import VLM_PARAMETER, ApiError
 log = logging.getLogger("foveate.server")
 
 RETRY_AFTER_S = 1
+_PATH_CHARS = 200  # a name in the path is the client's and may have megabytes
 CLIENT_GONE = 499  # no client receives this status; it appears in the access log
 
 
@@ -45,7 +46,7 @@ def from_validation(error: RequestValidationError) -> ApiError:
     """Return pydantic's first error without the wrong value, which may be megabytes."""
     first = error.errors()[0]
     missing = first["type"] == "missing"
-    param = path_of(first["loc"], error.body, missing) or None
+    param = path_of(first["loc"], error.body, missing)[:_PATH_CHARS] or None
     message = "this field is required" if missing else str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "union_tag_invalid":  # pydantic's message repeats the value
         message = (

@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from foveate.configs.config import LimitsConfig
 from foveate.server.common.errors import ApiError
 from foveate.server.common.metrics import Metrics
 from foveate.server.common.track import Track
@@ -24,6 +25,15 @@ class ApiRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        field = self.body_field
+
+        def validate(parsed: object) -> object:
+            if field is None:
+                return parsed
+            value, errors = field.validate(parsed, {}, loc=("body",))
+            if errors:
+                raise RequestValidationError(errors, body=parsed)
+            return value
 
         async def guarded(request: Request) -> Response:
             if request.method != "POST":
@@ -31,7 +41,7 @@ class ApiRoute(APIRoute):
             settings: RouteSettings = request.app.state.routes
             track = Track(settings.metrics, self.path) if self.path in settings.generating else None
             with _counted(track):
-                bounded = ApiRequest(request, settings.body_mb)
+                bounded = ApiRequest(request, settings.limits, validate)
                 await bounded.load()
                 bounded.state.track = track
                 response = await while_connected(request.receive, handle(bounded))
@@ -50,7 +60,7 @@ class RouteSettings(Protocol):
     @property
     def metrics(self) -> Metrics: ...
     @property
-    def body_mb(self) -> int: ...
+    def limits(self) -> LimitsConfig: ...
     @property
     def generating(self) -> frozenset[str]: ...
 

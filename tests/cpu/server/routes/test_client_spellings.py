@@ -163,8 +163,13 @@ def test_every_ignored_field_is_told_of(api: Any, png: str, image_part: Part) ->
 def test_huge_names_stay_out_of_errors_and_headers(api: Any) -> None:
     reply = api.chat(**{"é\n" * 100_000: 1})
     assert reply.status_code == 200 and len(reply.headers["VLM-Warning"]) < 100
-    reply = api.chat(vlm={"x" * 100_000: 1})
-    assert reply.status_code == 400 and len(reply.text) < 1000
+    for fields in (
+        {"vlm": {"x" * 100_000: 1}},
+        {"logit_bias": {"x" * 100_000: 1}},
+        {"logit_bias": {"5": "x" * 100_000}},
+    ):
+        reply = api.chat(**fields)
+        assert reply.status_code == 400 and len(reply.text) < 1000
 
 
 @pytest.mark.parametrize("known", [CHAT, COMPLETION])
