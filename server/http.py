@@ -60,7 +60,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP: with an id and a line in the log, as every refusal, if an answer can still be sent."""
+        """Refuse what is not HTTP: with an id and a line in the log, if an answer can still be sent."""
         answerable = self._in_head or not self.cycle.response_started
         if answerable and not self.transport.is_closing():
             self._answer_400(self._why() or msg)

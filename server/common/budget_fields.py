@@ -232,7 +232,8 @@ FIELDS: list[BudgetField] = [
         path="vlm.strict",
         kind=Flag(),
         is_option=True,
-        meaning="refuse unknown fields and headers, and amounts above the server's cap, instead of warning or clamping",
+        meaning="refuse every unknown `VLM-*` header, and amounts above the server's cap, instead of warning or "
+        "clamping",
         reported="a 400 in place of VLM-Warning",
     ),
     BudgetField(
