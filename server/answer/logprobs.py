@@ -1,10 +1,11 @@
 """Log-probabilities in the two formats of OpenAI's API, with the text and the bytes of each token."""
 
+import json
 import re
 from collections.abc import Sequence
 from itertools import accumulate
 
-from tokenizers import Tokenizer, decoders
+from tokenizers import Tokenizer
 
 from foveate.engine.common import TokenLogprob
 from foveate.server.common.replies import ChatLogprobs, ContentLogprob, TextLogprobs, TopLogprob
@@ -20,20 +21,29 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(rest)}
 
 
+def _is_byte_level(tokenizer: Tokenizer) -> bool:
+    """Return whether the decoder reads characters as bytes, alone or as a step of several."""
+    decoder = tokenizer.decoder
+    if decoder is None:
+        return False
+    described = json.loads(decoder.__getstate__())
+    return any(step["type"] == "ByteLevel" for step in described.get("decoders", [described]))
+
+
 class TokenTexts:
     """Text and bytes of single tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self._raw: dict[int, bytes] = {}
-        self._alphabet = _byte_alphabet() if isinstance(tokenizer.decoder, decoders.ByteLevel) else None
+        self._alphabet = _byte_alphabet() if _is_byte_level(tokenizer) else None
         added = tokenizer.get_added_tokens_decoder()
         self._verbatim = {i: token.content for i, token in added.items()}
         self._silent = {i for i, token in added.items() if token.special}
 
     def is_silent(self, token_id: int) -> bool:
-        """Return whether a token adds nothing to an answer: a special token, an unknown id or an empty token."""
-        return token_id in self._silent or not self.raw(token_id)
+        """Return whether a decoder leaves a token out: a special token or an unknown id."""
+        return token_id in self._silent or self.tokenizer.id_to_token(token_id) is None
 
     def raw(self, token_id: int) -> bytes:
         """Return the bytes of a token; they may end inside a character. Empty for an unknown id."""
