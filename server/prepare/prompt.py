@@ -56,7 +56,7 @@ class Prompter:
         """Read tokenizer.json, tokenizer_config.json and the chat template.
 
         Raises:
-            ConfigError: there is no tokenizer.json, or a file is broken.
+            ConfigError: there is no tokenizer.json, a file is broken, or the template does not end on a short message.
         """
         path = model_dir / "tokenizer.json"
         if not path.is_file():
@@ -68,6 +68,10 @@ class Prompter:
         special = _special_tokens(read_json(model_dir / "tokenizer_config.json"))
         source = find_source(model_dir)
         template = None if source is None else Template(source, special)
+        if template is not None and template.endless is not None:
+            raise ConfigError(
+                f"model.path: the chat template of {model_dir} does not end on a short message: {template.endless}"
+            )
         config = read_json(model_dir / "config.json")
         placeholder_id = config.get("image_token_id", config.get("image_token_index"))
         return cls(

@@ -16,17 +16,26 @@ import jinja2.parser
 from pydantic import JsonValue
 
 from foveate.configs.errors import ConfigError
-from foveate.server.prepare.bounded_jinja import BoundedEnvironment, OutOfBounds, check_time, time_limit
+from foveate.server.prepare.bounded_jinja import BoundedEnvironment, OutOfBounds, check_time, limits
 
-MAX_GROWTH = 16  # characters rendered per character given, beyond the fixed part
 FIXED_CHARS = 1_000_000
+MAX_GROWTH = 16  # characters rendered per character given, beyond the fixed part
+VALUE_GROWTH = 4  # characters of one value per character given, beyond the fixed part
 RENDER_S = 1.0  # longest time for one prompt
 _PROBE = "foveate probe"
+# What jinja and the functions of Python raise for a template that does not fit the messages.
+_ERRORS = (
+    jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError
+)  # fmt: skip
 TemplateMessage = Mapping[str, JsonValue]
 
 
 class TemplateFailed(Exception):
     """The template refuses the messages. The text comes from the template (`raise_exception`) or is generic."""
+
+
+class TemplateEndless(TemplateFailed):
+    """Rendering takes too long or makes too much. The text says what."""
 
 
 class _Generation(jinja2.ext.Extension):
@@ -99,27 +108,35 @@ class Template:
     Attributes:
         takes_text: whether content may be plain text.
         takes_parts: whether content may be a list of parts. Images need parts.
+        endless: why rendering does not end on a short message. None if rendering ends.
+
+    Raises:
+        ConfigError: the source does not compile.
     """
 
     def __init__(self, source: str, special: Mapping[str, str]) -> None:
         environment = BoundedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
         )
-        environment.filters["tojson"] = _tojson
+        environment.add_filter("tojson", _tojson)
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = _strftime_now
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(f"model.path: the chat template is broken: line {error.lineno}: {error}") from None
+        except (SyntaxError, RecursionError, MemoryError, OverflowError):  # Python's, for blocks in blocks in blocks
+            raise ConfigError("model.path: the chat template is broken: its blocks are nested too deep") from None
         self.source = source
         self._special = dict(special)
+        self.endless: str | None = None
         self.takes_text = self._renders(_PROBE)
         self.takes_parts = self._renders([{"type": "text", "text": _PROBE}])
 
     def render(self, messages: Sequence[TemplateMessage], add_generation_prompt: bool) -> str:
         """Render the prompt as text. Raises TemplateFailed."""
-        most = FIXED_CHARS + MAX_GROWTH * sum(len(str(message.get("content"))) for message in messages)
+        n_given = sum(len(str(message.get("content"))) for message in messages)
+        most = FIXED_CHARS + MAX_GROWTH * n_given
         variables: dict[str, object] = {
             "messages": list(messages),
             "tools": None,
@@ -130,22 +147,25 @@ class Template:
         pieces: list[str] = []
         n_chars = 0
         try:
-            with time_limit(RENDER_S):
+            with limits(RENDER_S, FIXED_CHARS + VALUE_GROWTH * n_given):
                 for piece in self._template.generate(variables):
                     check_time()
                     pieces.append(piece)
                     n_chars += len(piece)
                     if n_chars > most:
-                        raise TemplateFailed("it renders these messages without end")
+                        raise OutOfBounds("it renders these messages without end")
         except OutOfBounds as error:
-            raise TemplateFailed(str(error)) from None
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError, MemoryError):
+            raise TemplateEndless(str(error)) from None
+        except _ERRORS:
             raise TemplateFailed("it cannot render these messages") from None
         return "".join(pieces)
 
     def _renders(self, content: JsonValue) -> bool:
         try:
             text = self.render([{"role": "user", "content": content}], add_generation_prompt=True)
+        except TemplateEndless as error:
+            self.endless = str(error)
+            return False
         except TemplateFailed:
             return False
         return text.count(_PROBE) == 1 and f"'{_PROBE}'" not in text  # refuse a template that prints the list itself

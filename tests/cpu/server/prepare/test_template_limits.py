@@ -2,11 +2,14 @@
 
 import time
 import tracemalloc
+from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models
 
 from foveate.configs.errors import ConfigError
 from foveate.server.prepare import template as module
+from foveate.server.prepare.prompt import Prompter
 from foveate.server.prepare.template import Template, TemplateFailed
 
 SAID = [{"role": "user", "content": "hello"}]
@@ -21,8 +24,14 @@ LOOPS = {
     "recursive loop": "{% for a in [[1]] recursive %}{{ loop([a, a]) }}{% endfor %}",
     "call block": "{% macro m() %}{{ caller() }}{% endmacro %}{% for i in range(90000) %}{% for j in range(90000) %}"
     "{% call m() %}x{% endcall %}{% endfor %}{% endfor %}",
+    "condition": "{% for a in range(99999) if a in range(99999) | map('string') | list %}{% endfor %}",
+    "attribute of attributes": "{{ range(60000) | map(attribute='real' ~ '.real' * 5000) | list | length }}",
+    "test": "{{ range(99999) | select('in', range(99999) | map('string') | list) | list | length }}",
+    "name of the check": "{% set time_is_left = 1 %}{% set environment = 1 %}{% for a in range(90000) %}"
+    "{% for b in range(90000) %}{% endfor %}{% endfor %}",
     "output without end": "{% for a in range(90000) %}{% for b in range(900) %}{{ 'xxxx' }}{% endfor %}{% endfor %}",
 }
+DOUBLED = "{%% set ns = namespace(a=(1,)) %%}{%% for i in range(60) %%}{%% set ns.a = %s %%}{%% endfor %%}"
 GROWTH = {
     "repetition": "{{ 'a' * 10**10 }}",
     "repetition from the right": "{{ 10000000000 * 'a' }}",
@@ -46,15 +55,38 @@ GROWTH = {
     "join filter": "{% set a = 'a' * 1000000 %}{{ a | list | join(a) }}",
     "indent filter": "{% set a = '\\n' * 1000000 %}{{ a | indent(1000000, blank=true) }}",
     "big range": "{{ range(10**12) | list | length }}",
+    "list in a list": DOUBLED % "[ns.a, ns.a]" + "{{ ns.a }}",
+    "list in a list, as JSON": DOUBLED % "{'a': ns.a, 'b': ns.a}" + "{{ ns.a | tojson }}",
+    "list in a list, formatted": DOUBLED % "dict(a=ns.a, b=ns.a)" + "{{ '{}'.format(ns.a) }}",
+    "list in a list, compared": DOUBLED % "[ns.a, ns.a]" + "{{ ns.a == [ns.a] }}",
+    "tuple in a tuple, hashed": DOUBLED % "(ns.a, ns.a)" + "{{ {ns.a: 1} }}",
+    "items of items": DOUBLED % "{'a': ns.a, 'b': {'c': ns.a}.items()}" + "{{ ns.a }}",
+    "depth": "{% set ns = namespace(a=1) %}{% for i in range(99999) %}{% set ns.a = (ns.a,) %}{% endfor %}{{ ns.a }}",
+    "list of texts": "{{ ['a' * 900000] * 900000 }}",
+    "sum of lists": "{{ ([[1]] * 50000) | sum(start=[]) | length }}",
+    "filled block": "{% set ns = namespace(s='a') %}{% for i in range(64) %}{% set x %}{{ ns.s }}{{ ns.s }}{% endset %}"
+    "{% set ns.s = x %}{% endfor %}",
+    "many large values": "{{ range(99999) | map('center', 900000) | list | length }}",
+    "many formats": "{{ '%999d' * 50000 % ((1,) * 50000) }}",
+    "width as argument": "{{ ('{:{w}}' * 10000).format(*([1] * 10000), w=100000) }}",
+    "JSON with indent": "{{ ([1] * 20000) | tojson(indent=900000) | length }}",
+    "slow filter": "{{ ('a ' * 400000) | wordwrap(10) | length }}",
+    "rounding": "{{ 1 | round(900000, 'ceil') }}",
     "batch filter": "{{ [1] | batch(10**9, 'x') | list | length }}",
     "slice filter": "{{ [1] | slice(10**9) | list | length }}",
 }
 
 
+def on_hello(source: str) -> Template:
+    """A template that ends on the short messages tried at load, and does what `source` says on SAID."""
+    head, mark, tail = source.rpartition("{% endmacro %}")
+    return Template(head + mark + "{% if messages[0]['content'] == 'hello' %}" + tail + "{% endif %}", {})
+
+
 @pytest.mark.parametrize("source", LOOPS.values(), ids=LOOPS)
 def test_a_loop_ends_in_time(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = on_hello(source)
     monkeypatch.setattr(module, "RENDER_S", 0.2)
-    template = Template(source, {})
     started = time.monotonic()
     with pytest.raises(TemplateFailed):
         template.render(SAID, add_generation_prompt=True)
@@ -62,18 +94,38 @@ def test_a_loop_ends_in_time(source: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("source", GROWTH.values(), ids=GROWTH)
-def test_growth_ends_in_memory(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RENDER_S", 1.0)
+def test_growth_ends_in_memory(source: str) -> None:
     tracemalloc.start()
     try:
-        template = Template(source, {})  # nothing is computed while the template is compiled, either
+        template = on_hello(source)  # nothing is computed while the template is compiled, either
         started = time.monotonic()
         with pytest.raises(TemplateFailed):
             template.render(SAID, add_generation_prompt=True)
         assert time.monotonic() - started < 2.0, "tracing slows the rendering down"
-        assert tracemalloc.get_traced_memory()[1] < 200e6
+        assert tracemalloc.get_traced_memory()[1] < 150e6
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("source", [LOOPS["nested loops"], GROWTH["repetition"], GROWTH["list in a list"]])
+def test_a_template_without_end_stops_the_start_in_one_line(
+    source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "RENDER_S", 0.2)
+    Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "chat_template.jinja").write_text(source)
+    with pytest.raises(ConfigError, match=r"^model\.path: the chat template of [^\n]+ does not end [^\n]+$"):
+        Prompter.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "{% for a in [1] %}" * 30 + "{% endfor %}" * 30],
+    ids=["brackets", "blocks"],
+)
+def test_a_template_nested_too_deep_is_one_line_at_load(source: str) -> None:
+    with pytest.raises(ConfigError, match="nested too deep"):
+        Template(source, {})
 
 
 def test_a_broken_template_is_still_one_line() -> None:
