@@ -102,12 +102,25 @@ def _default(settings: Mapping[str, JsonValue]) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def _texts(parsed: jinja2.nodes.Template) -> tuple[frozenset[str], frozenset[str]]:
+    """Return all texts of a template, and those that the template compares or hands to functions."""
+    asking = parsed.find_all((jinja2.nodes.Compare, jinja2.nodes.Call, jinja2.nodes.Filter, jinja2.nodes.Test))
+    asked = {constant.value for node in asking for constant in node.find_all(jinja2.nodes.Const)}
+    written = {data.data for data in parsed.find_all(jinja2.nodes.TemplateData)}
+    written |= {constant.value for constant in parsed.find_all(jinja2.nodes.Const)}
+    return frozenset(each for each in written if isinstance(each, str)), frozenset(
+        each for each in asked if isinstance(each, str)
+    )
+
+
 class Template:
     """A compiled chat template.
 
     Attributes:
         takes_text: whether content may be plain text.
         takes_parts: whether content may be a list of parts. Images need parts.
+        writes: the texts of the template, without its code.
+        looks_for: those that the template compares with or hands to functions, such as "</think>" in an answer.
         endless: why rendering does not end on a short message. None if rendering ends.
 
     Raises:
@@ -123,11 +136,11 @@ class Template:
         environment.globals["strftime_now"] = _strftime_now
         try:
             self._template = environment.from_string(source)
+            self.writes, self.looks_for = _texts(environment.parse(source))
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(f"model.path: the chat template is broken: line {error.lineno}: {error}") from None
         except (SyntaxError, RecursionError, MemoryError, OverflowError):  # Python's, for blocks in blocks in blocks
             raise ConfigError("model.path: the chat template is broken: its blocks are nested too deep") from None
-        self.source = source
         self._special = dict(special)
         self.endless: str | None = None
         self.takes_text = self._renders(_PROBE)

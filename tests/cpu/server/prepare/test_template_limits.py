@@ -90,7 +90,7 @@ def test_a_loop_ends_in_time(source: str, monkeypatch: pytest.MonkeyPatch) -> No
     started = time.monotonic()
     with pytest.raises(TemplateFailed):
         template.render(SAID, add_generation_prompt=True)
-    assert time.monotonic() - started < 0.6
+    assert time.monotonic() - started < 2.0, "the limit and what a busy machine adds"
 
 
 @pytest.mark.parametrize("source", GROWTH.values(), ids=GROWTH)
@@ -101,7 +101,7 @@ def test_growth_ends_in_memory(source: str) -> None:
         started = time.monotonic()
         with pytest.raises(TemplateFailed):
             template.render(SAID, add_generation_prompt=True)
-        assert time.monotonic() - started < 2.0, "tracing slows the rendering down"
+        assert time.monotonic() - started < 6.0, "tracing slows the rendering down"
         assert tracemalloc.get_traced_memory()[1] < 150e6
     finally:
         tracemalloc.stop()
