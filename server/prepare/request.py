@@ -84,7 +84,9 @@ class Preparer:
         warnings += _equal_choices(body, sampling)
         ids = await self.media.run(self.prompter.chat, turns, model)  # a template is code of the checkpoint
         loaded = await self._load(images, resolved)
-        loaded, question = with_question(self.prompter, turns, loaded, resolved)
+        question: list[int] = []
+        if resolved.reads_question:
+            loaded, question = await self.media.run(with_question, self.prompter, turns, loaded)
         generate = Generate(
             id=new_id("chatcmpl"),
             prompt_ids=ids,
@@ -171,12 +173,8 @@ def conversation(messages: Sequence[Message]) -> list[Turn]:
     return turns
 
 
-def with_question(
-    prompter: Prompter, turns: Sequence[Turn], images: Sequence[Image], resolved: Resolved
-) -> tuple[list[Image], list[int]]:
-    """Return the images with captions, and the question's token ids. Both stay empty unless the method reads them."""
-    if not resolved.reads_question:
-        return list(images), []
+def with_question(prompter: Prompter, turns: Sequence[Turn], images: Sequence[Image]) -> tuple[list[Image], list[int]]:
+    """Return the images with captions, and the question's token ids, for a method that reads them."""
     captions = caption_ids(prompter.text_ids, turns)
     captioned = [replace(image, caption_ids=ids) for image, ids in zip(images, captions, strict=True)]
     return captioned, question_ids(prompter.text_ids, turns)
