@@ -1,0 +1,39 @@
+"""Exact bounds against the textbook's numbers, against each other and against draws."""
+
+import random
+
+import pytest
+
+from foveate.tune.confidence import allowed_misses, chance, lower_bound, pairs_needed
+
+WISHES = (0.5, 0.8, 0.9, 0.95, 0.99, 0.999)
+
+
+@pytest.mark.parametrize(("agreement", "misses", "pairs"), [
+    (0.99, 0, 299), (0.99, 1, 473), (0.99, 2, 628), (0.99, 3, 773), (0.95, 0, 59), (0.9, 0, 29), (0.999, 0, 2995),
+])  # fmt: skip
+def test_the_pairs_that_a_wish_needs(agreement: float, misses: int, pairs: int) -> None:
+    assert pairs_needed(agreement, misses) == pairs  # acceptance sampling's tables
+
+
+@pytest.mark.parametrize("agreement", WISHES)
+@pytest.mark.parametrize("risk", [0.05, 0.2])
+def test_one_pair_less_or_one_miss_more_does_not_confirm(agreement: float, risk: float) -> None:
+    for misses in range(6):
+        n = pairs_needed(agreement, misses, risk)
+        assert allowed_misses(n, agreement, risk) == misses
+        assert allowed_misses(n - 1, agreement, risk) == misses - 1
+
+
+@pytest.mark.parametrize(("same", "n"), [(299, 299), (771, 773), (1, 3), (45, 50), (9_990, 10_000)])
+def test_the_bound_is_where_the_chance_is_the_risk(same: int, n: int) -> None:
+    bound = lower_bound(same, n)
+    assert chance(n - same, n, bound) == pytest.approx(0.05, abs=1e-6)
+    assert bound < same / n and lower_bound(0, n) == 0.0
+
+
+def test_the_chance_is_that_of_draws() -> None:
+    rng = random.Random(0)
+    drawn = [sum(rng.random() >= 0.97 for _ in range(100)) <= 2 for _ in range(5_000)]
+    assert sum(drawn) / len(drawn) == pytest.approx(chance(2, 100, 0.97), abs=0.02)
+    assert chance(3, 3, 0.9) == 1.0 and chance(0, 10, 0.9) == pytest.approx(0.9**10)
