@@ -159,7 +159,7 @@ def _add_tune(parser: argparse.ArgumentParser) -> None:
     text = "share of answers that must stay the same (default: %(default)s)"
     parser.add_argument("--agreement", metavar="X", type=float, default=0.99, help=text)
     parser.add_argument("--limit", metavar="N", type=int, help="so many pairs, drawn by the seed (default: all)")
-    parser.add_argument("--scenes", metavar="N", type=int, default=90, help="bundled pictures (default: %(default)s)")
+    parser.add_argument("--scenes", metavar="N", type=int, default=300, help="bundled pictures (default: %(default)s)")
     text = "tokens of an answer at most (default: %(default)s)"
     parser.add_argument("--max-tokens", metavar="N", type=int, default=64, help=text)
     text = "reducers to compare (default: foveal mmtok tome tome;keep=0.75+foveal)"

@@ -1,6 +1,7 @@
 """`foveate tune MODEL DATA`: the whole run, from arguments to output files."""
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,8 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.common import MethodInfo
 from foveate.server.find_model import find_model
 from foveate.tune.asking import Asked, Asker
-from foveate.tune.data import PARTS, SCENES, read, sample, split
+from foveate.tune.confidence import RISK, allowed_misses, pairs_needed
+from foveate.tune.data import HELD_OUT, HELD_OUT_SHARE, PARTS, SCENES, Pair, read, sample, split
 from foveate.tune.measure import Bench
 from foveate.tune.plan import expected_steps, run
 from foveate.tune.progress import Progress
@@ -32,7 +34,7 @@ class Options:
     limit: int | None = None
     max_tokens: int = 64
     methods: tuple[str, ...] = ()  # empty: the entries of METHODS that suit the model
-    n_scenes: int = 90
+    n_scenes: int = 300
     every: int = 0  # 0: chosen so that the search covers about twelve layers
     seed: int = 0
     out: Path | None = None
@@ -47,8 +49,9 @@ def tune(options: Options) -> Path:
     _check(options)
     asked_for = options.config.model.path
     config, directory = find_model(options.config)
-    pairs = sample(read(options.data, options.n_scenes), options.limit, options.seed)
+    pairs = sample(read(options.data, options.n_scenes, options.seed), options.limit, options.seed)
     parts = split(pairs, options.seed)
+    _check_pairs(options, parts)
     out = _folder(options.out or Path(f"tuned-{config.model.name}"))
     asker = Asker(config, directory)
     methods = _methods(options.methods, asker)
@@ -78,14 +81,38 @@ def tune(options: Options) -> Path:
 
 
 def _check(options: Options) -> None:
-    if not 0.0 < options.agreement <= 1.0:
-        raise ConfigError(f"--agreement: {options.agreement:g} is not in (0, 1]")
+    if options.agreement == 1.0:
+        raise ConfigError("--agreement: no number of pairs confirms 1; ask for less, for example 0.99")
+    if not 0.0 < options.agreement < 1.0:
+        raise ConfigError(f"--agreement: {options.agreement:g} is not in (0, 1)")
     counts = {"limit": options.limit, "max-tokens": options.max_tokens, "scenes": options.n_scenes}
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ConfigError(f"--{name}: {value} is not positive")
     if options.every < 0:
         raise ConfigError(f"--every: {options.every} is negative; 0 means automatic")
+
+
+def _check_pairs(options: Options, parts: dict[str, list[Pair]]) -> None:
+    """Say what the held-out pairs can confirm. Raises ConfigError if they are too few."""
+    agreement, n = options.agreement, len(parts[HELD_OUT])
+    total, needed = sum(map(len, parts.values())), pairs_needed(agreement)
+    most = allowed_misses(n, agreement)
+    if most < 0:
+        give = -(-needed // HELD_OUT_SHARE)
+        more = f" (--scenes {-(-options.n_scenes * give // total) + 1:.0f})" if options.data == SCENES else ""
+        possible = int(1000 * RISK ** (1 / n)) / 1000
+        remedy = f"or ask for at most {possible:g}" if possible else "as so few confirm nothing"
+        raise ConfigError(
+            f"--agreement: {agreement:g} takes {needed} held-out pairs for {1 - RISK:.0%} confidence, even if no "
+            f"answer changes; of {total} pairs {n} are held out: give {give:.0f} pairs{more}, {remedy}"
+        )
+    print(
+        f"tune: {total} pairs, of which {n} are held out; {agreement:.1%} is confirmed ({1 - RISK:.0%} confidence) if "
+        f"at most {most} of the held-out answers change",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _folder(out: Path) -> Path:

@@ -16,9 +16,7 @@ def chance(misses: int, n: int, agreement: float) -> float:
         return 1.0
     rate, same = math.log1p(-agreement), math.log(agreement)
     log_n = math.lgamma(n + 1)
-    terms = [
-        log_n - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * rate + (n - k) * same for k in range(misses + 1)
-    ]
+    terms = [log_n - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * rate + (n - k) * same for k in range(misses + 1)]
     return min(1.0, sum(map(math.exp, terms)))
 
 
@@ -40,6 +38,14 @@ def pairs_needed(agreement: float, misses: int = 0, risk: float = RISK) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if chance(misses, middle, agreement) <= risk else (middle, high)
     return high
+
+
+def pairs_to_confirm(rate: float, agreement: float) -> int | None:
+    """Return the pairs that confirm `agreement` if a share `rate` of their answers changes; None beyond 100 changes."""
+    if rate >= 1 - agreement:
+        return None
+    needs = ((misses, pairs_needed(agreement, misses)) for misses in range(101))
+    return next((pairs for misses, pairs in needs if misses >= rate * pairs), None)
 
 
 def lower_bound(same: int, n: int, risk: float = RISK) -> float:

@@ -18,9 +18,12 @@ from foveate.configs.errors import ConfigError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SCENES = "scenes"  # name of the data set of bundled scenes
-FIRST_SCENE = HELD_OUT_SEED + 8_000_000  # not used in training, in the published tables or in the tests
-PARTS = ("search", "choice", "held out")
-_SHARES = (0.5, 0.75)  # ends of the first and the second part, as shares of the pairs
+FIRST_SCENE = HELD_OUT_SEED + 20_000_000  # not used in training, in the published tables or in the tests
+_SCENES_APART = 10_000  # between the first scenes of two seeds
+_SEEDS = 10_000  # with scenes of their own
+PARTS = SEARCH, CHOICE, HELD_OUT = ("search", "choice", "held out")
+HELD_OUT_SHARE = 0.6
+_SHARES = (0.2, 0.4)  # ends of the first and the second part, as shares of the pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +42,16 @@ class _Line(msgspec.Struct, frozen=True):
     answer: str | None = None
 
 
-def read(source: str, n_scenes: int) -> list[Pair]:
+def read(source: str, n_scenes: int, seed: int = 0) -> list[Pair]:
     """Read all pairs of a file or a folder. For the name "scenes", make pairs of `n_scenes` bundled scenes.
+
+    Each seed has other scenes.
 
     Raises:
         ConfigError: the data are wrong. The message names the file and the line.
     """
     if source == SCENES:
-        return scenes(n_scenes)
+        return scenes(n_scenes, FIRST_SCENE + _SCENES_APART * (seed % _SEEDS))
     path = Path(source).expanduser()
     if path.is_dir():
         return _read_folder(path)
@@ -75,7 +80,7 @@ def sample(pairs: Sequence[Pair], n: int | None, seed: int) -> list[Pair]:
 
 
 def split(pairs: Sequence[Pair], seed: int) -> dict[str, list[Pair]]:
-    """Split the pairs: half to search, a quarter to choose among the found points, a quarter to confirm the choice.
+    """Split the pairs: a fifth to search, a fifth to choose among the found points, the rest to confirm the choice.
 
     No image is in two parts.
 
@@ -84,7 +89,7 @@ def split(pairs: Sequence[Pair], seed: int) -> dict[str, list[Pair]]:
     """
     pictures = list(dict.fromkeys(pair.picture for pair in pairs))
     if len(pictures) < 4:
-        raise ConfigError(f"{len(pairs)} pairs about {len(pictures)} pictures: give at least 4, as half is held out")
+        raise ConfigError(f"{len(pairs)} pairs about {len(pictures)} pictures: give at least 4, as most are held out")
     random.Random(f"split/{seed}").shuffle(pictures)
     of: dict[bytes | str, list[Pair]] = {picture: [] for picture in pictures}
     for pair in pairs:

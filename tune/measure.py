@@ -1,4 +1,4 @@
-"""Measure agreement and cost of a method and ratio on one part of the pairs. Each point is measured only once."""
+"""Measure agreement and cost of a method and ratio on one part of the pairs. No pair is asked twice for one point."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from foveate.tune.asking import Asked, Asker, LayerCost, Outcome
+from foveate.tune.data import SEARCH
 from foveate.tune.state import State
 
-_ONE_SIDED_80 = 0.841621  # quantile of the normal distribution
+_STEP = 64  # pairs between two looks at the number of changed answers
 REDUCER, SCHEDULE, SIGMOID, BOTH = "reducer", "g-search", "p-sigmoid", "both"
 
 
@@ -19,6 +20,27 @@ class Reference(msgspec.Struct, frozen=True):
     right: int | None  # answers equal to the user's answers; None unless each pair has one
 
 
+class Tally(msgspec.Struct, frozen=True, kw_only=True):
+    """Sums over some pairs under one method and ratio."""
+
+    same: int  # answers equal to the unpruned ones, token by token
+    asked: int
+    right: int | None  # answers equal to the user's answers; None unless each pair has one
+    offered: int  # visual tokens without pruning
+    entering: int  # visual tokens that enter the decoder
+    layers: list[int]  # visual tokens in each layer
+    flops: int  # prefill FLOPs in the decoder's layers
+    flops_unpruned: int
+
+    def __add__(self, other: "Tally") -> "Tally":
+        mine, theirs = msgspec.structs.asdict(self), msgspec.structs.asdict(other)
+        numbers = {name: mine[name] + theirs[name] for name in mine if name not in ("right", "layers")}
+        known = self.right is not None and other.right is not None
+        right = mine["right"] + theirs["right"] if known else None
+        layers = [a + b for a, b in zip(self.layers, other.layers, strict=True)]
+        return Tally(right=right, layers=layers, **numbers)
+
+
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """One point of the frontier. Shares are relative to the unpruned model on the same pairs."""
 
@@ -26,11 +48,16 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     method: str  # as `budget.method`
     ratio: float  # as `budget.ratio`
     same: int  # answers equal to the unpruned ones, token by token
-    asked: int
+    asked: int  # fewer than the part has, if too many answers changed
     right: int | None  # answers equal to the user's answers; None unless each pair has one
     entering: float  # share of visual tokens that enter the decoder
     layers: list[float]  # share of visual tokens in each layer
     flops: float  # share of prefill FLOPs in the decoder's layers
+
+    @property
+    def misses(self) -> int:
+        """Changed answers."""
+        return self.asked - self.same
 
     @property
     def agreement(self) -> float:
@@ -52,14 +79,6 @@ def wilson(same: int, asked: int, z: float = 1.959964) -> tuple[float, float]:
     middle, scale = p + z * z / (2 * asked), 1 + z * z / asked
     spread = z * math.sqrt(p * (1 - p) / asked + z * z / (4 * asked * asked))
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
-
-
-def sure(same: int, asked: int, agreement: float) -> bool:
-    """Return whether the agreement reaches `agreement` with 80 % confidence.
-
-    If the pairs are too few for this confidence, all answers must agree.
-    """
-    return same == asked or wilson(same, asked, _ONE_SIDED_80)[0] >= agreement
 
 
 class Bench:
@@ -85,7 +104,7 @@ class Bench:
         self._max_tokens = max_tokens
         self._told = told
         self._references: dict[str, Reference] = {}
-        self.seen: list[Measured] = []  # points of the part "search", in order
+        self._seen: dict[tuple[str, float], Measured] = {}  # by method and ratio
 
     def reference(self, part: str) -> Reference:
         """Return the unpruned answers of a part."""
@@ -94,35 +113,62 @@ class Bench:
             known = self._state.get(key, Reference)
             if known is None:
                 outcomes = self.asker.ask(self.parts[part], "none", 1.0, self._max_tokens)
-                known = Reference([o.token_ids for o in outcomes], self._right(part, outcomes))
+                known = Reference([o.token_ids for o in outcomes], self._right(self.parts[part], outcomes))
                 self._state.put(key, known)
                 self._told(f"unpruned answers to {len(outcomes)} pairs ({part})")
             self._references[part] = known
         return self._references[part]
 
-    def measure(self, kind: str, method: str, ratio: float, part: str = "search") -> Measured:
-        """Measure one point, or read the point from the state."""
-        reference = self.reference(part)
-        key = f"{part} {method} {ratio:.6f}"
-        found = self._state.get(key, Measured)
-        if found is None:
-            outcomes = self.asker.ask(self.parts[part], method, ratio, self._max_tokens)
-            same = sum(o.token_ids == ids for o, ids in zip(outcomes, reference.token_ids, strict=True))
-            offered = sum(o.visual.offered for o in outcomes)
-            by_layer = [o.by_layer(self.n_layers) for o in outcomes]
-            found = Measured(
-                kind=kind, method=method, ratio=ratio, same=same, asked=len(outcomes),
-                right=self._right(part, outcomes),
-                entering=sum(o.visual.kept for o in outcomes) / offered,
-                layers=[sum(layer) / offered for layer in zip(*by_layer, strict=True)],
-                flops=_flops_share(self.asker.layer, outcomes, by_layer),
-            )  # fmt: skip
-            self._state.put(key, found)
+    def measure(self, kind: str, method: str, ratio: float, part: str = SEARCH, most: int | None = None) -> Measured:
+        """Measure one point, or read the point from the state.
+
+        Args:
+            most: changed answers that are of interest. With more, the measurement stops early. None: ask every pair.
+        """
+        n, total, fresh = len(self.parts[part]), None, False
+        for start in range(0, n, _STEP):
+            if total is not None and most is not None and total.asked - total.same > most:
+                break
+            key = f"{part} {method} {ratio:.6f} {start}"
+            tally = self._state.get(key, Tally)
+            if tally is None:
+                tally, fresh = self._ask(part, start, method, ratio), True
+                self._state.put(key, tally)
+            total = tally if total is None else total + tally
+        assert total is not None, "every part has a pair"
+        found = Measured(
+            kind=kind, method=method, ratio=ratio, same=total.same, asked=total.asked, right=total.right,
+            entering=total.entering / total.offered,
+            layers=[layer / total.offered for layer in total.layers],
+            flops=total.flops / total.flops_unpruned,
+        )  # fmt: skip
+        if fresh:
             self._told(f"{method} at {ratio:.3g}: {100 * found.agreement:.1f} % of {found.asked} ({part})")
-        found = msgspec.structs.replace(found, kind=kind)
-        if part == "search" and found not in self.seen:
-            self.seen.append(found)
+        if part == SEARCH:
+            self._seen[method, ratio] = found
         return found
+
+    @property
+    def seen(self) -> list[Measured]:
+        """Points of the part "search", in order of their first measurement."""
+        return list(self._seen.values())
+
+    def _ask(self, part: str, start: int, method: str, ratio: float) -> Tally:
+        asked = self.parts[part][start : start + _STEP]
+        token_ids = self.reference(part).token_ids[start : start + _STEP]
+        outcomes = self.asker.ask(asked, method, ratio, self._max_tokens)
+        by_layer = [o.by_layer(self.n_layers) for o in outcomes]
+        flops, unpruned = _flops(self.asker.layer, outcomes, by_layer)
+        return Tally(
+            same=sum(o.token_ids == ids for o, ids in zip(outcomes, token_ids, strict=True)),
+            asked=len(outcomes),
+            right=self._right(asked, outcomes),
+            offered=sum(o.visual.offered for o in outcomes),
+            entering=sum(o.visual.kept for o in outcomes),
+            layers=[sum(layer) for layer in zip(*by_layer, strict=True)],
+            flops=flops,
+            flops_unpruned=unpruned,
+        )
 
     def value(self, key: str, kind: type[msgspec.Struct], make: Callable[[], msgspec.Struct]) -> msgspec.Struct:
         """Return a value from the state. Compute and store a missing value."""
@@ -133,18 +179,19 @@ class Bench:
             self._told(key)
         return found
 
-    def _right(self, part: str, outcomes: Sequence[Outcome]) -> int | None:
-        answers = [one.answer for one in self.parts[part]]
+    def _right(self, asked: Sequence[Asked], outcomes: Sequence[Outcome]) -> int | None:
+        answers = [one.answer for one in asked]
         if any(answer is None for answer in answers):
             return None
         texts = [self.asker.text(o.token_ids) for o in outcomes]
         return sum(text == (answer or "").strip() for text, answer in zip(texts, answers, strict=True))
 
 
-def _flops_share(layer: LayerCost, outcomes: Sequence[Outcome], by_layer: Sequence[Sequence[int]]) -> float:
+def _flops(layer: LayerCost, outcomes: Sequence[Outcome], by_layer: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """Return the prefill FLOPs in the decoder's layers, as spent and without pruning."""
     spent = sum(layer.prefill_flops(o.n_text + n) for o, layers in zip(outcomes, by_layer, strict=True) for n in layers)
     full = sum(
         len(layers) * layer.prefill_flops(o.n_text + o.visual.offered)
         for o, layers in zip(outcomes, by_layer, strict=True)
     )
-    return spent / full
+    return spent, full

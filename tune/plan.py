@@ -7,11 +7,14 @@ from functools import partial
 
 import msgspec
 
+from foveate.tune.choice import Candidate, candidates, confirm
+from foveate.tune.confidence import allowed_misses
+from foveate.tune.data import CHOICE, HELD_OUT, SEARCH
 from foveate.tune.heads import Heads, find_heads
-from foveate.tune.measure import BOTH, REDUCER, SCHEDULE, SIGMOID, Bench, Measured, sure
+from foveate.tune.measure import BOTH, REDUCER, SCHEDULE, SIGMOID, Bench, Measured
 from foveate.tune.search import LEVELS, fit_sigmoid, gsearch, horizon, least, table_text, with_tail
 
-_FRONTIER = (24, 16, 8)  # levels measured for each reducer in any case
+_FRONTIER = (28, 24, 16, 8)  # levels measured for each reducer in any case
 _DROPS = (1.0, 0.75, 0.5)  # behind a reducer, the schedule drops these shares of its usual drops
 _INFORMED = 64  # number of pairs for the mean change of the first token's distribution
 _TOP = 20  # most likely tokens compared in this distribution
@@ -44,15 +47,18 @@ class Result:
     sigmoid: Measured
     reducers: list[Measured]  # cheapest passing point of each reducer; keeps all tokens if no point passes
     both: Measured | None  # cheapest point of reducer and schedule together, if tried
-    tried: list[Measured]  # on the part "choice", in order; the last point is the choice
-    confirmed: Measured  # the choice on the part "held out"
-    others: list[Measured]  # other points on the part "held out": schedule, sigmoid, reducers, both
+    target: float  # agreement with which a point holds: the least that the part "held out" confirms
+    limit: int  # changed answers on "search" and "choice" that a candidate may have
+    candidates: list[Candidate]  # cheapest first
+    tests: list[Measured]  # candidates on the part "held out", safest first; only the last one can have failed
+    confirmed: Measured  # the cheapest confirmed point on the part "held out"; the unpruned model if there is none
     heads: Found
     points: list[Measured]  # all points in the order of measurement
 
     @property
-    def chosen(self) -> Measured:
-        return self.tried[-1]
+    def failed(self) -> Measured | None:
+        """The test that was not confirmed, if any."""
+        return self.tests[-1] if self.tests and self.tests[-1] != self.confirmed else None
 
 
 def run(bench: Bench, agreement: float, methods: Sequence[str], every: int, seed: int, words: Sequence[int]) -> Result:
@@ -63,10 +69,17 @@ def run(bench: Bench, agreement: float, methods: Sequence[str], every: int, seed
         every: the schedule may change at every `every`-th layer.
         words: ordinary token ids, without special tokens.
     """
-    bench.reference("search")
+    n = {part: len(pairs) for part, pairs in bench.parts.items()}
+    target = 1 - allowed_misses(n[HELD_OUT], agreement) / n[HELD_OUT]
+    assert agreement <= target <= 1, "the caller gives pairs enough to confirm the agreement"
+    bench.reference(SEARCH)
+    most = int((1 - target) * n[SEARCH] + 1e-9)
 
     def holds(kind: str, method: str, ratio: float) -> bool:
-        return bench.measure(kind, method, ratio).holds(agreement)
+        return bench.measure(kind, method, ratio, most=most).holds(target)
+
+    def ask(point: Measured, part: str, most: int) -> Measured:
+        return bench.measure(point.kind, point.method, point.ratio, part, most)
 
     def table_holds(table: Sequence[float]) -> bool:
         return holds(SCHEDULE, schedule_text(table), 1.0)
@@ -81,24 +94,22 @@ def run(bench: Bench, agreement: float, methods: Sequence[str], every: int, seed
     ranked = sorted(reducers, key=lambda point: (point.cost, -point.same))
     together = [point for best in ranked[:2] for point in _both(bench, best, table, partial(holds, BOTH))]
     both = min(together, key=lambda point: point.cost, default=None)
-    tried = _choose(bench, agreement)
-    chosen = tried[-1]
-    confirmed, *others = [
-        bench.measure(p.kind, p.method, p.ratio, "held out")
-        for p in (chosen, schedule, sigmoid, *reducers, *([both] if both else []))
-    ]
+    tried, limit = candidates([p for p in bench.seen if p.holds(target)], n[CHOICE], agreement, ask)
+    tests = confirm(tried, n[HELD_OUT], agreement, ask)
+    passed = [p for p in tests if p.misses <= allowed_misses(n[HELD_OUT], agreement)]
+    confirmed = passed[-1] if passed else bench.measure(REDUCER, "none", 1.0, HELD_OUT)
     heads = bench.value("heads", Found, lambda: _heads(find_heads(bench.asker.model, words, seed)))
     changes = bench.value("changes", Changes, lambda: _changes(bench))
     assert isinstance(heads, Found) and isinstance(changes, Changes), "kept under their own keys"
     return Result(
         horizon=first, changes=changes, table=table, schedule=schedule, sigmoid=sigmoid, reducers=reducers, both=both,
-        tried=tried, confirmed=confirmed, others=others, heads=heads, points=list(bench.seen),
+        target=target, limit=limit, candidates=tried, tests=tests, confirmed=confirmed, heads=heads, points=bench.seen,
     )  # fmt: skip
 
 
 def expected_steps(n_layers: int, n_methods: int) -> int:
     """Estimate the number of measurements of a run."""
-    return 8 + n_layers.bit_length() + 4 * min(n_layers, 12) + 8 * n_methods + 30 + 6
+    return 8 + n_layers.bit_length() + 4 * min(n_layers, 12) + 9 * n_methods + 40
 
 
 def schedule_text(table: Sequence[float]) -> str:
@@ -110,8 +121,8 @@ def _reducer(bench: Bench, method: str, holds: Callable[[float], bool]) -> Measu
     """Find the fewest tokens with which a reducer alone passes. The coarse first pass also gives the frontier."""
     coarse = [level for level in _FRONTIER if holds(level / LEVELS)]
     most = min(coarse, default=LEVELS)
-    step = _FRONTIER[0] - _FRONTIER[1]
-    level = least(most, lambda k: holds(k / LEVELS), low=max(1, most - step + 1))
+    below = max((level for level in _FRONTIER if level < most), default=0)
+    level = least(most, lambda k: holds(k / LEVELS), low=below + 1)
     return bench.measure(REDUCER, method, level / LEVELS)
 
 
@@ -133,25 +144,6 @@ def _level_holds(methods: Sequence[str], holds: Callable[[str, float], bool], le
     return holds(methods[level], level / LEVELS)
 
 
-def _choose(bench: Bench, agreement: float) -> list[Measured]:
-    """Try passing points on the unseen part "choice", cheapest first, until a point is sure on both parts together.
-
-    The search takes the cheapest of many passing points, and some of these pass by luck. New pairs reject lucky points.
-    A point is tried only if its agreement exceeds that of every cheaper point: after a better point has failed, a worse
-    point could pass only by luck.
-    """
-    known = [p for p in bench.seen if p.holds(agreement) and p.cost < 1]
-    tried, most = [], 0
-    for point in sorted(known, key=lambda p: (p.cost, p.flops, -p.same)):
-        if point.same <= most:
-            continue
-        most = point.same
-        tried.append(bench.measure(point.kind, point.method, point.ratio, "choice"))
-        if sure(point.same + tried[-1].same, point.asked + tried[-1].asked, agreement):
-            return tried
-    return [*tried, bench.measure(REDUCER, "none", 1.0, "choice")]
-
-
 def _heads(found: Heads) -> Found:
     def rounded(rows: list[list[float]]) -> list[list[float]]:
         return [[round(x, 5) for x in row] for row in rows]
@@ -161,7 +153,7 @@ def _heads(found: Heads) -> Found:
 
 def _changes(bench: Bench) -> Changes:
     """Measure the change of the first answer token's distribution if all visual tokens are dropped from a layer on."""
-    some, n_layers = bench.parts["search"][:_INFORMED], bench.n_layers
+    some, n_layers = bench.parts[SEARCH][:_INFORMED], bench.n_layers
 
     def first(method: str) -> list[dict[int, float]]:
         outcomes = bench.asker.ask(some, method, 1.0, 1, _TOP)

@@ -49,7 +49,7 @@ def _frontier(axes: Any, agreement: float, result: Result) -> None:
 
 
 def _layers(axes: Any, result: Result) -> None:
-    shown = {"g-search": result.schedule, "p-sigmoid": result.sigmoid, "chosen": result.chosen}
+    shown = {"g-search": result.schedule, "p-sigmoid": result.sigmoid, "chosen": result.confirmed}
     for name, point in shown.items():
         held = [100 * x for x in (*point.layers, point.layers[-1])]
         axes.step(range(len(held)), held, where="post", label=name)

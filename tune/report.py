@@ -8,7 +8,9 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from foveate.tune.measure import BOTH, REDUCER, SCHEDULE, SIGMOID, Measured, wilson
+from foveate.tune.confidence import CHOICE_RISK, RISK, allowed_misses, lower_bound, pairs_needed, pairs_to_confirm
+from foveate.tune.data import CHOICE, HELD_OUT, HELD_OUT_SHARE, SEARCH
+from foveate.tune.measure import BOTH, REDUCER, SCHEDULE, SIGMOID
 from foveate.tune.plan import Result
 from foveate.tune.plots import draw
 
@@ -41,10 +43,11 @@ def write(out: Path, setting: Setting, result: Result) -> list[str]:
     (out / "preset.yaml").write_text(preset(setting, result), "utf-8")
     document = {
         "setting": asdict(setting),
-        "chosen": msgspec.to_builtins(result.chosen),
+        "target": result.target,
         "confirmed": msgspec.to_builtins(result.confirmed),
-        "others": msgspec.to_builtins(result.others),
-        "tried": msgspec.to_builtins(result.tried),
+        "lower_bound": round(lower_bound(result.confirmed.same, result.confirmed.asked), 6),
+        "candidates": msgspec.to_builtins(result.candidates),
+        "tests": msgspec.to_builtins(result.tests),
         "table": result.table,
         "schedule": msgspec.to_builtins(result.schedule),
         "sigmoid": msgspec.to_builtins(result.sigmoid),
@@ -62,7 +65,7 @@ def write(out: Path, setting: Setting, result: Result) -> list[str]:
 
 def preset(setting: Setting, result: Result) -> str:
     """Return YAML for `foveate serve --config`."""
-    chosen = result.chosen
+    chosen = result.confirmed
     body = {"model": {"path": setting.model}, "budget": {"method": chosen.method, "ratio": chosen.ratio}}
     text: str = yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=2**31)
     notes = "\n".join(f"# {line}" for line in ["Written by foveate tune.", *summary(setting, result)])
@@ -70,21 +73,39 @@ def preset(setting: Setting, result: Result) -> str:
 
 
 def summary(setting: Setting, result: Result) -> list[str]:
-    """Return the choice, its cost and its agreement on the held-out pairs."""
-    chosen, confirmed = result.chosen, result.confirmed
-    low, high = wilson(confirmed.same, confirmed.asked)
-    lines = [
-        f"{chosen.method} at ratio {chosen.ratio:g}: {_percent(confirmed.cost)} of the visual token-layers, "
-        f"{_percent(confirmed.flops)} of the decoder's prefill FLOPs",
-        f"same answer as unpruned on {confirmed.same} of {confirmed.asked} held-out pairs: "
-        f"{_percent(confirmed.agreement)} (95 % interval {_percent(low)} to {_percent(high)}), "
-        f"asked for {_percent(setting.agreement)}",
-    ]
+    """Return the choice, its cost, its agreement on the held-out pairs, and what a cheaper point would need."""
+    chosen = result.confirmed
     if chosen.cost == 1:
-        lines.append("nothing cheaper than the unpruned model held; ask for less agreement or give more pairs")
-    elif confirmed.agreement < setting.agreement:
-        lines.append("that is less than was asked for: the pairs searched on were kinder; give more of them")
-    return lines
+        lines = [
+            f"no saving could be confirmed to keep {_percent(setting.agreement)} of the answers; the preset keeps all "
+            "visual tokens"
+        ]
+    else:
+        low = lower_bound(chosen.same, chosen.asked)
+        lines = [
+            f"{chosen.method} at ratio {chosen.ratio:g}: {_percent(chosen.cost)} of the visual token-layers, "
+            f"{_percent(chosen.flops)} of the decoder's prefill FLOPs",
+            f"same answer as unpruned on {chosen.same} of {chosen.asked} held-out pairs: at least {_percent(low)} with "
+            f"{1 - RISK:.0%} confidence, asked for {_percent(setting.agreement)}",
+        ]
+    return [*lines, *_missed(setting, result)]
+
+
+def _missed(setting: Setting, result: Result) -> list[str]:
+    """Say which test failed first, and how many pairs could confirm the point."""
+    failed = result.failed
+    if failed is None:
+        if result.candidates:
+            return []
+        return ["no cheaper point held on the search and choice pairs; ask for less agreement or give more pairs"]
+    line = (
+        f"not confirmed: {failed.method} at ratio {failed.ratio:g} ({_percent(failed.cost)} of the visual token-layers)"
+        f" changed {failed.misses} of {failed.asked} held-out answers"
+    )
+    pairs = pairs_to_confirm(failed.misses / failed.asked, setting.agreement)
+    if pairs is None:
+        return [f"{line}; more pairs would hardly help, less agreement would"]
+    return [f"{line}; if it changes no larger share of {pairs / HELD_OUT_SHARE:.0f} pairs, they confirm it"]
 
 
 def sections(setting: Setting, result: Result, plots: Sequence[str]) -> list[str]:
@@ -92,16 +113,14 @@ def sections(setting: Setting, result: Result, plots: Sequence[str]) -> list[str
     return [
         f"# foveate tune: {setting.model}",
         "\n".join(f"- {line}" for line in summary(setting, result)),
-        _setting_lines(setting),
+        _setting_lines(setting, result),
         "## Frontier",
-        "On the pairs searched on; the star is the choice, on held-out pairs.",
+        "On the pairs searched on; the star is the choice, on held-out pairs. A point that changed too many answers "
+        "was not asked the other pairs.",
         *plots,
-        _points_table(setting, result.points),
+        _points_table(result),
         "## Choice",
-        "Of many points a search takes the cheapest that holds on its own pairs, so also the lucky ones. So the choice "
-        f"is, from the cheapest on, the first with at least {_percent(setting.agreement)} at 80 % confidence on search "
-        "and choice pairs together (or, where those are too few to tell, with every answer the same). The held-out "
-        "pairs had no say in anything.",
+        _choice_text(setting, result),
         _choice_table(setting, result),
         *_schedule_sections(setting, result),
         "## Reducers alone",
@@ -114,12 +133,13 @@ def sections(setting: Setting, result: Result, plots: Sequence[str]) -> list[str
     ]
 
 
-def _setting_lines(setting: Setting) -> str:
+def _setting_lines(setting: Setting, result: Result) -> str:
     parts = ", ".join(f"{n} pairs ({setting.n_pictures[part]} pictures) {part}" for part, n in setting.counts.items())
     lines = [
         f"Data: `{setting.data}`: {parts}; no picture is in two parts. Seed {setting.seed}, answers up to "
         f"{setting.max_tokens} tokens, greedy. Agreement is the share of answers that are those of the unpruned model, "
-        f"token by token. A point holds if it is at least {_percent(setting.agreement)} on the pairs searched on.",
+        f"token by token. A point holds if it is at least {_percent(result.target)} on the pairs searched on: that "
+        f"much the held-out pairs must show to confirm {_percent(setting.agreement)}.",
     ]
     known = [(n, setting.counts[part]) for part, n in setting.right.items() if n is not None]
     if len(known) == len(setting.counts):
@@ -132,25 +152,46 @@ def _setting_lines(setting: Setting) -> str:
     return " ".join(lines)
 
 
-def _points_table(setting: Setting, points: Sequence[Measured]) -> str:
+def _points_table(result: Result) -> str:
     rows = [
         [
             f"`{p.method}`", f"{p.ratio:g}", _MEANING[p.kind], _share(p.cost), _share(p.flops), _share(p.agreement),
-            "-" if p.right is None else _share(p.right / p.asked), "yes" if p.holds(setting.agreement) else "no",
+            "-" if p.right is None else _share(p.right / p.asked), "yes" if p.holds(result.target) else "no",
         ]
-        for p in sorted(points, key=lambda p: (p.cost, p.method))
+        for p in sorted(result.points, key=lambda p: (p.cost, p.method))
     ]  # fmt: skip
     header = ["method", "ratio", "is", "token-layers %", "FLOPs %", "agreement %", "right %", "holds"]
     return _table(header, rows)
 
 
+def _choice_text(setting: Setting, result: Result) -> str:
+    n, wish = setting.counts[HELD_OUT], _percent(setting.agreement)
+    return (
+        "Of many points a search takes the cheapest that holds on its own pairs, so also the lucky ones. So points "
+        f"that hold answered the choice pairs, and were candidates if at most {result.limit} answers of search and "
+        f"choice pairs together changed ({wish} at {1 - CHOICE_RISK:.0%} confidence) and fewer than those of every "
+        "cheaper candidate. The held-out pairs had no part in this. They tested the candidates from the safest on, up "
+        f"to the first failure: {wish} is confirmed with {1 - RISK:.0%} confidence if at most "
+        f"{allowed_misses(n, setting.agreement)} of {n} answers change ({pairs_needed(setting.agreement)} pairs are "
+        "the fewest that can confirm). A test ends as soon as more have changed."
+    )
+
+
 def _choice_table(setting: Setting, result: Result) -> str:
+    parts = (
+        (SEARCH, [c.search for c in result.candidates]),
+        (CHOICE, [c.choice for c in result.candidates]),
+        (HELD_OUT, result.tests),
+    )
     rows = [
-        [f"`{p.method}`", f"{p.ratio:g}", part, _share(p.cost), f"{p.same} of {p.asked}", _share(p.agreement)]
-        for part, points in (("choice", result.tried), ("held out", [result.confirmed, *result.others]))
+        [
+            f"`{p.method}`", f"{p.ratio:g}", part, _share(p.cost), f"{p.same} of {p.asked}", _share(p.agreement),
+            "-" if part != HELD_OUT else "no" if p == result.failed else "yes",
+        ]
+        for part, points in parts
         for p in points
-    ]
-    return _table(["method", "ratio", "on", "token-layers %", "same answer", "agreement %"], rows)
+    ]  # fmt: skip
+    return _table(["method", "ratio", "on", "token-layers %", "same answer", "agreement %", "confirmed"], rows)
 
 
 def _schedule_sections(setting: Setting, result: Result) -> list[str]:
@@ -162,14 +203,14 @@ def _schedule_sections(setting: Setting, result: Result) -> list[str]:
         ["served %", *(_share(x) for x in found.layers)],
         ["P-Sigmoid %", *(_share(x) for x in fit.layers)],
     ]
-    word = "holds" if fit.holds(setting.agreement) else "does not hold"
+    word = "holds" if fit.holds(result.target) else "does not hold"
     return [
         "## Schedule inside the decoder",
         f"G-Search{every}: the fewest visual tokens per layer, in per cent of those that enter. What is served joins "
         "the table's falls to at most four points, and no layer then holds less than the table says.",
         _table(header, rows),
         f"The table costs {_percent(found.cost)} of the token-layers. `{fit.method}`, fitted to it, costs "
-        f"{_percent(fit.cost)} and {word}. The table above has both on held-out pairs.",
+        f"{_percent(fit.cost)} and {word} on the pairs searched on.",
     ]
 
 

@@ -32,7 +32,7 @@ MISTAKES = [
     (["serve", "a", "b"], "unrecognized arguments: b"),
     (["serv"], "did you mean serve?"),
     (["tune", "tiny-llava", "./nowhere.jsonl"], "./nowhere.jsonl: no such file or folder"),
-    (["tune", "--agreement", "99"], "--agreement: 99 is not in (0, 1]"),
+    (["tune", "--agreement", "99"], "--agreement: 99 is not in (0, 1)"),
     (["tune", "--limit", "0"], "--limit: 0 is not positive"),
     (["tune", "--limit", "2"], "give at least 4"),
     (["tune", "tiny-lava"], "did you mean tiny-llava?"),

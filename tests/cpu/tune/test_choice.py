@@ -1,0 +1,127 @@
+"""The promise of a preset, on made-up points whose true agreement is known: what is confirmed meets the wish."""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from foveate.tune.choice import candidates, confirm
+from foveate.tune.confidence import allowed_misses
+from foveate.tune.data import CHOICE, HELD_OUT, SEARCH
+from foveate.tune.measure import REDUCER, Measured
+
+WISH, N = 0.99, {SEARCH: 400, CHOICE: 400, HELD_OUT: 1200}
+Family = Callable[[random.Random], list[float]]  # the true agreement of each point, from the cheapest to the full cost
+
+
+def point(cost: float, misses: int, asked: int) -> Measured:
+    return Measured(
+        kind=REDUCER, method="uniform", ratio=cost, same=asked - misses, asked=asked, right=None, entering=cost,
+        layers=[cost], flops=cost,
+    )  # fmt: skip
+
+
+def drawn(rng: random.Random, n: int, agreement: float) -> int:
+    """A number of changed answers: binomial, by waiting times."""
+    misses, at = -1, 0
+    while at <= n and agreement < 1:
+        misses, at = misses + 1, at + int(rng.expovariate(-math.log(agreement))) + 1
+    return max(0, misses)
+
+
+def chosen(truth: Sequence[float], rng: random.Random, n: dict[str, int] = N) -> float:
+    """Run search, choice and tests. Return the true agreement of the result; 1 for the unpruned model."""
+    costs = {(i + 1) / (len(truth) + 1): agreement for i, agreement in enumerate(truth)}
+
+    def ask(known: Measured, part: str, most: int) -> Measured:
+        return point(known.cost, drawn(rng, n[part], costs[known.cost]), n[part])
+
+    most = allowed_misses(n[HELD_OUT], WISH)
+    target = 1 - most / n[HELD_OUT]
+    searched = [point(cost, drawn(rng, n[SEARCH], agreement), n[SEARCH]) for cost, agreement in costs.items()]
+    tried, limit = candidates([p for p in searched if p.holds(target)], n[CHOICE], WISH, ask)
+    assert all(c.misses <= limit for c in tried)
+    tests = confirm(tried, n[HELD_OUT], WISH, ask)
+    passed = [p for p in tests if p.misses <= most]
+    assert passed in (tests, tests[:-1]), "nothing is asked behind a failure"
+    return costs[passed[-1].cost] if passed else 1.0
+
+
+FAMILIES: dict[str, Family] = {
+    "all a little too low": lambda rng: [0.9895] * 60,
+    "half too low": lambda rng: [0.985 + 0.0002 * i for i in range(60)],
+    "steep": lambda rng: [1 - 0.3 * (1 - i / 60) ** 4 for i in range(60)],
+    "in no order": lambda rng: [rng.uniform(0.97, 1.0) for _ in range(60)],
+    "the cheap are the good": lambda rng: [0.9995 - 0.0004 * i for i in range(60)],
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_of_a_thousand_presets_95_in_100_meet_the_wish(family: str) -> None:
+    rng = random.Random(family)
+    results = [chosen(FAMILIES[family](rng), rng) for _ in range(1000)]
+    met = sum(result >= WISH for result in results)
+    assert met >= 950
+    saved = sum(result < 1 for result in results)
+    assert saved >= 500 or family == "all a little too low", "the promise is not kept by never saving anything"
+
+
+@pytest.mark.parametrize("n_held_out", [299, 500, 2000])
+def test_the_promise_holds_for_other_numbers_of_pairs(n_held_out: int) -> None:
+    rng, n = random.Random(n_held_out), {SEARCH: 100, CHOICE: 300, HELD_OUT: n_held_out}
+    results = [chosen(FAMILIES["half too low"](rng), rng, n) for _ in range(1000)]
+    assert sum(result >= WISH for result in results) >= 950
+
+
+class Scripted:
+    """Answers with the given numbers of changed answers, by cost and part."""
+
+    def __init__(self, misses: dict[tuple[float, str], int]) -> None:
+        self.misses, self.asked = misses, []
+
+    def __call__(self, known: Measured, part: str, most: int) -> Measured:
+        self.asked.append((known.cost, part))
+        return point(known.cost, self.misses[known.cost, part], N[part])
+
+
+def found(misses: dict[tuple[float, str], int]) -> tuple[Scripted, list[float], list[float]]:
+    """What was asked, the costs of the candidates and the costs of the confirmed ones."""
+    ask, most = Scripted(misses), allowed_misses(N[HELD_OUT], WISH)
+    searched = [point(cost, n, N[SEARCH]) for (cost, part), n in misses.items() if part == SEARCH]
+    tried, _ = candidates(searched, N[CHOICE], WISH, ask)
+    tests = confirm(tried, N[HELD_OUT], WISH, ask)
+    return ask, [c.search.cost for c in tried], [p.cost for p in tests if p.misses <= most]
+
+
+def test_a_failure_on_held_out_pairs_falls_back_to_the_safer_point() -> None:
+    _, tried, confirmed = found({
+        (0.3, SEARCH): 1, (0.3, CHOICE): 2, (0.3, HELD_OUT): 20,
+        (0.5, SEARCH): 0, (0.5, CHOICE): 0, (0.5, HELD_OUT): 5,
+        (0.8, SEARCH): 0, (0.8, CHOICE): 0, (0.8, HELD_OUT): 1,
+    })  # fmt: skip
+    assert tried == [0.3, 0.5, 0.8] and confirmed == [0.8, 0.5]
+
+
+def test_the_cheapest_confirmed_point_is_taken_and_nothing_behind_a_failure() -> None:
+    ask, tried, confirmed = found({
+        (0.2, SEARCH): 2, (0.2, CHOICE): 2, (0.2, HELD_OUT): 0,
+        (0.4, SEARCH): 1, (0.4, CHOICE): 1, (0.4, HELD_OUT): 7,
+        (0.6, SEARCH): 0, (0.6, CHOICE): 0, (0.6, HELD_OUT): 2,
+    })  # fmt: skip
+    assert tried == [0.2, 0.4, 0.6] and confirmed == [0.6]
+    assert (0.2, HELD_OUT) not in ask.asked
+
+
+def test_a_lucky_point_of_the_search_is_no_candidate() -> None:
+    _, tried, _ = found({
+        (0.2, SEARCH): 0, (0.2, CHOICE): 9, (0.2, HELD_OUT): 0,
+        (0.9, SEARCH): 1, (0.9, CHOICE): 1, (0.9, HELD_OUT): 0,
+    })  # fmt: skip
+    assert tried == [0.9]
+
+
+def test_without_a_point_that_holds_nothing_is_asked() -> None:
+    ask = Scripted({})
+    assert candidates([point(1.0, 0, 400)], N[CHOICE], WISH, ask) == ([], -1) and not ask.asked
+    assert confirm([], N[HELD_OUT], WISH, ask) == []
