@@ -58,14 +58,15 @@ _TUNE_TEXT = "Find the fewest visual tokens, by layer and by method, that keep t
 _TUNE_EXAMPLES = """\
 examples:
   foveate tune                                  the bundled tiny LLaVA on bundled pictures
-  foveate tune ./my-model data.jsonl --agreement 0.98 --limit 200
+  foveate tune ./my-model data.jsonl --agreement 0.98 --limit 400
   foveate tune Qwen/Qwen2-VL-2B-Instruct ./pictures --methods divprune "hiprune;alpha=0.2" --out ./tuned
   foveate serve --config ./tuned/preset.yaml
 
 DATA is a file with one {"image": PATH or data URL, "question": TEXT} a line ("answer" may be added), or a folder of
-pictures with a .txt of questions beside each, one a line. Half of the pairs are searched on, a quarter chooses among
-what was found, a quarter confirms it. Run again with the same arguments it goes on where it stopped; with another
---agreement or other --methods it measures only what is new. docs/tune.md says how to read the report.
+pictures with a .txt of questions beside each, one a line. Three fifths of the pairs are held out and confirm what
+the search on the others found; 0.99 takes at least 299 held-out pairs. Run again with the same arguments it goes on
+where it stopped; with another --agreement or other --methods it measures only what is new. docs/tune.md says how to
+read the report.
 """
 
 

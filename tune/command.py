@@ -1,7 +1,9 @@
 """`foveate tune MODEL DATA`: the whole run, from arguments to output files."""
 
 import hashlib
+import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,13 +101,14 @@ def _check_pairs(options: Options, parts: dict[str, list[Pair]]) -> None:
     total, needed = sum(map(len, parts.values())), pairs_needed(agreement)
     most = allowed_misses(n, agreement)
     if most < 0:
-        give = -(-needed // HELD_OUT_SHARE)
-        more = f" (--scenes {-(-options.n_scenes * give // total) + 1:.0f})" if options.data == SCENES else ""
+        largest = max(Counter(pair.picture for part in parts.values() for pair in part).values())
+        give = math.ceil((needed + largest - 1) / HELD_OUT_SHARE)  # a picture's pairs stay together
+        more = f" (--scenes {options.n_scenes * give // total + 2})" if options.data == SCENES else ""
         possible = int(1000 * RISK ** (1 / n)) / 1000
         remedy = f"or ask for at most {possible:g}" if possible else "as so few confirm nothing"
         raise ConfigError(
             f"--agreement: {agreement:g} takes {needed} held-out pairs for {1 - RISK:.0%} confidence, even if no "
-            f"answer changes; of {total} pairs {n} are held out: give {give:.0f} pairs{more}, {remedy}"
+            f"answer changes; of {total} pairs {n} are held out: give {give} pairs{more}, {remedy}"
         )
     print(
         f"tune: {total} pairs, of which {n} are held out; {agreement:.1%} is confirmed ({1 - RISK:.0%} confidence) if "

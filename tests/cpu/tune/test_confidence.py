@@ -1,10 +1,13 @@
 """Exact bounds against the textbook's numbers, against each other and against draws."""
 
+import math
 import random
+from pathlib import Path
 
 import pytest
 
-from foveate.tune.confidence import allowed_misses, chance, lower_bound, pairs_needed
+from foveate.tune.confidence import allowed_misses, chance, lower_bound, pairs_needed, pairs_to_confirm
+from foveate.tune.data import HELD_OUT_SHARE
 
 WISHES = (0.5, 0.8, 0.9, 0.95, 0.99, 0.999)
 
@@ -37,3 +40,27 @@ def test_the_chance_is_that_of_draws() -> None:
     drawn = [sum(rng.random() >= 0.97 for _ in range(100)) <= 2 for _ in range(5_000)]
     assert sum(drawn) / len(drawn) == pytest.approx(chance(2, 100, 0.97), abs=0.02)
     assert chance(3, 3, 0.9) == 1.0 and chance(0, 10, 0.9) == pytest.approx(0.9**10)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.001, 0.004, 0.006])
+def test_the_pairs_that_confirm_a_rate_do(rate: float) -> None:
+    pairs = pairs_to_confirm(rate, 0.99)
+    assert pairs is not None and rate * pairs <= allowed_misses(pairs, 0.99)
+    if rate > 0.001:
+        assert rate * (pairs // 2) > allowed_misses(pairs // 2, 0.99), "half of them do not"
+
+
+@pytest.mark.parametrize("rate", [0.0099, 0.01, 0.5])
+def test_a_rate_at_the_wish_is_confirmed_by_no_number_of_pairs(rate: float) -> None:
+    assert pairs_to_confirm(rate, 0.99) is None
+
+
+def test_the_table_of_the_documentation_is_true() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "tune.md").read_text()
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| 0.")]
+    assert len(rows) >= 5
+    for agreement, *held_out, total in rows:
+        numbers = [pairs_needed(float(agreement), misses) for misses in (0, 3, 6)]
+        assert [int(cell.replace(",", "")) for cell in held_out] == numbers
+        stated = [int(cell.replace(",", "")) for cell in total.split(", ")]
+        assert stated == [math.ceil(n / HELD_OUT_SHARE - 1e-9) for n in numbers]
