@@ -33,7 +33,7 @@ from foveate.server.engine_process import Death, EngineProcess
 
 log = logging.getLogger("foveate.server.engine_client")
 
-ENGINE_COMMAND = (sys.executable, "-P", "-m", "foveate.engine.process")
+ENGINE_COMMAND = (sys.executable, "-P", "-m", "foveate.engine.start")
 ENGINE_RESTARTED = "engine_restarted"  # code of requests that were in flight or arrived while the engine was down
 ABORTED = "aborted"  # code of requests that the end of the drain aborted
 MAX_DEATHS = 3

@@ -6,14 +6,11 @@ Every run has a new process and a new directory. So a message for a dead process
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import sys
-import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import zmq
@@ -21,10 +18,11 @@ import zmq.asyncio
 
 from foveate.configs.config import Config
 from foveate.engine.common import Shutdown, ToEngine
+from foveate.engine.common.sockets import FROM_ENGINE, TO_ENGINE
 from foveate.server.report import PROGRESS, LoadProgress
+from foveate.server.socket_directory import SocketDirectory
 
 WRONG_SETTING = 2  # exit status: a setting or the checkpoint is wrong; a restart would not help
-_SOCKET_PATH_LIMIT = 100  # bytes; the kernel's limit is 107
 _ENCODER = msgspec.msgpack.Encoder()
 
 
@@ -39,45 +37,53 @@ class Death:
 class EngineProcess:
     """A running engine. `spawn` creates it. Call `stop` once, even after the process died."""
 
-    def __init__(self, process: Process, directory: Path, context: zmq.asyncio.Context) -> None:
+    def __init__(self, process: Process, directory: SocketDirectory, lifeline: int) -> None:
         self.pid = process.pid
         self._process = process
         self._directory = directory
-        self._context = context
+        self._lifeline = lifeline
+        context = self._context = zmq.asyncio.Context()
         self._push = context.socket(zmq.PUSH)
         self._pull = context.socket(zmq.PULL)
-        for socket, name in ((self._push, "to_engine"), (self._pull, "from_engine")):
+        for socket, name in ((self._push, TO_ENGINE), (self._pull, FROM_ENGINE)):
             socket.set_hwm(0)  # a slow peer blocks neither side; the requests in flight bound the queues
             socket.setsockopt(zmq.LINGER, 0)
-            socket.bind(f"ipc://{directory}/{name}")
+            socket.bind(f"ipc://{directory.path}/{name}")
         self._outbox: asyncio.Queue[ToEngine] = asyncio.Queue()
         self._error_line = ""
         self._tasks = [asyncio.create_task(self._send_all()), asyncio.create_task(self._read_stderr())]
 
     @classmethod
     async def spawn(cls, config: Config, command: Sequence[str]) -> "EngineProcess":
-        """Start `command DIRECTORY` with the configuration on stdin.
+        """Start `command DIRECTORY LIFELINE` with the configuration on stdin.
 
-        The process gets its own session. Otherwise Ctrl-C in a terminal would end the engine while the server drains.
+        LIFELINE is the reading end of a pipe whose other end this process holds open until it ends. The process gets
+        its own session. Otherwise Ctrl-C in a terminal would end the engine while the server drains.
 
         Raises:
             OSError: the command cannot be started.
         """
-        directory = _private_directory()
+        directory = SocketDirectory()
+        read_end, lifeline = os.pipe()  # not inherited, except by `pass_fds`
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
-                str(directory),
+                str(directory.path),
+                str(read_end),
                 stdin=PIPE,
                 stdout=DEVNULL,
                 stderr=PIPE,
                 env={"OMP_WAIT_POLICY": "passive", **os.environ, "PYTHONSAFEPATH": "1"},  # see design.md, section 5
                 start_new_session=True,
+                pass_fds=(read_end,),
             )
-        except OSError:
-            shutil.rmtree(directory)
+        except BaseException:
+            os.close(lifeline)
+            directory.remove()
             raise
-        engine = cls(process, directory, zmq.asyncio.Context())
+        finally:
+            os.close(read_end)
+        engine = cls(process, directory, lifeline)
         assert process.stdin is not None, "stdin is a pipe"
         process.stdin.write(_ENCODER.encode(config))
         process.stdin.close()
@@ -117,7 +123,8 @@ class EngineProcess:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._context.destroy(linger=0)
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._directory.remove()
+        os.close(self._lifeline)
 
     async def _send_all(self) -> None:
         while True:
@@ -145,14 +152,3 @@ async def _line(stream: asyncio.StreamReader) -> bytes:
         return error.partial
     except asyncio.LimitOverrunError as error:
         return await stream.read(error.consumed)
-
-
-def _private_directory() -> Path:
-    """Create a directory that only this user can enter, with a path short enough for a Unix socket."""
-    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    if (
-        not os.access(base, os.W_OK)
-        or len(os.fsencode(base)) + len("/foveate-12345678/from_engine") > _SOCKET_PATH_LIMIT
-    ):
-        base = "/tmp"
-    return Path(tempfile.mkdtemp(prefix="foveate-", dir=base))  # mode 0700
