@@ -126,6 +126,12 @@ class EngineClient:
         if self._down is not None:
             raise self._down
 
+    async def down(self) -> EngineDown:
+        """Wait until the engine process is given up. Return why."""
+        while self._down is None:
+            await self._turned.wait()
+        return self._down
+
     async def generate(self, request: Generate) -> AsyncGenerator[Event, None]:
         """Run one request. The iterator ends after the last choice's `finish` or after `Failed`.
 

@@ -1,5 +1,10 @@
 """The command line. This module imports nothing slow: `foveate serve` starts the engine process within 0.25 s."""
 
+from foveate.server import interrupt
+
+if interrupt.is_command_line():  # before the slower imports: Ctrl-C may come meanwhile
+    interrupt.end_at_once()
+
 import argparse
 import difflib
 import json
@@ -101,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command == "serve":
             return _serve(args, started)
+        interrupt.restore()
         if args.command == "tune":
             return _tune(args)
         if args.command == "config":
