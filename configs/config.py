@@ -166,6 +166,9 @@ class ServerConfig:
         "http://[::1]:*",
     )  # pages of origins that may use the server; :* is any port, *. any subdomain, * alone any page
     drain_s: float = 30.0  # time for open requests to finish after SIGTERM or Ctrl-C
+    engine_hang_s: float = 30.0  # an engine process that shows no sign of life for so long is killed and restarted
+    engine_step_s: float = 600.0  # as is an engine process that is in one step for so long
+    engine_deaths: int = 3  # deaths of the engine process, without 300 s of service in between, that end the server
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_requests: bool = True  # one line per request at level info, without content
 
@@ -186,6 +189,10 @@ class ServerConfig:
                     f"server.api_keys: key {number} is empty, or holds control characters or outer blanks, which no "
                     "Authorization header carries; choose another key"
                 )
+        for key, least_s in (("engine_hang_s", 3.0), ("engine_step_s", 10.0)):
+            if not getattr(self, key) >= least_s:
+                raise ConfigError(f"server.{key}: {getattr(self, key)} is less than {least_s:.0f} seconds; raise it")
+        _positive("server.engine_deaths", self.engine_deaths)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

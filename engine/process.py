@@ -1,15 +1,14 @@
-"""The engine process: `python -P -m foveate.engine.process DIRECTORY`, with the configuration on stdin.
+"""The work of the engine process, which `engine/start.py` starts, with the configuration on stdin.
 
 `model.path` is a directory: the server resolves names, because the server needs the model's files too.
 
-Started by the server, which binds two ZeroMQ sockets in DIRECTORY before: `to_engine` (one message of `ToEngine` each)
-and `from_engine` (a list of `FromEngine` each). Everything is msgspec's msgpack; no pickle, no TCP. Ends on `Shutdown`,
-when its parent is gone, or, with status 2 and one line on stderr, when a setting or the checkpoint is wrong.
+The server binds two ZeroMQ sockets in a directory: `to_engine` (one message of `ToEngine` each) and `from_engine` (a
+list of `FromEngine` each). Everything is msgspec's msgpack; no pickle, no TCP. Ends on `Shutdown` or, with status 2 and
+one line on stderr, when a setting or the checkpoint is wrong.
 """
 
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,10 +22,12 @@ import zmq
 from foveate.configs.config import Config, ModelConfig
 from foveate.configs.errors import ConfigError
 from foveate.engine.common import Abort, FromEngine, Generate, ModelError, Ready, Shutdown, ToEngine
+from foveate.engine.common.sockets import FROM_ENGINE, TO_ENGINE
 from foveate.engine.engine import Engine
 from foveate.engine.methods import describe
 from foveate.engine.models.base import Model
 from foveate.engine.models.loader import Progress, load_model
+from foveate.engine.pulse import PulseThread
 from foveate.kernels.hardware import device as hardware
 
 log = logging.getLogger("foveate.engine.process")
@@ -87,8 +88,8 @@ class Channel:
         for socket in (inbox, outbox):
             socket.set_hwm(0)  # no limit: the engine never blocks on a slow server, the server never on a long step
         outbox.setsockopt(zmq.LINGER, 1000)  # ms to hand over the last events when ending
-        inbox.connect(f"ipc://{directory}/to_engine")
-        outbox.connect(f"ipc://{directory}/from_engine")
+        inbox.connect(f"ipc://{directory}/{TO_ENGINE}")
+        outbox.connect(f"ipc://{directory}/{FROM_ENGINE}")
         return cls(inbox, outbox)
 
     def receive(self, wait_s: float) -> Iterator[ToEngine]:
@@ -115,10 +116,11 @@ class Channel:
 _DECODER: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
 
 
-def serve(engine: Engine, channel: Channel, parent: int) -> None:
-    """Step while there is work and listen in between, until told to stop or until `parent` (a process id) is gone."""
+def serve(engine: Engine, channel: Channel, pulse: PulseThread) -> None:
+    """Step while there is work and listen in between, until told to stop."""
     beat = time.monotonic()
-    while os.getppid() == parent:
+    while True:
+        pulse.turn()
         idle_s = max(0.0, beat - time.monotonic())
         for message in channel.receive(0.0 if engine.has_work else idle_s):
             match message:
@@ -148,25 +150,22 @@ class _Reporter:
             print(f"progress: {done} {total}", file=sys.stderr, flush=True)
 
 
-def main() -> int:
-    """Run the process; return its exit status."""
-    parent = os.getppid()  # first of all: once it has died, the answer is another process
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the server too, which then says Shutdown
+def run(directory: Path) -> int:
+    """Run the engine between the sockets in `directory`. Return the exit status of the process."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         config = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Config)
         logging.getLogger().setLevel(config.server.log_level.upper())
-        channel = Channel.connect(Path(sys.argv[1]))
+        channel = Channel.connect(directory)
         engine = Engine(load(config, _Reporter()), config)
         engine.warm_up()
     except (ConfigError, ModelError, msgspec.ValidationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     channel.send([Ready(model=engine.info(), methods=describe())])
-    serve(engine, channel, parent)
+    pulse = PulseThread(directory)
+    pulse.start()
+    serve(engine, channel, pulse)
+    pulse.close()
     channel.close()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

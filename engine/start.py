@@ -1,4 +1,4 @@
-"""The start of the engine process: `python -P -m foveate.engine.start DIRECTORY LIFELINE`, with the configuration on stdin.
+"""The start of the engine process: `python -P -m foveate.engine.start DIRECTORY LIFELINE`, configuration on stdin.
 
 LIFELINE is the file descriptor of a pipe that the server holds open and never writes. The kernel closes the server's
 end however the server dies, so a read that ends means that the server is gone. A thread waits for that from before the
@@ -36,11 +36,12 @@ def end_with_the_server(lifeline: int, directory: Path) -> None:
 
 def main() -> int:
     """Run the engine process; return its exit status."""
+    directory, lifeline = Path(sys.argv[1]), int(sys.argv[2])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the server too, which then says Shutdown
-    end_with_the_server(int(sys.argv[2]), Path(sys.argv[1]))
-    from foveate.engine.process import main as run  # late: the imports take 3 s
+    end_with_the_server(lifeline, directory)
+    from foveate.engine.process import run  # late: the imports take 3 s
 
-    return run()
+    return run(directory)
 
 
 if __name__ == "__main__":

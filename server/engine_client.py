@@ -1,6 +1,9 @@
 """The server's side of the engine process: start the process, exchange messages, restart the process after a crash.
 
-    starting --Ready--> ready --death--> starting ...      a wrong setting, or MAX_DEATHS in DEATH_WINDOW_S --> dead
+    starting --Ready--> ready --death or hang--> starting ...      a wrong setting, or a crash loop --> dead
+
+A crash loop is `server.engine_deaths` deaths without `HEALTHY_S` of service in between, however far apart. The first
+restart follows at once, each further one after twice the time.
 
 Every request ends in exactly one way: all choices finish, or the request gets one `Failed`. If the caller stops
 listening, the client aborts the request.
@@ -10,9 +13,8 @@ import asyncio
 import logging
 import sys
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Sequence
-from typing import Literal
+from typing import Literal, NoReturn
 
 import msgspec
 
@@ -26,18 +28,21 @@ from foveate.engine.common import (
     Heartbeat,
     MethodInfo,
     ModelInfo,
+    Pulse,
     Ready,
 )
 from foveate.server.common.engine_api import Event
 from foveate.server.engine_process import Death, EngineProcess
+from foveate.server.watchdog import CHECK_S, Watchdog
 
 log = logging.getLogger("foveate.server.engine_client")
 
 ENGINE_COMMAND = (sys.executable, "-P", "-m", "foveate.engine.start")
 ENGINE_RESTARTED = "engine_restarted"  # code of requests that were in flight or arrived while the engine was down
 ABORTED = "aborted"  # code of requests that the end of the drain aborted
-MAX_DEATHS = 3
-DEATH_WINDOW_S = 60.0
+HEALTHY_S = 300.0  # of service, after which the deaths before no longer count
+BACK_OFF_S = 1.0  # before the second restart
+MOST_BACK_OFF_S = 60.0
 STOP_GRACE_S = 3.0
 
 State = Literal["starting", "ready", "dead"]
@@ -78,7 +83,7 @@ class EngineClient:
         restarts: number of restarts of the engine process.
         methods: reduction methods of the engine, from the last `Ready`.
         heartbeat: last heartbeat; its counters continue across restarts.
-        heartbeat_at: arrival time of the last heartbeat, `time.monotonic()`.
+        heartbeat_at: arrival time of the last heartbeat or pulse, `time.monotonic()`.
     """
 
     def __init__(self, config: Config, command: Sequence[str] = ENGINE_COMMAND) -> None:
@@ -95,6 +100,8 @@ class EngineClient:
         self._streams: dict[str, asyncio.Queue[Event]] = {}
         self._counted = dict.fromkeys(_COUNTERS, 0)  # totals of earlier processes
         self._process: EngineProcess | None = None
+        self._watchdog: Watchdog | None = None  # of the process
+        self._ready_at = self._restarted_at = 0.0  # `time.monotonic()`, of the last process
         self._supervisor: asyncio.Task[None] | None = None
         self._turned = asyncio.Event()  # set and replaced whenever `state` changes
 
@@ -112,6 +119,11 @@ class EngineClient:
         if self._last_death:
             return f"the engine process died ({self._last_death}) and is starting again"
         return "the model is being loaded"
+
+    @property
+    def turn_s(self) -> float:
+        """Seconds since the engine's turn in progress began: a step, or a second of waiting at most."""
+        return 0.0 if self._watchdog is None else self._watchdog.turn_s
 
     async def start(self) -> None:
         """Start the process and return at once; `ready` waits for the model. Raises OSError."""
@@ -186,58 +198,82 @@ class EngineClient:
             await process.stop(grace_s)
 
     async def _supervise(self) -> None:
-        deaths: deque[float] = deque(maxlen=MAX_DEATHS)
+        n_deaths = 0
+        most = self._config.server.engine_deaths
         try:
             while self._process is not None:
                 death = await self._live(self._process)
-                deaths.append(time.monotonic())
+                served_s = time.monotonic() - self._ready_at if self.state == "ready" else 0.0
+                n_deaths = 1 if served_s >= HEALTHY_S else n_deaths + 1
                 self._last_death = death.reason
-                crash_loop = len(deaths) == MAX_DEATHS and deaths[-1] - deaths[0] <= DEATH_WINDOW_S
                 if death.final:
                     return self._give_up(EngineDown(death.reason, wrong_setting=True))
-                if crash_loop:
-                    reason = f"it died {MAX_DEATHS} times within {DEATH_WINDOW_S:.0f} s, last with {death.reason}"
+                log.error("the engine process died after %.1f s of service: %s", served_s, death.reason)
+                if n_deaths >= most:
+                    times = f"{n_deaths} times without {HEALTHY_S:.0f} s of service in between"
+                    reason = f"it died {times} (server.engine_deaths), last with {death.reason}"
                     return self._give_up(EngineDown(reason, wrong_setting=False))
-                await self._replace(self._process)
+                back_off_s = min(BACK_OFF_S * 2 ** (n_deaths - 2), MOST_BACK_OFF_S) if n_deaths > 1 else 0.0
+                log.error("starting another engine process in %.0f s (death %d of %d)", back_off_s, n_deaths, most)
+                await self._replace(self._process, back_off_s)
         except Exception as error:  # without a supervisor, requests would never end
             log.exception("the supervisor of the engine process failed")
             self._give_up(EngineDown(f"internal error: {error}", wrong_setting=False))
 
-    async def _replace(self, dead: EngineProcess) -> None:
-        log.error("the engine process died (%s); starting another", self._last_death)
+    async def _replace(self, dead: EngineProcess, back_off_s: float) -> None:
         self._turn("starting")
         self._fail_all(f"{self.reason}; send the request again")
         if self.heartbeat is not None:
             self._counted = {name: getattr(self.heartbeat, name) for name in _COUNTERS}
-        self.restarts += 1
         await dead.stop(0)
+        await asyncio.sleep(back_off_s)
+        self.restarts += 1
+        self._restarted_at = time.monotonic()
         self._process = await EngineProcess.spawn(self._config, self._command)
 
     async def _live(self, process: EngineProcess) -> Death:
-        """Dispatch events until the process ends."""
-        receiver = asyncio.create_task(self._receive(process))
+        """Dispatch events until the process ends, or hangs and is killed."""
+        self._watchdog = Watchdog(process.pid, self._config.server)
         waiter = asyncio.create_task(process.wait())
+        others = [asyncio.create_task(self._receive(process)), asyncio.create_task(self._watch(process))]
         try:
-            await asyncio.wait((receiver, waiter), return_when=asyncio.FIRST_COMPLETED)
-            if receiver.done():
-                receiver.result()  # the receiver never returns; this raises our own bug
+            await asyncio.wait((waiter, *others), return_when=asyncio.FIRST_COMPLETED)
+            for task in others:
+                if task.done():
+                    task.result()  # these never return; this raises our own bug
             return await waiter
         finally:
-            receiver.cancel()
             waiter.cancel()
-            await asyncio.gather(receiver, waiter, return_exceptions=True)
+            for task in others:
+                task.cancel()
+            await asyncio.gather(waiter, *others, return_exceptions=True)
 
-    async def _receive(self, process: EngineProcess) -> None:
+    async def _watch(self, process: EngineProcess) -> NoReturn:
+        """Kill the process if it hangs."""
+        assert self._watchdog is not None, "made with the process"
+        while True:
+            await asyncio.sleep(CHECK_S)
+            if reason := self._watchdog.verdict():
+                process.kill(reason)
+
+    async def _receive(self, process: EngineProcess) -> NoReturn:
         while True:
             for event in _decode(await process.receive()):
                 self._handle(event)
 
     def _handle(self, event: FromEngine) -> None:
+        if self._watchdog is not None:
+            self._watchdog.heard(event)
         match event:
             case Ready(model=model, methods=methods):
                 self._model, self.methods, self._last_death = model, methods, ""
-                self.heartbeat_at = time.monotonic()
+                self.heartbeat_at = self._ready_at = time.monotonic()
+                if self.restarts:
+                    took_s = self._ready_at - self._restarted_at
+                    log.warning("the engine process is ready again after %.1f s (restart %d)", took_s, self.restarts)
                 self._turn("ready")
+            case Pulse():
+                self.heartbeat_at = time.monotonic()
             case Heartbeat():
                 sums = {name: getattr(event, name) + self._counted[name] for name in _COUNTERS}
                 self.heartbeat, self.heartbeat_at = msgspec.structs.replace(event, **sums), time.monotonic()

@@ -35,13 +35,14 @@ class Death:
 
 
 class EngineProcess:
-    """A running engine. `spawn` creates it. Call `stop` once, even after the process died."""
+    """A running engine. `spawn` creates it. Call `stop` in the end, even after the process died."""
 
     def __init__(self, process: Process, directory: SocketDirectory, lifeline: int) -> None:
         self.pid = process.pid
         self._process = process
         self._directory = directory
         self._lifeline = lifeline
+        self._is_released = False  # directory and lifeline
         context = self._context = zmq.asyncio.Context()
         self._push = context.socket(zmq.PUSH)
         self._pull = context.socket(zmq.PULL)
@@ -51,6 +52,7 @@ class EngineProcess:
             socket.bind(f"ipc://{directory.path}/{name}")
         self._outbox: asyncio.Queue[ToEngine] = asyncio.Queue()
         self._error_line = ""
+        self._kill_reason = ""
         self._tasks = [asyncio.create_task(self._send_all()), asyncio.create_task(self._read_stderr())]
 
     @classmethod
@@ -104,27 +106,39 @@ class EngineProcess:
         status = await self._process.wait()
         # The whole stderr has been read, unless a child of the process still holds the pipe.
         await asyncio.wait([self._tasks[1]], timeout=0.5)
+        if self._kill_reason:
+            return Death(self._kill_reason, final=False)
         if status == WRONG_SETTING:
             return Death(self._error_line or "it refused its settings", final=True)
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         return Death(f"{how}: {self._error_line}" if self._error_line else how, final=False)
 
+    def kill(self, reason: str) -> None:
+        """End the process at once, even if it is stopped. `wait` gives the reason, in one line."""
+        self._kill_reason = reason
+        with contextlib.suppress(ProcessLookupError):  # the process may have just ended
+            self._process.kill()
+
     async def stop(self, grace_s: float) -> None:
-        """End the process: send `Shutdown`, wait `grace_s`, kill. Then free the sockets and the directory."""
+        """End the process: send `Shutdown`, wait `grace_s`, kill. Then free the sockets and the directory.
+
+        After a cancelled call, another one goes on.
+        """
         if self._process.returncode is None and grace_s > 0:
             self.send(Shutdown())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), grace_s)
         if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):  # the process may have just ended
-                self._process.kill()
+            self.kill("it was told to stop")
             await self._process.wait()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._context.destroy(linger=0)
-        self._directory.remove()
-        os.close(self._lifeline)
+        if not self._is_released:
+            self._is_released = True
+            self._directory.remove()
+            os.close(self._lifeline)
 
     async def _send_all(self) -> None:
         while True:

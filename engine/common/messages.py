@@ -1,8 +1,8 @@
 """The messages between server and engine process: msgspec structs, so that no pickle is ever read.
 
 Server to engine: `Generate`, `Abort`, `Shutdown`. Engine to server: `Ready`, then per step a list of
-`Accepted`, `Delta`, `Failed` and now and then a `Heartbeat`. Every accepted request ends with exactly one
-`Delta` with `finish` per choice, or one `Failed`. Imports no torch: the server reads this file too.
+`Accepted`, `Delta`, `Failed` and now and then a `Heartbeat`, and every second a `Pulse`. Every accepted request ends
+with exactly one `Delta` with `finish` per choice, or one `Failed`. Imports no torch: the server reads this file too.
 """
 
 from msgspec import Struct
@@ -235,5 +235,16 @@ class Heartbeat(Struct, frozen=True, kw_only=True, tag=True):
     encoder_hits: int
 
 
+class Pulse(Struct, frozen=True, kw_only=True, tag=True):
+    """A sign of life, sent every second by a thread of its own, also during a step.
+
+    The main thread takes turns: it reads messages, runs at most one step, and sends events. A turn without a step takes
+    a second at most, so a longer turn is a long step.
+    """
+
+    turns: int  # begun since `Ready`; progress if the number rises
+    turn_s: float  # since the turn in progress began
+
+
 ToEngine = Generate | Abort | Shutdown
-FromEngine = Ready | Accepted | Delta | Failed | Heartbeat
+FromEngine = Ready | Accepted | Delta | Failed | Heartbeat | Pulse

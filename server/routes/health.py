@@ -1,4 +1,7 @@
-"""Liveness and readiness. Alive: the event loop runs. Ready: the engine finished a step recently."""
+"""Liveness and readiness. Alive: the event loop runs and the engine process is not given up.
+
+Ready: the engine process gives signs of life, and has finished a step recently or is in a step that is not overlong.
+"""
 
 import asyncio
 import contextlib
@@ -14,6 +17,7 @@ from foveate.server.common.engine_api import EngineApi
 HEARTBEAT_FRESH_S = 5.0
 STEP_FRESH_S = 10.0
 PROBE_TIMEOUT_S = 2.0
+LONG_STEP_S = 30.0  # a longer step counts as not ready
 
 
 class Readiness:
@@ -36,6 +40,10 @@ class Readiness:
         since_step_s = age_s + client.heartbeat.since_step_s if client.heartbeat else 0.0  # a step ran before Ready
         if min(since_step_s, time.monotonic() - self._probed_at) <= STEP_FRESH_S:
             return None
+        if client.turn_s > PROBE_TIMEOUT_S:  # a probe would wait for the end of the step in progress
+            return (
+                None if client.turn_s <= LONG_STEP_S else f"the engine has been in one step for {client.turn_s:.0f} s"
+            )
         if self._probe is None or self._probe.done():
             self._probe = asyncio.create_task(self._run_probe())
         return await asyncio.shield(self._probe)
@@ -79,9 +87,13 @@ def health_router(client: EngineApi) -> APIRouter:
     async def version() -> JSONResponse:
         return JSONResponse({"version": foveate.__version__})
 
-    @routes.get("/health/live")
+    @routes.get(
+        "/health/live", responses={503: {"description": "The engine process is given up; the server ends soon."}}
+    )
     @routes.head("/health/live", include_in_schema=False)
     async def live() -> JSONResponse:
+        if client.state == "dead":
+            return JSONResponse({"status": "dead", "reason": client.reason}, 503)
         return JSONResponse({"status": "live"})
 
     async def ready() -> JSONResponse:

@@ -1,8 +1,8 @@
 """The engine process as the server starts it: messages over sockets, ends when told to or orphaned."""
 
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from foveate.engine.common import (
     FromEngine,
     Generate,
     Heartbeat,
+    Pulse,
     Ready,
     SamplingParams,
     Shutdown,
@@ -30,14 +31,17 @@ MODEL = foveate.bundled.path("tiny-llava")
 CONFIG = Config(model=ModelConfig(path=str(MODEL), threads=1), cache=CacheConfig(memory_mb=16))
 
 
-def start(directory: Path, stdin: bytes) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-P", "-m", "foveate.engine.process", str(directory)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+def start(directory: Path, stdin: bytes) -> tuple[subprocess.Popen[bytes], int]:
+    """An engine process, and the end of its lifeline to hold."""
+    read_end, lifeline = os.pipe()
+    command = [sys.executable, "-P", "-m", "foveate.engine.start", str(directory), str(read_end)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=(read_end,))
+    os.close(read_end)
     assert process.stdin is not None
     process.stdin.write(stdin)
     process.stdin.close()
     process.stdin = None
-    return process
+    return process, lifeline
 
 
 class Link:
@@ -48,7 +52,7 @@ class Link:
         self.outbox, self.inbox = self.context.socket(zmq.PUSH), self.context.socket(zmq.PULL)
         self.outbox.bind(f"ipc://{directory}/to_engine")
         self.inbox.bind(f"ipc://{directory}/from_engine")
-        self.process = start(directory, msgspec.msgpack.encode(CONFIG))
+        self.process, self.lifeline = start(directory, msgspec.msgpack.encode(CONFIG))
         self.events: list[FromEngine] = []
 
     def send(self, message: ToEngine) -> None:
@@ -68,6 +72,7 @@ class Link:
     def close(self) -> None:
         self.process.kill()
         self.process.communicate()
+        os.close(self.lifeline)
         self.context.destroy(linger=0)
 
 
@@ -112,31 +117,32 @@ def _ended(link: Link) -> int:
 
 
 def test_a_wrong_setting_is_one_line_and_status_2(tmp_path: Path) -> None:
-    process = start(tmp_path, msgspec.msgpack.encode({"cache": {"block_tokens": 3}}))
+    process, lifeline = start(tmp_path, msgspec.msgpack.encode({"cache": {"block_tokens": 3}}))
     _, stderr = process.communicate(timeout=60)
+    os.close(lifeline)
     assert process.returncode == 2
     assert stderr.decode().startswith("error: cache.block_tokens: 3 is not a power of two") and stderr.count(b"\n") == 1
 
 
-def test_an_orphan_ends_by_itself(tmp_path: Path) -> None:
-    """A shell in between dies at once; the engine notices within its heartbeat."""
-    config = tmp_path / "config"
-    config.write_bytes(msgspec.msgpack.encode(CONFIG))
-    script = f'"{sys.executable}" -P -m foveate.engine.process "{tmp_path}" < "{config}" & echo $!; read line'
+@pytest.mark.parametrize("when", ["import", "ready"])
+def test_an_orphan_ends_by_itself(tmp_path: Path, when: str) -> None:
+    """The other end of its lifeline is closed; the engine process removes its directory and ends."""
+    directory = tmp_path / "sockets"
+    directory.mkdir()
     with zmq.Context() as context, context.socket(zmq.PULL) as inbox:
-        inbox.bind(f"ipc://{tmp_path}/from_engine")
-        with subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as shell:
-            assert shell.stdout is not None
-            pid = int(shell.stdout.readline())
+        inbox.bind(f"ipc://{directory}/from_engine")
+        process, lifeline = start(directory, msgspec.msgpack.encode(CONFIG))
+        if when == "ready":
             assert inbox.poll(60_000), "the engine is ready"
-        deadline = time.monotonic() + 20
-        while _is_alive(pid):
-            assert time.monotonic() < deadline, "the engine outlives its parent"
-            time.sleep(0.1)
+        os.close(lifeline)
+        process.communicate(timeout=20)
+        assert process.returncode == 1
+        assert not directory.exists()
 
 
-def _is_alive(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]  # Z: ended, but nobody has asked how
-    except FileNotFoundError:
-        return False
+def test_pulses_come_beside_heartbeats(link: Link) -> None:
+    assert isinstance(link.until(Ready), Ready)
+    first = link.until(Pulse)
+    assert isinstance(first, Pulse) and first.turn_s < 1.5, "an idle turn is short"
+    later = link.until(Pulse)
+    assert isinstance(later, Pulse) and later.turns > first.turns

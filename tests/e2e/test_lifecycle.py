@@ -58,13 +58,22 @@ class Stream(Thread):
 
 
 def test_probes_death_and_drain(tmp_path: Path) -> None:
+    run(tmp_path, _walk)
+
+
+def test_a_server_that_gives_up_says_why_and_exits_with_3(tmp_path: Path) -> None:
+    run(tmp_path, _give_up)
+
+
+def run(tmp_path: Path, walk: Callable[[subprocess.Popen[bytes], Path], None]) -> None:
     log = tmp_path / "log"
     argv = [str(Path(sys.executable).with_name("foveate")), "serve", "--port", "0", "--set", "server.drain_s=0.5"]
+    argv += ["--set", "server.engine_deaths=2"]
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "XDG_RUNTIME_DIR": str(tmp_path)}
     with log.open("wb") as out:
         process = subprocess.Popen(argv, stdout=out, stderr=subprocess.STDOUT, env=environment)
     try:
-        _walk(process, log)
+        walk(process, log)
     finally:
         if process.poll() is None:
             process.kill()
@@ -79,7 +88,8 @@ def raw_reply(url: str, sent: bytes) -> bytes:
         return b"".join(iter(lambda: connection.recv(4096), b""))
 
 
-def _walk(process: subprocess.Popen[bytes], log: Path) -> None:
+def ready(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Wait for the ready line; the server's address."""
     ready_line = (
         r"foveate: tiny-llava ready on (http://127\.0\.0\.1:\d+) in [\d.]+ s \(\w+, weights in \w+, "
         r"cpu with \w+ kernels, \d+ blocks of 16 tokens\)"
@@ -87,7 +97,31 @@ def _walk(process: subprocess.Popen[bytes], log: Path) -> None:
     until(lambda: re.search(ready_line, log.read_text()) is not None or process.poll() is not None)
     found = re.search(ready_line, log.read_text())
     assert found is not None, log.read_text()
-    url = found[1]
+    return found[1]
+
+
+def _give_up(process: subprocess.Popen[bytes], log: Path) -> None:
+    url = ready(process, log)
+    stream = Stream(url)
+    for n in (1, 2):
+        until(lambda: len(psutil.Process(process.pid).children()) == 1)
+        psutil.Process(process.pid).children()[0].kill()
+        until(lambda n=n: log.read_text().count("SIGKILL") >= n)  # type: ignore[misc]
+    assert stream.error() == "engine_restarted"
+    until(lambda: "stays down" in log.read_text())
+    told = httpx.get(f"{url}/health/ready")
+    assert told.status_code == 503 and "died 2 times" in told.json()["reason"]
+    assert httpx.get(f"{url}/health/live").status_code == 503
+    assert httpx.post(f"{url}/v1/chat/completions", json=LONG).status_code == 503
+    assert process.wait(20.0) == 3
+    text = log.read_text()
+    assert re.search(r"CRITICAL .* stays down: it died 2 times .* exit status 3", text) and "Traceback" not in text, (
+        text
+    )
+
+
+def _walk(process: subprocess.Popen[bytes], log: Path) -> None:
+    url = ready(process, log)
     assert httpx.get(f"{url}/health/ready").json() == {"status": "ready"}
     said = log.read_text()
     assert "loading weights: 100 %" in said and re.search(r"^  cache +256 MB: \d+ tokens", said, re.MULTILINE)
@@ -107,6 +141,7 @@ def _walk(process: subprocess.Popen[bytes], log: Path) -> None:
     assert f"503 POST /v1/chat/completions id={early.headers['x-request-id']} " in log.read_text()
     assert early.status_code == 503 and int(early.headers["retry-after"]) > 0
     until(lambda: httpx.get(f"{url}/health/ready", timeout=10.0).status_code == 200)
+    assert re.search(r"ready again after [\d.]+ s \(restart 1\)", log.read_text()), log.read_text()
     assert "foveate_engine_restarts_total 1.0" in httpx.get(f"{url}/metrics").text
 
     stream = Stream(url)

@@ -1,13 +1,18 @@
-"""What the engine process chooses where the user leaves it the choice."""
+"""What the engine process chooses where the user leaves it the choice, and its signs of life."""
 
 import os
+import time
+from pathlib import Path
 
+import msgspec
 import pytest
 import torch
+import zmq
 
 from foveate.configs.config import ModelConfig
 from foveate.configs.errors import ConfigError
-from foveate.engine import process
+from foveate.engine import process, pulse
+from foveate.engine.common import FromEngine, Pulse
 
 
 def test_threads() -> None:
@@ -35,3 +40,20 @@ def test_device() -> None:
         assert process.choose_device(ModelConfig()) == torch.device("cpu")
         with pytest.raises(ConfigError, match=r"^model\.device: cuda, but torch sees no CUDA device"):
             process.choose_device(ModelConfig(device="cuda"))
+
+
+def test_a_pulse_during_a_step_says_how_long_the_step_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "PULSE_S", 0.05)
+    with zmq.Context() as context, context.socket(zmq.PULL) as inbox:
+        inbox.bind(f"ipc://{tmp_path}/from_engine")
+        thread = pulse.PulseThread(tmp_path)
+        thread.turn()
+        thread.start()
+        time.sleep(0.5)  # the main thread is in a step
+        found: list[FromEngine] = []
+        while inbox.poll(0):
+            found += msgspec.msgpack.decode(inbox.recv(), type=list[FromEngine])
+        thread.close()
+    pulses = [event for event in found if isinstance(event, Pulse)]
+    assert len(pulses) >= 3 and {event.turns for event in pulses} == {1}
+    assert [event.turn_s for event in pulses] == sorted(event.turn_s for event in pulses) and pulses[-1].turn_s > 0.1

@@ -89,7 +89,7 @@ class FakeClient:
     """Answers every choice with `text`, byte by byte; `fails` is sent instead of what stands at that place."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.state, self.reason, self.restarts = "ready", "", 0
+        self.state, self.reason, self.restarts, self.turn_s = "ready", "", 0, 0.0
         self.model, self.methods, self.heartbeat, self.heartbeat_at = MODEL, METHODS, BEAT, time.monotonic()
         self.text = "The answer is 42."
         self.ids: list[int] | None = None

@@ -22,13 +22,14 @@ from foveate.engine.common import (
     Generate,
     Heartbeat,
     ModelInfo,
+    Pulse,
     Ready,
     ToEngine,
     Usage,
     VisualUsage,
 )
 
-ANSWER, HANG, DIE, REFUSE, GARBAGE = range(5)  # what a first prompt id asks for
+ANSWER, HANG, DIE, REFUSE, GARBAGE, BUSY, STUCK = range(7)  # what a first prompt id asks for
 
 MODEL = ModelInfo(
     family="fake", max_context=128, vocab_size=100, image_token_id=50, n_parameters=1,
@@ -59,6 +60,13 @@ def reply(request: Generate) -> list[FromEngine]:
     return events
 
 
+def work(seconds: float) -> None:
+    """Use the CPU and send nothing."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
 def main() -> int:
     config = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Config)
     journal, directory = Path(sys.argv[1]), Path(sys.argv[2])
@@ -73,7 +81,9 @@ def main() -> int:
     inbox.connect(f"ipc://{directory}/to_engine")
     outbox.connect(f"ipc://{directory}/from_engine")
     send = lambda events: outbox.send(msgspec.msgpack.encode(events))  # noqa: E731
-    time.sleep(0.05)
+    time.sleep(1.0 if config.model.name == "slow" else 0.05)
+    if config.model.name == "busy load":
+        work(4.5)
     send([Ready(model=MODEL), BEAT])
     parent = os.getppid()
     while os.getppid() == parent:
@@ -85,6 +95,10 @@ def main() -> int:
         if isinstance(message, Generate):
             if message.prompt_ids[0] == DIE:
                 os._exit(7)
+            for second in range(60 if message.prompt_ids[0] == STUCK else 0):
+                send([Pulse(turns=1, turn_s=second)])
+                time.sleep(1)
+            work(4.5 if message.prompt_ids[0] == BUSY else 0)
             if message.prompt_ids[0] == GARBAGE:
                 send([{"type": "Novelty"}, *reply(message)])
                 outbox.send(b"\xc1 not msgpack")

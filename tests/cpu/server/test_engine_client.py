@@ -15,6 +15,7 @@ import pytest
 
 from foveate.configs.config import Config
 from foveate.engine.common import Accepted, Delta, Failed, Generate, Heartbeat
+from foveate.server import engine_client, watchdog
 from foveate.server.engine_client import ABORTED, ENGINE_RESTARTED, EngineClient, EngineDown, Event
 from foveate.server.routes.health import Readiness, probe_request
 
@@ -26,8 +27,8 @@ _spec.loader.exec_module(fake)
 
 
 @contextlib.asynccontextmanager
-async def running(tmp_path: Path, name: str = "") -> AsyncIterator[EngineClient]:
-    config = replace(Config(), model=replace(Config().model, name=name))
+async def running(tmp_path: Path, name: str = "", **server: float) -> AsyncIterator[EngineClient]:
+    config = replace(Config(), model=replace(Config().model, name=name), server=replace(Config().server, **server))
     client = EngineClient(config, (sys.executable, "-P", str(FAKE), str(tmp_path / "journal")))
     await client.start()
     try:
@@ -137,29 +138,129 @@ def test_sigkill_fails_what_is_in_flight_and_starts_another(tmp_path: Path, capl
             assert client.restarts == 1 and isinstance((await collect(client, request(fake.ANSWER)))[-1], Delta)
 
     run(test)
-    assert "SIGKILL" in caplog.text
+    assert "SIGKILL" in caplog.text and "ready again after" in caplog.text and "(restart 1)" in caplog.text
 
 
-def test_three_deaths_in_a_row_are_enough(tmp_path: Path) -> None:
+async def died(client: EngineClient) -> None:
+    """Wait until the client has noticed the death of a ready engine."""
+    while client.state == "ready":
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("when", ["loading", "idle", "in a request"])
+def test_a_stopped_engine_is_killed_and_another_starts(
+    tmp_path: Path, when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with running(tmp_path, "slow" if when == "loading" else "", engine_hang_s=3.0) as client:
+            if when != "loading":
+                await client.ready()
+            open_request = asyncio.create_task(collect(client, request(fake.HANG, "r")))
+            await asyncio.sleep(0.1)
+            if when == "idle":
+                open_request.cancel()
+            assert client._process is not None
+            os.kill(client._process.pid, signal.SIGSTOP)
+            began = time.monotonic()
+            while not client.restarts:
+                await asyncio.sleep(0.02)
+            assert 2.5 < time.monotonic() - began < 6.0
+            await client.ready()
+            if when == "in a request":
+                failed = (await open_request)[-1]
+                assert isinstance(failed, Failed) and failed.code == ENGINE_RESTARTED and "hung" in failed.message
+            assert isinstance((await collect(client, request(fake.ANSWER, "again")))[-1], Delta)
+
+    run(test)
+    assert "no event and no CPU time" in caplog.text
+
+
+def test_a_long_load_and_a_long_step_are_no_hang(tmp_path: Path) -> None:
+    """Both are silent for longer than the limit, and use the CPU; readiness goes on in the step."""
+
+    async def test() -> None:
+        async with running(tmp_path, "busy load", engine_hang_s=3.0) as client:
+            await client.ready()
+            events = await collect(client, request(fake.BUSY))
+            assert isinstance(events[-1], Delta) and client.restarts == 0
+
+    run(test)
+
+
+def test_a_step_without_an_end_is_killed(tmp_path: Path) -> None:
+    """Its pulse goes on."""
+
+    async def test() -> None:
+        async with running(tmp_path, engine_hang_s=3.0, engine_step_s=10.0) as client:
+            await client.ready()
+            readiness = Readiness(client)
+            stuck = asyncio.create_task(collect(client, request(fake.STUCK)))
+            while client.turn_s < 3.0:
+                await asyncio.sleep(0.05)
+            assert client.heartbeat is not None
+            assert await readiness.why_not() is None, "a long step"
+            failed = (await stuck)[-1]
+            assert isinstance(failed, Failed) and "one step ran for" in failed.message
+
+    run(test)
+
+
+def test_a_server_that_was_stopped_itself_kills_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: now[0])
+    dog = watchdog.Watchdog(2**22 + 1, replace(Config().server, engine_hang_s=3.0))  # above every process id
+    monkeypatch.setattr(dog, "_works", lambda: False)
+    now[0] += 100.0
+    assert dog.verdict() is None
+    for _ in range(2):
+        now[0] += 1.0
+        assert dog.verdict() is None
+    now[0] += 1.0
+    assert "no event" in str(dog.verdict())
+
+
+def test_deaths_during_the_start_open_the_breaker(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(tmp_path, "crash") as client:
-            with pytest.raises(EngineDown, match=r"died 3 times within 60 s, last with signal SIGABRT") as caught:
+            with pytest.raises(EngineDown, match=r"died 3 times without .* service .*, last with signal SIGABRT") as e:
                 await client.ready()
-            assert not caught.value.wrong_setting and client.state == "dead" and client.restarts == 2
+            assert not e.value.wrong_setting and client.state == "dead" and client.restarts == 2
+            assert await client.down() is e.value
             (failed,) = await collect(client, request(fake.ANSWER))
             assert isinstance(failed, Failed) and "3 times" in failed.message
 
     run(test)
 
 
-def test_deaths_by_request_open_the_breaker_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("apart_s", [0.0, 31.0, 299.0])
+def test_deaths_without_healthy_service_open_the_breaker(
+    tmp_path: Path, apart_s: float, caplog: pytest.LogCaptureFixture
+) -> None:
     async def test() -> None:
-        async with running(tmp_path) as client:
+        async with running(tmp_path, engine_deaths=3) as client:
             for _ in range(3):
                 await client.ready()
+                client._ready_at -= apart_s
                 assert isinstance((await collect(client, request(fake.DIE)))[-1], Failed)
+                await died(client)
             with pytest.raises(EngineDown, match="exit status 7"):
                 await client.ready()
+
+    run(test)
+    assert caplog.text.count("the engine process died after") == 3
+    assert "in 0 s (death 1 of 3)" in caplog.text and "in 1 s (death 2 of 3)" in caplog.text
+
+
+def test_deaths_far_apart_are_forgotten(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(tmp_path, engine_deaths=2) as client:
+            for n in range(3):
+                await client.ready()
+                client._ready_at -= engine_client.HEALTHY_S
+                assert isinstance((await collect(client, request(fake.DIE)))[-1], Failed)
+                await died(client)
+                assert client.state == "starting" and client.restarts <= n + 1
+            await client.ready()
 
     run(test)
 
