@@ -160,11 +160,13 @@ class BatchBuffers:
         host = self._tables.host(self._n_layers, len(caches), max(widths))
         known = self._written if self._tables.address == before else []
         # Entries behind these places may go stale, so only these count as written.
-        self._written = [(cache, cache.version) for cache in caches]
-        if known != self._written:  # caches are compared by identity
+        wanted = [(cache, cache.version) for cache in caches]
+        if known != wanted:  # caches are compared by identity
+            self._written = []  # nothing is known if an error ends this
             for i, (cache, width) in enumerate(zip(caches, widths, strict=True)):
-                if known[i : i + 1] != self._written[i : i + 1]:
+                if known[i : i + 1] != wanted[i : i + 1]:
                     host[:, i, :width] = cache.pages()[:, :width]
+            self._written = wanted
         self._sent = self._tables.send()
         return self._sent
 

@@ -1,12 +1,14 @@
 """The engine: requests in, events out, one synchronous step at a time. Single-threaded; knows no sockets.
 
-A request that raises anywhere becomes one `Failed`, and the others go on.
+A request that raises anywhere becomes one `Failed`, and the others go on; only a lost device ends them all.
 """
 
 import logging
 import time
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from foveate.configs.config import Config
 from foveate.configs.errors import ConfigError
@@ -16,6 +18,7 @@ from foveate.engine.cache.store import KVStore
 from foveate.engine.common import (
     Accepted,
     Delta,
+    DeviceLostError,
     EngineError,
     Failed,
     Generate,
@@ -36,7 +39,7 @@ from foveate.engine.runner import Runner
 from foveate.engine.sampler import Drawn, sample
 from foveate.engine.scheduler import Chunk, Scheduler
 from foveate.engine.sequence import Sequence
-from foveate.kernels.hardware.device import describe
+from foveate.kernels.hardware.device import describe, is_lost
 
 Event = Accepted | Delta | Failed
 log = logging.getLogger(__name__)
@@ -87,16 +90,18 @@ class Engine:
             if self._scheduler.n_waiting_requests >= limit:
                 raise QueueFullError(f"{limit} requests wait already; try again later")
             request = resolve(generate, self._model.geometry, str(self._model.dtype), self._room)
+            self._decisions.recall(request.depth)
+            for choice in range(request.n_choices):
+                arrival = self._arrivals + choice
+                sequence = Sequence(request=request, choice=choice, arrival=arrival, space=self._space)
+                request.sequences.append(sequence)
         except Exception as error:
             self._events.append(_failed(generate.id, error))
             return
-        self._decisions.recall(request.depth)
         request.arrived = time.monotonic()
         self._requests[request.id] = request
-        for choice in range(request.n_choices):
-            sequence = Sequence(request=request, choice=choice, arrival=self._arrivals, space=self._space)
-            request.sequences.append(sequence)
-            self._arrivals += 1
+        self._arrivals += request.n_choices
+        for sequence in request.sequences:
             self._scheduler.add(sequence)
         n_prompt = len(request.prompt_ids)
         self._counters.prompt_tokens += n_prompt
@@ -122,16 +127,7 @@ class Engine:
         chunks = [chunk for chunk in plan.chunks if not chunk.sequence.is_finished]
         if chunks:
             self._start_clocks(chunks)
-            sampling = [chunk.sequence for chunk in chunks if chunk.samples]
-            try:
-                logits = self._runner.run(chunks)
-                tokens = sample(logits, [sequence.draw for sequence in sampling])
-            except Exception as error:
-                for chunk in chunks:
-                    self._fail(chunk.sequence.request, error)
-            else:
-                self._commit(chunks)
-                self._emit(sampling, tokens)
+            self._run(chunks)
         self._counters.steps += 1
         self._stepped = time.monotonic()
         return self.take_events()
@@ -145,6 +141,24 @@ class Engine:
     def has_work(self) -> bool:
         """Whether a step would do work or return events."""
         return bool(self._requests or self._events)
+
+    def _run(self, chunks: Many[Chunk]) -> None:
+        """Run, commit and emit. If the forward raises, run its halves: only requests that raise alone fail."""
+        try:
+            logits = self._runner.run(chunks)
+        except Exception as error:
+            requests = list({id(chunk.sequence.request): chunk.sequence.request for chunk in chunks}.values())
+            if len(requests) == 1 or is_lost(error):
+                self._fail(requests[0], error)
+                return
+            log.warning("a forward for %d requests raised %r; running its halves", len(requests), error)
+            first = {id(request) for request in requests[: len(requests) // 2]}
+            for half in (True, False):
+                self._run([chunk for chunk in chunks if (id(chunk.sequence.request) in first) is half])
+            return
+        self._commit(chunks)
+        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
+        self._emit(sampling, _draw(logits, sampling))
 
     def _start_clocks(self, chunks: Many[Chunk]) -> None:
         for chunk in chunks:
@@ -161,11 +175,13 @@ class Engine:
             self._decisions.keep(request.depth)
             request.drop_rows()
 
-    def _emit(self, sequences: Many[Sequence], tokens: Many[Drawn | None]) -> None:
+    def _emit(self, sequences: Many[Sequence], tokens: Many[Drawn | Exception | None]) -> None:
         """Append each sequence's new token and queue its event."""
         for sequence, drawn in zip(sequences, tokens, strict=True):
             if drawn is None:
                 self._fail(sequence.request, EngineError("the model's logits are not finite"))
+            elif isinstance(drawn, Exception):
+                self._fail(sequence.request, drawn)
             elif not sequence.is_finished:  # another choice of its request may just have failed
                 self._append(sequence, drawn)
 
@@ -202,7 +218,13 @@ class Engine:
         self._remove(sequence, reason)
 
     def _fail(self, request: Request, error: Exception) -> None:
-        """End all choices of a request with one `Failed`. A second call does nothing."""
+        """End all choices of a request with one `Failed`. A second call does nothing.
+
+        Raises:
+            DeviceLostError: the error is not the request's: the device fails everything from now on.
+        """
+        if is_lost(error):
+            raise DeviceLostError(f"the device failed: {_first_line(error)}") from error
         if request.id in self._requests:
             for sequence in request.sequences:
                 if not sequence.is_finished:
@@ -296,6 +318,20 @@ def _context(model: Model, config: Config) -> int:
     if asked > own:
         raise ConfigError(f"model.max_context: {asked} is more than the {own} tokens of the checkpoint; lower it")
     return asked or own
+
+
+def _draw(logits: Tensor, sequences: Many[Sequence]) -> Many[Drawn | Exception | None]:
+    """As `sample`. If that raises, draw row by row, with the error in place of the token of each row that raises."""
+    try:
+        return sample(logits, [sequence.draw for sequence in sequences])
+    except Exception as error:
+        if len(sequences) == 1:
+            return [error]
+        return [_draw(row[None], [sequence])[0] for row, sequence in zip(logits, sequences, strict=True)]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _failed(request_id: str, error: Exception) -> Failed:

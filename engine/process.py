@@ -21,7 +21,7 @@ import zmq
 
 from foveate.configs.config import Config, ModelConfig
 from foveate.configs.errors import ConfigError
-from foveate.engine.common import Abort, FromEngine, Generate, ModelError, Ready, Shutdown, ToEngine
+from foveate.engine.common import Abort, DeviceLostError, FromEngine, Generate, ModelError, Ready, Shutdown, ToEngine
 from foveate.engine.common.sockets import FROM_ENGINE, TO_ENGINE
 from foveate.engine.engine import Engine
 from foveate.engine.methods import describe
@@ -159,13 +159,17 @@ def run(directory: Path) -> int:
         channel = Channel.connect(directory)
         engine = Engine(load(config, _Reporter()), config)
         engine.warm_up()
+        channel.send([Ready(model=engine.info(), methods=describe())])
+        pulse = PulseThread(directory)
+        pulse.start()
+        serve(engine, channel, pulse)
     except (ConfigError, ModelError, msgspec.ValidationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    channel.send([Ready(model=engine.info(), methods=describe())])
-    pulse = PulseThread(directory)
-    pulse.start()
-    serve(engine, channel, pulse)
+    except DeviceLostError as error:  # another process may use the device again
+        log.exception("the engine ends")
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     pulse.close()
     channel.close()
     return 0

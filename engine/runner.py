@@ -28,13 +28,27 @@ class Runner:
         self._buffers = BatchBuffers(kv.n_layers, model.spec.n_pos_axes, kv.block_tokens, model.device)
         self._attention = attention_backend(kv.pages, model.device, model.spec.head_dim**-0.5)
 
-    @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
         """Compute the chunks' tokens and store their keys and values.
+
+        If that raises, each sequence is as before: any of the chunks may run again. (The slots of their tokens may have
+        been written, and are written again then.)
 
         Returns:
             [m, vocab_size] float32 logits after the sampled rows of each chunk, in order of the chunks.
         """
+        pruned = [chunk.sequence for chunk in chunks if not chunk.sequence.request.depth.is_flat]
+        before = [(sequence, sequence.cache.waiting, sequence.request.depth.decision) for sequence in pruned]
+        try:
+            return self._forward(chunks)
+        except BaseException:
+            for sequence, waiting, decision in before:
+                sequence.cache.restore(waiting)
+                sequence.request.depth.decision = decision
+            raise
+
+    @torch.inference_mode()
+    def _forward(self, chunks: Sequence[Chunk]) -> Tensor:
         lanes = [Lane(chunk) for chunk in chunks]
         pages = self._buffers.tables([lane.cache for lane in lanes])
         rotary = self._model.rotary(self._buffers.positions(self._positions(chunks)))

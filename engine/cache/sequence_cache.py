@@ -127,6 +127,10 @@ class SequenceCache:
         """The span is decided: no row waits any more."""
         self._waiting = None
 
+    def restore(self, rows: Waiting | None) -> None:
+        """Let the rows wait that waited before a forward, which failed."""
+        self._waiting = rows
+
     def n_found(self) -> int:
         """Tokens that `open` would find computed. Changes nothing."""
         return self._find()[1]

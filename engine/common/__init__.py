@@ -5,6 +5,7 @@ Other folders import these names from here."""
 from foveate.engine.common.composition import Misplaced, Value, is_share, misplaced, setting, states_share
 from foveate.engine.common.errors import (
     BudgetError,
+    DeviceLostError,
     EngineError,
     ImageError,
     ModelError,
@@ -66,6 +67,7 @@ __all__ = [
     "CAPTION",
     "CELLS",
     "Delta",
+    "DeviceLostError",
     "ENC",
     "EngineError",
     "Failed",

@@ -3,6 +3,7 @@
     ConfigError (configs.errors)      a setting is wrong: the process ends with one line
     EngineError                       everything the engine raises on purpose
     ├── ModelError                    a checkpoint cannot be loaded (names the tensor or the file)
+    ├── DeviceLostError               the device fails everything from now on: the process ends, another starts
     └── RequestError                  one request cannot be served; no other request notices
         ├── BudgetError               its budget contradicts itself or the picture
         ├── TooLongError              its prompt does not fit the context or the KV pool
@@ -19,6 +20,10 @@ class EngineError(Exception):
 
 class ModelError(EngineError):
     """A checkpoint cannot be loaded."""
+
+
+class DeviceLostError(EngineError):
+    """The device fails every operation from now on; only another process can use the device again."""
 
 
 class RequestError(EngineError):

@@ -49,6 +49,18 @@ def describe(device: torch.device) -> str:
     return level() if device.type == "cpu" else "torch"
 
 
+def is_lost(error: BaseException) -> bool:
+    """Whether an error says that this process cannot use its device any more.
+
+    An error of a CUDA kernel stays: every later call raises the same error. Too little memory is no such error.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    return isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and str(error).startswith(("CUDA error", "CUDA driver error", "cuDNN error"))
+    )
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Free memory of a device; None on the CPU, whose memory belongs to other programs too."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None

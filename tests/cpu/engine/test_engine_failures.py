@@ -9,10 +9,22 @@ from torch import Tensor
 
 from foveate.configs.config import CacheConfig, Config, ModelConfig
 from foveate.configs.errors import ConfigError
-from foveate.engine.common import Delta, Failed, Generate, Grid, Image, ModelError, SamplingParams, Signal, VisualBudget
+from foveate.engine.common import (
+    Delta,
+    DeviceLostError,
+    Failed,
+    Generate,
+    Grid,
+    Image,
+    ModelError,
+    SamplingParams,
+    Signal,
+    VisualBudget,
+)
 from foveate.engine.encoder import FeatureCache, Features
 from foveate.engine.engine import Engine, Event
 from foveate.engine.reduce.methods import uniform
+from foveate.engine.sampler import Draw
 from foveate.engine.vision import VisualInputs
 
 MakeEngine = Callable[..., Engine]
@@ -88,16 +100,161 @@ def test_logits_that_are_not_finite(beside: Callable[..., Failed], model: Any, m
     assert failed.code == "internal_error" and "not finite" in failed.message
 
 
-def test_a_forward_that_raises_fails_its_batch_and_not_the_loop(make_engine: MakeEngine, run: Run, model: Any) -> None:
+def texts(how_many: int, **more: Any) -> list[Generate]:
+    """Different requests of 12 tokens and more; none holds the token 99."""
+    return [request(f"r{i}", [20 + i, *range(40, 51 + i)], **more) for i in range(how_many)]
+
+
+def spoil(generate: Generate, at: int) -> Generate:
+    """The request with token 99, on which the model raises, in its prompt; at -1 as its second output token."""
+    ids = list(generate.prompt_ids)
+    if at >= 0:
+        ids[at] = 99
+        return request(generate.id, ids, n=generate.n)
+    sampling = SamplingParams(temperature=0.0, max_tokens=6, logit_bias={99: 1e6})
+    return request(generate.id, ids, n=generate.n, sampling=sampling)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("at", [0, 11, -1], ids=["first token", "second chunk", "decode"])
+@pytest.mark.parametrize("culprits", [[0], [5], [3, 4], [0, 2, 5], list(range(6))], ids=str)
+def test_a_forward_that_raises_fails_only_the_requests_that_cause_it(
+    make_engine: MakeEngine, run: Run, model: Any, culprits: list[int], at: int, n: int
+) -> None:
+    sampled = SamplingParams(temperature=1.0, seed=3, max_tokens=6, logit_bias={99: -1e6})
+    good = texts(6, n=n, sampling=sampled)
+    quiet = make_engine()
+    for generate in good:
+        quiet.add(generate)
+    expected = run(quiet)
+    engine = make_engine(chunk_tokens=8)
+    model.raise_on_token = 99
+    for i, generate in enumerate(good):
+        engine.add(spoil(generate, at) if i in culprits else generate)
+    events = run(engine)
+    assert sorted((f.id, f.code) for f in failures(events)) == [(f"r{i}", "internal_error") for i in culprits]
+    assert all("the forward broke" in failed.message for failed in failures(events))
+    for i, generate in enumerate(good):
+        for choice in range(n if i not in culprits else 0):
+            ours, theirs = (
+                [
+                    t
+                    for e in those
+                    if isinstance(e, Delta) and (e.id, e.choice) == (generate.id, choice)
+                    for t in e.token_ids
+                ]
+                for those in (events, expected)
+            )
+            assert ours == theirs != []
+
+
+def test_a_forward_that_raises_once_fails_nobody(
+    make_engine: MakeEngine, run: Run, model: Any, monkeypatch: Any
+) -> None:
+    engine, raised = make_engine(), []
+    embed = model.embed
+
+    def once(token_ids: Tensor) -> Tensor:
+        if not raised:
+            raised.append(True)
+            raise RuntimeError("a passing trouble")
+        return embed(token_ids)
+
+    monkeypatch.setattr(model, "embed", once)
+    for generate in texts(3):
+        engine.add(generate)
+    events = run(engine)
+    assert not failures(events) and all(len(tokens(events, f"r{i}")) == 6 for i in range(3))
+
+
+def test_the_log_has_the_traceback_with_the_request(
+    make_engine: MakeEngine, run: Run, model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     engine = make_engine()
     model.raise_on_token = 99
-    engine.add(request("a", [99, 1]))
-    engine.add(request("b", [2, 3], n=2))
-    events = engine.step()
-    assert [(f.id, f.code) for f in failures(events)] == [("a", "internal_error"), ("b", "internal_error")]
-    engine.check()
-    engine.add(request("c", [2, 3]))
-    assert len(tokens(run(engine), "c")) == 6
+    for i, generate in enumerate(texts(4)):
+        engine.add(spoil(generate, 0) if i == 2 else generate)
+    run(engine)
+    (record,) = [r for r in caplog.records if r.levelname == "ERROR"]
+    assert record.getMessage() == "request r2 failed" and record.exc_info is not None
+
+
+def test_a_sampler_that_raises_fails_its_row(
+    make_engine: MakeEngine, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet, engine = make_engine(), make_engine()
+    for generate in texts(4):
+        quiet.add(generate)
+    expected = run(quiet)
+    for i, generate in enumerate(texts(4)):
+        bad = request(generate.id, generate.prompt_ids, n=2, sampling=SamplingParams(seed=-77, max_tokens=6))
+        engine.add(bad if i == 1 else generate)
+    law = Draw.law.fget
+    assert law is not None
+
+    def broken(draw: Draw) -> object:
+        if draw.params.seed == -77 and draw.index == 2:
+            raise ZeroDivisionError("a law broke")
+        return law(draw)
+
+    monkeypatch.setattr(Draw, "law", property(broken))
+    events = run(engine)
+    assert [(f.id, f.code) for f in failures(events)] == [("r1", "internal_error")]
+    for i in (0, 2, 3):
+        assert tokens(events, f"r{i}") == tokens(expected, f"r{i}") != []
+
+
+def test_a_request_that_cannot_be_resolved_fails_alone(
+    make_engine: MakeEngine, run: Run, model: Any, monkeypatch: pytest.MonkeyPatch, picture: MakePicture
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a geometry broke")
+
+    engine = make_engine()
+    with monkeypatch.context() as patch:
+        patch.setattr(model.geometry, "grid", broken)
+        engine.add(request("bad", [1, IMAGE_ID], picture(3)))
+    engine.add(request("good", [1, 2]))
+    events = run(engine)
+    assert [(f.id, f.code) for f in failures(events)] == [("bad", "internal_error")] and len(
+        tokens(events, "good")
+    ) == 6
+
+
+@pytest.mark.parametrize("place", ["embed", "encode"])
+def test_a_lost_device_ends_the_engine(
+    make_engine: MakeEngine, run: Run, model: Any, picture: MakePicture, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def lost(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with TORCH_USE_CUDA_DSA")
+
+    engine = make_engine()
+    engine.add(request("a", [1, IMAGE_ID, 2], picture(3)))
+    engine.add(request("b", [1, 2, 3]))
+    with monkeypatch.context() as patch, pytest.raises(DeviceLostError, match=r"^the device failed: CUDA error.*d$"):
+        patch.setattr(model, place, lost)
+        engine.step()
+    run(engine)
+
+
+def test_too_little_memory_for_a_batch_is_no_lost_device(
+    make_engine: MakeEngine, run: Run, model: Any, monkeypatch: Any
+) -> None:
+    engine = make_engine()
+    embed = model.embed
+
+    def small(token_ids: Tensor) -> Tensor:
+        if len(token_ids) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return embed(token_ids)
+
+    monkeypatch.setattr(model, "embed", small)
+    for generate in texts(4):
+        engine.add(generate)
+    engine.add(request("large", list(range(30))))
+    events = run(engine)
+    assert [f.id for f in failures(events)] == ["large"]
+    assert all(len(tokens(events, f"r{i}")) == 6 for i in range(4))
 
 
 BAD: dict[str, tuple[dict[str, Any], str, str | None, str]] = {
