@@ -2,6 +2,7 @@
 
 import random
 
+import msgspec
 import pytest
 
 from foveate.engine.common import Delta, Failed, Generate, SamplingParams, Stage, VisualBudget
@@ -77,3 +78,73 @@ def test_no_request_notices_the_others(make_engine, picture, seed):
     for generate in requests(picture, 40, seed, 24):
         for name, tokens in drive(alone, [generate], abort=0.0).items():
             assert together[name] == tokens, name
+
+
+@pytest.mark.parametrize("sharing", [False, True])
+@pytest.mark.parametrize("seed", [4, 5])
+def test_requests_whose_forward_raises_behind_a_pruning_point_fail_alone(
+    make_engine, model, picture, monkeypatch, seed, sharing
+):
+    """The others in the batch have just chosen or set rows aside; what they did is undone, and done again."""
+    culprit = 201
+    generates = list(requests(picture, 40, seed, 12))
+    bad = {generate.id for generate in generates[3::5]}
+    spoiled = [
+        msgspec.structs.replace(g, prompt_ids=[*g.prompt_ids, culprit], visual=PLANS[1]) if g.id in bad else g
+        for g in generates
+    ]
+    embed, logits, run = model.embed, model.logits, model.run
+    present, retried = [False], []
+
+    def embed_and_look(token_ids):
+        present[0] = culprit in token_ids.tolist()
+        return embed(token_ids)
+
+    def logits_or_raise(rows):
+        if present[0]:
+            raise RuntimeError("the head broke")
+        return logits(rows)
+
+    def run_or_raise(rows, rotary, attention, layers, *rest):
+        if present[0] and layers.start > 0:
+            retried.append(True)
+            raise RuntimeError("a deep layer broke")
+        return run(rows, rotary, attention, layers, *rest)
+
+    alone = make_engine({"prefix_sharing": False})
+    expected = {}
+    for generate in generates:
+        if generate.id not in bad:
+            expected |= drive(alone, [generate], abort=0.0)
+    monkeypatch.setattr(model, "embed", embed_and_look)
+    monkeypatch.setattr(model, "logits", logits_or_raise)
+    monkeypatch.setattr(model, "run", run_or_raise)
+    crowd = make_engine({"memory_mb": 2, "prefix_sharing": sharing}, chunk_tokens=5, step_tokens=40, max_running=8)
+    forward = crowd._runner.run
+
+    def decisions(chunks):
+        return [chunk.sequence.request.depth.decision for chunk in chunks]
+
+    def forward_and_look(chunks):
+        before = decisions(chunks)
+        try:
+            return forward(chunks)
+        except RuntimeError:
+            undone.append(decisions(chunks) == before)
+            raise
+
+    undone: list[bool] = []
+    monkeypatch.setattr(crowd._runner, "run", forward_and_look)
+    failed: set[str] = set()
+    tokens: dict[str, list[int]] = {}
+    for generate in spoiled:
+        crowd.add(generate)
+    while crowd.has_work:
+        for event in crowd.step():
+            if isinstance(event, Failed):
+                failed.add(event.id)
+            elif isinstance(event, Delta) and event.id not in bad:
+                tokens.setdefault(f"{event.id}/{event.choice}", []).extend(event.token_ids)
+        crowd.check()
+    assert failed == bad and len(retried) > len(bad) and tokens == expected and all(undone)
+    assert crowd._space.pool.n_used == 0 and not crowd._requests
