@@ -21,8 +21,18 @@ import zmq
 
 from foveate.configs.config import Config, ModelConfig
 from foveate.configs.errors import ConfigError
-from foveate.engine.common import Abort, DeviceLostError, FromEngine, Generate, ModelError, Ready, Shutdown, ToEngine
-from foveate.engine.common.sockets import FROM_ENGINE, TO_ENGINE
+from foveate.engine.common import (
+    FROM_ENGINE,
+    TO_ENGINE,
+    Abort,
+    DeviceLostError,
+    FromEngine,
+    Generate,
+    ModelError,
+    Ready,
+    Shutdown,
+    ToEngine,
+)
 from foveate.engine.engine import Engine
 from foveate.engine.methods import describe
 from foveate.engine.models.base import Model

@@ -11,8 +11,7 @@ from threading import Event, Thread
 import msgspec
 import zmq
 
-from foveate.engine.common import Pulse
-from foveate.engine.common.sockets import FROM_ENGINE
+from foveate.engine.common import FROM_ENGINE, Pulse
 
 PULSE_S = 1.0
 

@@ -5,6 +5,7 @@ end however the server dies, so a read that ends means that the server is gone. 
 slow imports on; a question for the parent's process id would come too late after them.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -12,7 +13,7 @@ import sys
 from pathlib import Path
 from threading import Thread
 
-from foveate.engine.common.sockets import remove_directory
+from foveate.engine.common import FROM_ENGINE, TO_ENGINE
 
 ORPHANED = 1  # exit status
 _PR_SET_PDEATHSIG = 1
@@ -32,6 +33,18 @@ def end_with_the_server(lifeline: int, directory: Path) -> None:
         os._exit(ORPHANED)  # nobody is left to read the events or the exit status
 
     Thread(target=wait, name="lifeline", daemon=True).start()
+
+
+def remove_directory(directory: Path) -> None:
+    """Remove the sockets and the directory. Never removes anything else; no effect if the directory is gone.
+
+    The server calls this when the engine process has ended, and the engine process when the server has.
+    """
+    for name in (TO_ENGINE, FROM_ENGINE):
+        with contextlib.suppress(OSError):
+            (directory / name).unlink()
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def main() -> int:

@@ -17,8 +17,7 @@ import zmq
 import zmq.asyncio
 
 from foveate.configs.config import Config
-from foveate.engine.common import Shutdown, ToEngine
-from foveate.engine.common.sockets import FROM_ENGINE, TO_ENGINE
+from foveate.engine.common import FROM_ENGINE, TO_ENGINE, Shutdown, ToEngine
 from foveate.server.report import PROGRESS, LoadProgress
 from foveate.server.socket_directory import SocketDirectory
 

@@ -48,8 +48,10 @@ examples:
   FOVEATE__SERVER__API_KEYS=secret foveate serve
 
 The port opens while the model loads: /health/live 200, /health/ready 503 until it is loaded. SIGTERM and Ctrl-C let
-open requests finish for server.drain_s seconds; a second one cuts them off. `foveate config` lists every setting.
-Settings, later wins: defaults, --config, environment FOVEATE__SECTION__KEY, --set, the other flags.
+open requests finish for server.drain_s seconds; a second one cuts them off. Exit status: 0 after a signal to a ready
+server, 130 or 143 to a starting one, 2 for a wrong setting, 3 if the engine stays down.
+`foveate config` lists every setting. Later wins: defaults, --config, environment FOVEATE__SECTION__KEY, --set, the
+other flags.
 """
 
 _CONFIG_EXAMPLES = """\

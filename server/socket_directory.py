@@ -11,7 +11,8 @@ import re
 import tempfile
 from pathlib import Path
 
-from foveate.engine.common.sockets import FROM_ENGINE, TO_ENGINE, remove_directory
+from foveate.engine.common import FROM_ENGINE, TO_ENGINE
+from foveate.engine.start import remove_directory
 
 _PREFIX = "foveate-"
 _NAME = re.compile(rf"{_PREFIX}[a-z0-9_]{{8}}")  # as `tempfile.mkdtemp` draws names

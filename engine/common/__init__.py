@@ -17,6 +17,8 @@ from foveate.engine.common.errors import (
 from foveate.engine.common.find import label, load_method, names
 from foveate.engine.common.grid import Grid, Size, Tile
 from foveate.engine.common.messages import (
+    FROM_ENGINE,
+    TO_ENGINE,
     Abort,
     Accepted,
     Delta,
@@ -71,6 +73,7 @@ __all__ = [
     "ENC",
     "EngineError",
     "Failed",
+    "FROM_ENGINE",
     "FieldInfo",
     "FromEngine",
     "Generate",
@@ -98,6 +101,7 @@ __all__ = [
     "Signal",
     "Size",
     "Stage",
+    "TO_ENGINE",
     "Tile",
     "ToEngine",
     "TokenLogprob",

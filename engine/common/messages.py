@@ -7,6 +7,8 @@ with exactly one `Delta` with `finish` per choice, or one `Failed`. Imports no t
 
 from msgspec import Struct
 
+TO_ENGINE, FROM_ENGINE = "to_engine", "from_engine"  # sockets, in a directory of the server
+
 
 class Stage(Struct, frozen=True, kw_only=True):
     """One method of a composition such as pixelprune+divprune."""

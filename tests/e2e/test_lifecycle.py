@@ -68,7 +68,7 @@ def test_a_server_that_gives_up_says_why_and_exits_with_3(tmp_path: Path) -> Non
 def run(tmp_path: Path, walk: Callable[[subprocess.Popen[bytes], Path], None]) -> None:
     log = tmp_path / "log"
     argv = [str(Path(sys.executable).with_name("foveate")), "serve", "--port", "0", "--set", "server.drain_s=0.5"]
-    argv += ["--set", "server.engine_deaths=2"]
+    argv += ["--set", "server.engine_deaths=2", "--set", "server.engine_hang_s=3"]
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "XDG_RUNTIME_DIR": str(tmp_path)}
     with log.open("wb") as out:
         process = subprocess.Popen(argv, stdout=out, stderr=subprocess.STDOUT, env=environment)
@@ -103,11 +103,13 @@ def ready(process: subprocess.Popen[bytes], log: Path) -> str:
 def _give_up(process: subprocess.Popen[bytes], log: Path) -> None:
     url = ready(process, log)
     stream = Stream(url)
-    for n in (1, 2):
-        until(lambda: len(psutil.Process(process.pid).children()) == 1)
-        psutil.Process(process.pid).children()[0].kill()
-        until(lambda n=n: log.read_text().count("SIGKILL") >= n)  # type: ignore[misc]
+    (engine,) = psutil.Process(process.pid).children()
+    engine.suspend()  # it hangs
     assert stream.error() == "engine_restarted"
+    assert "it hung: no event and no CPU time" in log.read_text() and not engine.is_running()
+    until(lambda: httpx.get(f"{url}/health/ready", timeout=10.0).status_code == 200)
+    (engine,) = psutil.Process(process.pid).children()
+    engine.kill()
     until(lambda: "stays down" in log.read_text())
     told = httpx.get(f"{url}/health/ready")
     assert told.status_code == 503 and "died 2 times" in told.json()["reason"]
