@@ -103,10 +103,10 @@ async def _follow(stop: "_Stop", announce: Callable[[], Awaitable[int]]) -> int:
         return status
     stop.is_ready = True
     down = await stop.client.down()
-    status = _status(down)
-    log.critical("the engine process stays down: %s. The server ends with exit status %d", down, status)
+    stop.status = _status(down)  # even if a signal comes first
+    log.critical("the engine process stays down: %s. The server ends with exit status %d", down, stop.status)
     await asyncio.sleep(TELL_S)
-    return status
+    return stop.status
 
 
 def _status(down: EngineDown) -> int:
