@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 
 import msgspec
 import torch
@@ -29,6 +30,7 @@ from foveate.engine.common import (
     FromEngine,
     Generate,
     ModelError,
+    Pulse,
     Ready,
     Shutdown,
     ToEngine,
@@ -37,12 +39,12 @@ from foveate.engine.engine import Engine
 from foveate.engine.methods import describe
 from foveate.engine.models.base import Model
 from foveate.engine.models.loader import Progress, load_model
-from foveate.engine.pulse import PulseThread
 from foveate.kernels.hardware import device as hardware
 
 log = logging.getLogger("foveate.engine.process")
 
 _HEARTBEAT_S = 1.0
+_PULSE_S = 1.0
 _PROGRESS_S = 0.2
 _TOO_SMALL_TO_SHARE = 30_000_000  # parameters
 
@@ -124,6 +126,45 @@ class Channel:
 
 
 _DECODER: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+
+
+class PulseThread:
+    """Sends a `Pulse` every second, on a socket of its own: ZeroMQ sockets belong to one thread.
+
+    A heartbeat says what the engine did and comes between two steps. A pulse comes during a step too, so the server can
+    tell a long step from a process that hangs.
+
+    Args:
+        directory: where the server has bound its sockets.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._address = f"ipc://{directory}/{FROM_ENGINE}"
+        self._turns = 0
+        self._began = time.monotonic()
+        self._ended = Event()
+        self._thread = Thread(target=self._run, name="pulse", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def turn(self) -> None:
+        """Say that the main thread begins a turn."""
+        self._turns += 1
+        self._began = time.monotonic()
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
+            socket.set_hwm(0)
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.connect(self._address)
+            while not self._ended.wait(_PULSE_S):
+                pulse = Pulse(turns=self._turns, turn_s=time.monotonic() - self._began)
+                socket.send(msgspec.msgpack.encode([pulse]))
 
 
 def serve(engine: Engine, channel: Channel, pulse: PulseThread) -> None:

@@ -49,7 +49,6 @@ CHAT: list[tuple[dict[str, Any], str, str, str]] = [
     ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value", "stream"),
     ({"cache_salt": ""}, "cache_salt", "invalid_value", ""),
     ({"model": "other"}, "model", "model_not_found", "other"),
-    ({"model": None}, "model", "invalid_value", ""),
     ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter", "support"),
     ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter", "support"),
     ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter", "support"),
