@@ -23,7 +23,7 @@ _SCENES_APART = 10_000  # between the first scenes of two seeds
 _SEEDS = 10_000  # with scenes of their own
 PARTS = SEARCH, CHOICE, HELD_OUT = ("search", "choice", "held out")
 HELD_OUT_SHARE = 0.6
-_SHARES = (0.2, 0.4)  # ends of the first and the second part, as shares of the pairs
+_SHARES = (0.2, 1 - HELD_OUT_SHARE)  # ends of the first and the second part, as shares of the pairs
 
 
 @dataclass(frozen=True, slots=True)
