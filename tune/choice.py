@@ -29,8 +29,16 @@ class Candidate:
         return self.search.misses + self.choice.misses
 
 
-def candidates(points: Sequence[Measured], n_choice: int, agreement: float, ask: Ask) -> tuple[list[Candidate], int]:
-    """Return the points worth a test, cheapest first, and the most misses that they may have on both parts.
+def most_misses(n_known: int, agreement: float) -> int:
+    """Return the changed answers that a candidate may have on the pairs of search and choice together.
+
+    With too few pairs for a bound, no answer may change; the held-out pairs decide in any case.
+    """
+    return max(0, allowed_misses(n_known, agreement, CHOICE_RISK))
+
+
+def candidates(points: Sequence[Measured], limit: int, ask: Ask) -> list[Candidate]:
+    """Return the points worth a test, cheapest first.
 
     Each candidate has fewer misses than all cheaper candidates. Only the last one may have equally many: a point at
     least halfway between the candidate before it and the full cost. The last one is the safest, and the tests begin
@@ -38,12 +46,9 @@ def candidates(points: Sequence[Measured], n_choice: int, agreement: float, ask:
 
     Args:
         points: points that hold on all search pairs.
-        n_choice: number of choice pairs.
+        limit: from `most_misses`.
     """
     ordered = sorted((p for p in points if p.cost < 1), key=lambda p: (p.cost, p.flops, p.misses))
-    if not ordered:
-        return [], -1
-    limit = allowed_misses(ordered[0].asked + n_choice, agreement, CHOICE_RISK)
     found: list[Candidate] = []
 
     def add(point: Measured, most: int) -> None:
@@ -60,15 +65,18 @@ def candidates(points: Sequence[Measured], n_choice: int, agreement: float, ask:
         for point in (p for p in ordered if p.cost >= (1 + last.search.cost) / 2 and p != last.search):
             if found[-1] is last:
                 add(point, last.misses)
-    return found, limit
+    return found
 
 
 def confirm(tried: Sequence[Candidate], n_held_out: int, agreement: float, ask: Ask) -> list[Measured]:
-    """Test candidates on the held-out pairs, from the safest to the cheapest. Only the last result can be a failure."""
+    """Test candidates on the held-out pairs, from the safest to the cheapest. Only the last result can be a failure.
+
+    A failure too answers every pair: a test that stops at the last allowed change would overstate the share of changes.
+    """
     most = allowed_misses(n_held_out, agreement)
     tests: list[Measured] = []
     for candidate in reversed(tried):
-        tests.append(ask(candidate.search, HELD_OUT, most))
+        tests.append(ask(candidate.search, HELD_OUT, n_held_out))
         if tests[-1].misses > most:
             break
     return tests

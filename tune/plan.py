@@ -7,7 +7,7 @@ from functools import partial
 
 import msgspec
 
-from foveate.tune.choice import Candidate, candidates, confirm
+from foveate.tune.choice import Candidate, candidates, confirm, most_misses
 from foveate.tune.confidence import allowed_misses
 from foveate.tune.data import CHOICE, HELD_OUT, SEARCH
 from foveate.tune.heads import Heads, find_heads
@@ -94,7 +94,8 @@ def run(bench: Bench, agreement: float, methods: Sequence[str], every: int, seed
     ranked = sorted(reducers, key=lambda point: (point.cost, -point.same))
     together = [point for best in ranked[:2] for point in _both(bench, best, table, partial(holds, BOTH))]
     both = min(together, key=lambda point: point.cost, default=None)
-    tried, limit = candidates([p for p in bench.seen if p.holds(target)], n[CHOICE], agreement, ask)
+    limit = most_misses(n[SEARCH] + n[CHOICE], agreement)
+    tried = candidates([p for p in bench.seen if p.holds(target)], limit, ask)
     tests = confirm(tried, n[HELD_OUT], agreement, ask)
     passed = [p for p in tests if p.misses <= allowed_misses(n[HELD_OUT], agreement)]
     confirmed = passed[-1] if passed else bench.measure(REDUCER, "none", 1.0, HELD_OUT)

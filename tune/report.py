@@ -173,7 +173,7 @@ def _choice_text(setting: Setting, result: Result) -> str:
         "cheaper candidate. The held-out pairs had no part in this. They tested the candidates from the safest on, up "
         f"to the first failure: {wish} is confirmed with {1 - RISK:.0%} confidence if at most "
         f"{allowed_misses(n, setting.agreement)} of {n} answers change ({pairs_needed(setting.agreement)} pairs are "
-        "the fewest that can confirm). A test ends as soon as more have changed."
+        "the fewest that can confirm)."
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from foveate.tune.choice import candidates, confirm
+from foveate.tune.choice import candidates, confirm, most_misses
 from foveate.tune.confidence import allowed_misses
 from foveate.tune.data import CHOICE, HELD_OUT, SEARCH
 from foveate.tune.measure import REDUCER, Measured
@@ -40,7 +40,8 @@ def chosen(truth: Sequence[float], rng: random.Random, n: dict[str, int] = N) ->
     most = allowed_misses(n[HELD_OUT], WISH)
     target = 1 - most / n[HELD_OUT]
     searched = [point(cost, drawn(rng, n[SEARCH], agreement), n[SEARCH]) for cost, agreement in costs.items()]
-    tried, limit = candidates([p for p in searched if p.holds(target)], n[CHOICE], WISH, ask)
+    limit = most_misses(n[SEARCH] + n[CHOICE], WISH)
+    tried = candidates([p for p in searched if p.holds(target)], limit, ask)
     assert all(c.misses <= limit for c in tried)
     tests = confirm(tried, n[HELD_OUT], WISH, ask)
     passed = [p for p in tests if p.misses <= most]
@@ -89,7 +90,7 @@ def found(misses: dict[tuple[float, str], int]) -> tuple[Scripted, list[float], 
     """What was asked, the costs of the candidates and the costs of the confirmed ones."""
     ask, most = Scripted(misses), allowed_misses(N[HELD_OUT], WISH)
     searched = [point(cost, n, N[SEARCH]) for (cost, part), n in misses.items() if part == SEARCH]
-    tried, _ = candidates(searched, N[CHOICE], WISH, ask)
+    tried = candidates(searched, most_misses(N[SEARCH] + N[CHOICE], WISH), ask)
     tests = confirm(tried, N[HELD_OUT], WISH, ask)
     return ask, [c.search.cost for c in tried], [p.cost for p in tests if p.misses <= most]
 
@@ -123,5 +124,5 @@ def test_a_lucky_point_of_the_search_is_no_candidate() -> None:
 
 def test_without_a_point_that_holds_nothing_is_asked() -> None:
     ask = Scripted({})
-    assert candidates([point(1.0, 0, 400)], N[CHOICE], WISH, ask) == ([], -1) and not ask.asked
+    assert candidates([point(1.0, 0, 400)], 4, ask) == [] and not ask.asked
     assert confirm([], N[HELD_OUT], WISH, ask) == []
