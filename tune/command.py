@@ -14,7 +14,7 @@ from foveate.configs.errors import ConfigError
 from foveate.engine.common import MethodInfo
 from foveate.server.find_model import find_model
 from foveate.tune.asking import Asked, Asker
-from foveate.tune.confidence import RISK, allowed_misses, pairs_needed
+from foveate.tune.confidence import RISK, SURE, allowed_misses, pairs_needed
 from foveate.tune.data import HELD_OUT, HELD_OUT_SHARE, PARTS, SCENES, Pair, read, sample, split
 from foveate.tune.measure import Bench
 from foveate.tune.plan import expected_steps, run
@@ -107,11 +107,11 @@ def _check_pairs(options: Options, parts: dict[str, list[Pair]]) -> None:
         possible = int(1000 * RISK ** (1 / n)) / 1000
         remedy = f"or ask for at most {possible:g}" if possible else "as so few confirm nothing"
         raise ConfigError(
-            f"--agreement: {agreement:g} takes {needed} held-out pairs for {1 - RISK:.0%} confidence, even if no "
+            f"--agreement: {agreement:g} takes {needed} held-out pairs for {SURE}, even if no "
             f"answer changes; of {total} pairs {n} are held out: give {give} pairs{more}, {remedy}"
         )
     print(
-        f"tune: {total} pairs, of which {n} are held out; {agreement:.1%} is confirmed ({1 - RISK:.0%} confidence) if "
+        f"tune: {total} pairs, of which {n} are held out; {100 * agreement:g} % is confirmed ({SURE}) if "
         f"at most {most} of the held-out answers change",
         file=sys.stderr,
         flush=True,

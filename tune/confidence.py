@@ -7,6 +7,7 @@ import math
 
 RISK = 0.05  # of writing a preset whose agreement lies below the requested share
 CHOICE_RISK = 0.2  # for candidates: a weak one costs time only, as the held-out pairs decide
+SURE, CHOICE_SURE = (f"{100 * (1 - risk):.0f} % confidence" for risk in (RISK, CHOICE_RISK))  # in messages
 
 
 def chance(misses: int, n: int, agreement: float) -> float:

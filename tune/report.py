@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from foveate.tune.confidence import CHOICE_RISK, RISK, allowed_misses, lower_bound, pairs_needed, pairs_to_confirm
+from foveate.tune.confidence import CHOICE_SURE, SURE, allowed_misses, lower_bound, pairs_needed, pairs_to_confirm
 from foveate.tune.data import CHOICE, HELD_OUT, HELD_OUT_SHARE, SEARCH
 from foveate.tune.measure import BOTH, REDUCER, SCHEDULE, SIGMOID
 from foveate.tune.plan import Result
@@ -86,7 +86,7 @@ def summary(setting: Setting, result: Result) -> list[str]:
             f"{chosen.method} at ratio {chosen.ratio:g}: {_percent(chosen.cost)} of the visual token-layers, "
             f"{_percent(chosen.flops)} of the decoder's prefill FLOPs",
             f"same answer as unpruned on {chosen.same} of {chosen.asked} held-out pairs: at least {_percent(low)} with "
-            f"{1 - RISK:.0%} confidence, asked for {_percent(setting.agreement)}",
+            f"{SURE}, asked for {_percent(setting.agreement)}",
         ]
     return [*lines, *_missed(setting, result)]
 
@@ -169,9 +169,9 @@ def _choice_text(setting: Setting, result: Result) -> str:
     return (
         "Of many points a search takes the cheapest that holds on its own pairs, so also the lucky ones. So points "
         f"that hold answered the choice pairs, and were candidates if at most {result.limit} answers of search and "
-        f"choice pairs together changed ({wish} at {1 - CHOICE_RISK:.0%} confidence) and fewer than those of every "
+        f"choice pairs together changed ({wish} at {CHOICE_SURE}) and fewer than those of every "
         "cheaper candidate. The held-out pairs had no part in this. They tested the candidates from the safest on, up "
-        f"to the first failure: {wish} is confirmed with {1 - RISK:.0%} confidence if at most "
+        f"to the first failure: {wish} is confirmed with {SURE} if at most "
         f"{allowed_misses(n, setting.agreement)} of {n} answers change ({pairs_needed(setting.agreement)} pairs are "
         "the fewest that can confirm)."
     )

@@ -65,7 +65,7 @@ def test_too_few_scenes_are_refused_with_the_option(tmp_path: Path) -> None:
 def test_enough_pairs_say_how_many_answers_may_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Loaded):
         tune(options(tmp_path, 1000, 0.99))
-    assert "1000 pairs, of which 600 are held out; 99.0% is confirmed" in (said := capsys.readouterr().err)
+    assert "1000 pairs, of which 600 are held out; 99 % is confirmed" in (said := capsys.readouterr().err)
     assert f"at most {allowed_misses(600, 0.99)} of the held-out answers change" in said
 
 
