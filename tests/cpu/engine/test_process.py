@@ -11,7 +11,7 @@ import zmq
 
 from foveate.configs.config import ModelConfig
 from foveate.configs.errors import ConfigError
-from foveate.engine import process, pulse
+from foveate.engine import process
 from foveate.engine.common import FromEngine, Pulse
 
 
@@ -43,10 +43,10 @@ def test_device() -> None:
 
 
 def test_a_pulse_during_a_step_says_how_long_the_step_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pulse, "PULSE_S", 0.05)
+    monkeypatch.setattr(process, "_PULSE_S", 0.05)
     with zmq.Context() as context, context.socket(zmq.PULL) as inbox:
         inbox.bind(f"ipc://{tmp_path}/from_engine")
-        thread = pulse.PulseThread(tmp_path)
+        thread = process.PulseThread(tmp_path)
         thread.turn()
         thread.start()
         time.sleep(0.5)  # the main thread is in a step
