@@ -57,7 +57,8 @@ def recv(layer: LayerRef = -1) -> Signal:
 def logits(layer: LayerRef = -1) -> Signal:
     """[M] float32: attention before the softmax, mean over heads: scaled products of CLS's query and each key.
 
-    In towers without a CLS row, the mean query of the picture (or of the tile) takes the place of CLS's query.
+    In towers without a CLS row: the logarithm of attention received, which ranks as `recv` does. (The products of a
+    mean query rank otherwise, and keep the wrong tokens.)
     """
     return Signal("logits", layer)
 
@@ -131,7 +132,7 @@ class Tower:
         return layer % self.depth
 
     def resolve(self, signal: Signal) -> Signal:
-        """The signal as the tower records it: an index for a layer, `saliency` replaced by what stands for it.
+        """The signal as the tower records it: an index for a layer, what stands for `saliency`, `logits`.
 
         Raises:
             ConfigError: a layer that is not run, or the CLS row of a tower that has none.
@@ -142,6 +143,8 @@ class Tower:
         kind = signal.kind
         if kind == "saliency":
             kind = "cls_row" if self.has_cls else "recv"
+        if kind == "logits" and not self.has_cls:
+            kind = "recv"  # of which `VisualInputs.logits` takes the logarithm
         if kind in _OF_CLS and not self.has_cls:
             raise ConfigError("this vision tower has no CLS row; choose a method that does without one")
         if kind in _ATTENTION and self.full_layers:

@@ -97,7 +97,8 @@ class VisualInputs:
         return self._tap(named.recv(layer))
 
     def logits(self, layer: LayerRef = -1) -> Tensor:
-        return self._tap(named.logits(layer))
+        rows = self._tap(named.logits(layer))
+        return rows if self.tower.has_cls else rows.clamp_min(torch.finfo(rows.dtype).tiny).log()
 
     def keys(self, layer: LayerRef = -1) -> Tensor:
         return self._tap(named.keys(layer))

@@ -89,8 +89,8 @@ class LayerTaps:
         """
         self._keep("recv", lambda: received(q, k, segments, scale))
         self._keep("qk", lambda: torch.stack([q, k], 1))
-        self._keep("logits", lambda: self._logits(q, k, scale))
         if self.taps.has_cls:
+            self._keep("logits", lambda: self._logits(q, k, scale))
             self._keep("cls_row", lambda: self._cls(q, k, scale))
             wide = q.shape[1] * q.shape[2]
             self._keep("cls_cat", lambda: self._cls(q.flatten(1)[:, None], k.flatten(1)[:, None], wide**-0.5))
@@ -100,10 +100,9 @@ class LayerTaps:
         return torch.cat([attention_rows(queries[:1], keys, scale)[0] for queries, keys in pictures])
 
     def _logits(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
-        leading = 1 if self.taps.has_cls else None  # the mean over heads is one product over all their columns
+        # The mean over heads is one product over all their columns.
         pictures = zip(self._by_picture(q.flatten(1)), self._by_picture(k.flatten(1)), strict=True)
-        found = [keys.float() @ queries[:leading].float().mean(0) for queries, keys in pictures]
-        return torch.cat(found) * (scale / q.shape[1])
+        return torch.cat([keys.float() @ queries[0].float() for queries, keys in pictures]) * (scale / q.shape[1])
 
     def _by_picture(self, rows: Tensor) -> list[Tensor]:
         return [rows[start:end] for start, end in pairwise(self.taps.bounds)]

@@ -11,7 +11,8 @@ one token. The region of a crop is the part of the thumbnail that shows the same
 the mean size of the regions, because values before a softmax have no natural zero. The released code cuts the thumbnail
 into equal blocks even if crops lost padding (`compat` restores that). Kept tokens of the thumbnail stay in reading
 order. Attention is that of the layer whose output the projector reads; the released code reads the layer after. A
-picture without tiles keeps its most attended tokens. Without a CLS row, the tile's mean query stands for CLS's query.
+picture without tiles keeps its most attended tokens. Without a CLS row, the logarithm of attention received stands for
+attention before the softmax.
 """
 
 from dataclasses import dataclass
