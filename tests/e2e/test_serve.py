@@ -227,8 +227,6 @@ def poison(model: str, good: str) -> list[tuple[str, dict[str, Any], dict[str, s
     asks = "What is it?"
     bad = [(what, body(model, asks, good) | change, headers, word) for what, change, headers, word in POISON]
     bad += [(what, body(model, asks, url), {}, "") for what, url in PICTURES]
-    placeholder = "<image>" if model == "tiny-llava" else "<|image_pad|>"
-    bad.append(("a placeholder typed", body(model, f"{placeholder} {asks}", good), {}, placeholder))
     bad.append(("too long", body(model, "shape " * 5000, good), {}, "context"))
     bad.append(("too many pictures", body(model, asks, *[good] * 100), {}, "image"))
     return bad
