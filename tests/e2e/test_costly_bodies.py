@@ -76,7 +76,7 @@ BODIES: list[tuple[str, str, Callable[[], bytes], int]] = [
     ("a text to count", "/tokenize", lambda: b'{"prompt":"' + b"a " * (2 * MB - 100) + b'"}', 400),
     ("a picture", CHAT, lambda: chat(IMAGE % (b"data:image/png;base64," + b"A" * 8 * MB)), 400),
     ("an escaped picture", CHAT, lambda: chat(IMAGE % (b"data:image/png;base64," + b"\\/" * 12 * MB)), 400),
-    ("a picture of escaped quotes", CHAT, lambda: chat(IMAGE % (b"data:" + b'\\"' * 31 * MB)), 413),
+    ("a picture of escaped quotes", CHAT, lambda: chat(IMAGE % (b"data:" + b'\\"' * 31 * MB)), 400),
     ("many data URLs", CHAT, lambda: chat(many(b'"data:"', 60 * MB)), 413),
     ("a body too large", CHAT, lambda: chat(b'"' + b"a" * 65 * MB + b'"'), 413),
 ]
