@@ -201,8 +201,8 @@ class EngineClient:
         n_deaths = 0
         most = self._config.server.engine_deaths
         try:
-            while self._process is not None:
-                death = await self._live(self._process)
+            while True:
+                death = await self._life()
                 served_s = time.monotonic() - self._ready_at if self.state == "ready" else 0.0
                 n_deaths = 1 if served_s >= HEALTHY_S else n_deaths + 1
                 self._last_death = death.reason
@@ -215,21 +215,32 @@ class EngineClient:
                     return self._give_up(EngineDown(reason, wrong_setting=False))
                 back_off_s = min(BACK_OFF_S * 2 ** (n_deaths - 2), MOST_BACK_OFF_S) if n_deaths > 1 else 0.0
                 log.error("starting another engine process in %.0f s (death %d of %d)", back_off_s, n_deaths, most)
-                await self._replace(self._process, back_off_s)
+                await self._bury(back_off_s)
         except Exception as error:  # without a supervisor, requests would never end
             log.exception("the supervisor of the engine process failed")
             self._give_up(EngineDown(f"internal error: {error}", wrong_setting=False))
 
-    async def _replace(self, dead: EngineProcess, back_off_s: float) -> None:
+    async def _life(self) -> Death:
+        """Start a process if there is none, and follow it to its end."""
+        if self._process is None:
+            self.restarts += 1
+            self._restarted_at = time.monotonic()
+            try:
+                self._process = await EngineProcess.spawn(self._config, self._command)
+            except OSError as error:  # the machine may have files, memory or processes for it again soon
+                return Death(f"it could not be started: {error}", final=False)
+        return await self._live(self._process)
+
+    async def _bury(self, back_off_s: float) -> None:
+        """Fail what was in flight, free what the dead process held, and wait before the next one."""
         self._turn("starting")
         self._fail_all(f"{self.reason}; send the request again")
         if self.heartbeat is not None:
             self._counted = {name: getattr(self.heartbeat, name) for name in _COUNTERS}
-        await dead.stop(0)
+        if self._process is not None:
+            await self._process.stop(0)
+            self._process = None
         await asyncio.sleep(back_off_s)
-        self.restarts += 1
-        self._restarted_at = time.monotonic()
-        self._process = await EngineProcess.spawn(self._config, self._command)
 
     async def _live(self, process: EngineProcess) -> Death:
         """Dispatch events until the process ends, or hangs and is killed."""

@@ -86,8 +86,11 @@ class EngineProcess:
             os.close(read_end)
         engine = cls(process, directory, lifeline)
         assert process.stdin is not None, "stdin is a pipe"
-        process.stdin.write(_ENCODER.encode(config))
-        process.stdin.close()
+        with contextlib.suppress(
+            OSError, RuntimeError
+        ):  # uvloop's RuntimeError: the process has ended; `wait` says why
+            process.stdin.write(_ENCODER.encode(config))
+            process.stdin.close()
         return engine
 
     def send(self, message: ToEngine) -> None:

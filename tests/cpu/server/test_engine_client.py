@@ -10,8 +10,10 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvloop
 
 from foveate.configs.config import Config
 from foveate.engine.common import Accepted, Delta, Failed, Generate, Heartbeat
@@ -249,6 +251,69 @@ def test_deaths_without_healthy_service_open_the_breaker(
     run(test)
     assert caplog.text.count("the engine process died after") == 3
     assert "in 0 s (death 1 of 3)" in caplog.text and "in 1 s (death 2 of 3)" in caplog.text
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_process_that_ends_before_it_reads_its_configuration_is_a_death(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """Killed between its start and the first word to it: the next process starts as after any death."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    create, n_started = asyncio.create_subprocess_exec, [0]
+
+    async def killed(*argv: Any, **how: Any) -> Any:
+        process = await create(*argv, **how)
+        n_started[0] += 1
+        if n_started[0] in (1, 2):
+            process.kill()
+            await asyncio.sleep(0.2)  # its pipes are closed
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", killed)
+
+    async def test() -> None:
+        async with asyncio.timeout(15), running(tmp_path) as client:
+            await client.ready()
+            assert client.restarts == 2 and isinstance((await collect(client, request(fake.ANSWER)))[-1], Delta)
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(test())
+    assert not list(tmp_path.glob("foveate-*"))
+
+
+def test_a_start_that_fails_is_a_death(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+    async def test(failures: int) -> None:
+        async with running(tmp_path) as client:
+            await client.ready()
+            create, left = asyncio.create_subprocess_exec, [failures]
+
+            async def scarce(*argv: Any, **how: Any) -> Any:
+                left[0] -= 1
+                if left[0] >= 0:
+                    raise BlockingIOError("no more processes")
+                return await create(*argv, **how)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(asyncio, "create_subprocess_exec", scarce)
+                assert client._process is not None
+                os.kill(client._process.pid, signal.SIGKILL)
+                if failures == 1:
+                    while client.restarts < 2:
+                        await asyncio.sleep(0.02)
+                    await client.ready()
+                    assert isinstance((await collect(client, request(fake.ANSWER)))[-1], Delta)
+                else:
+                    down = await client.down()
+                    assert not down.wrong_setting and "it could not be started: no more processes" in str(down)
+
+    for failures in (1, 2):
+        run(lambda: test(failures))  # noqa: B023
+        assert not list(tmp_path.glob("foveate-*"))
+    assert "internal error" not in caplog.text
 
 
 def test_deaths_far_apart_are_forgotten(tmp_path: Path) -> None:
