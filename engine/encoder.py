@@ -9,7 +9,7 @@ that neither hits nor times tell a tenant what another one has sent; and what a 
 import dataclasses
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -114,9 +114,8 @@ class Encoder:
         for request, i in wanted:
             key, began = request.pictures[i].key, time.monotonic()
             try:
-                if key in errors:
-                    raise errors[key]
-                self._reduce(request, i, features[key].inputs)
+                found = self._encode_for(request, i, wanted, errors[key]) if key in errors else features[key]
+                self._reduce(request, i, found.inputs)
             except Exception as error:
                 failures.append((request, error))
             request.reduce_s += time.monotonic() - began
@@ -154,7 +153,7 @@ class Encoder:
             return features, errors
 
         # With what an entry has already, or two methods would take turns in replacing it.
-        taps = frozenset[Signal]().union(*(signals[key] | self.cache.signals(key) for key in missing))
+        taps = {key: signals[key] | self.cache.signals(key) for key in missing}
         for key, result in self._encode_missing([pictures[key] for key in missing], taps).items():
             if isinstance(result, Exception):
                 errors[key] = result
@@ -172,48 +171,54 @@ class Encoder:
                 self.n_hits += 1
 
     def _encode_missing(
-        self, pictures: Sequence[Picture], signals: frozenset[Signal]
+        self, pictures: Sequence[Picture], signals: Mapping[bytes, frozenset[Signal]]
     ) -> dict[bytes, Features | Exception]:
         """Run the tower on one packed batch of whole pictures, and alone on each cut picture.
 
-        If the batch raises, run each of its pictures alone, so that one picture cannot fail others.
+        If the batch raises, run its halves, so that neither a picture nor the signals of its methods fail others.
+
+        Args:
+            signals: to record of each picture, by key.
         """
         whole = [picture for picture in pictures if picture.cut is None]
         batches = [[picture] for picture in pictures if picture.cut is not None]
         results: dict[bytes, Features | Exception] = {}
         for batch in [whole, *batches] if whole else batches:
-            outputs = self._try_encode(batch, signals)
-            if not isinstance(outputs, Exception):
-                results |= self._features(batch, outputs, signals)
-            elif len(batch) == 1:
-                results[batch[0].key] = outputs
-            else:
-                for picture in batch:
-                    results |= self._encode_missing([picture], signals)
+            try:
+                results |= self._encode_batch(batch, frozenset[Signal]().union(*(signals[p.key] for p in batch)))
+                continue
+            except Exception as error:
+                if len(batch) == 1:  # the error becomes the `Failed` of the requests it concerns, and is logged there
+                    results[batch[0].key] = error
+                    continue
+            for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+                results |= self._encode_missing(half, signals)
         return results
 
-    def _features(
-        self, pictures: Sequence[Picture], outputs: Sequence[VisualInputs], signals: frozenset[Signal]
-    ) -> dict[bytes, Features | Exception]:
-        self.n_encoded += len(pictures)
-        results: dict[bytes, Features | Exception] = {}
-        for picture, output in zip(pictures, outputs, strict=True):
-            if all(torch.isfinite(rows).all() for rows in (output.proj, *output.added.values())):
-                seed = int.from_bytes(picture.image.digest[:8]) & (2**63 - 1)  # torch generators take 63 bits
-                results[picture.key] = Features(dataclasses.replace(output, seed=seed), signals)
-            else:
-                results[picture.key] = ImageError("the picture's features are not finite; send another picture")
-        return results
-
-    def _try_encode(self, batch: Sequence[Picture], signals: frozenset[Signal]) -> list[VisualInputs] | Exception:
+    def _encode_batch(self, batch: Sequence[Picture], signals: frozenset[Signal]) -> dict[bytes, Features | Exception]:
         """Encode whole pictures, or a single cut picture."""
-        try:
-            pixels = [picture.pixels(self._model.device) for picture in batch]
-            if (cut := batch[0].cut) is not None:
-                return [self._model.encode_cut(pixels[0], signals, cut)]
-            return self._model.encode(pixels, signals, [picture.image.original for picture in batch])
-        except Exception as error:
-            return error  # it becomes the `Failed` of the requests it concerns, and is logged there
+        pixels = [picture.pixels(self._model.device) for picture in batch]
+        if (cut := batch[0].cut) is not None:
+            outputs = [self._model.encode_cut(pixels[0], signals, cut)]
+        else:
+            outputs = self._model.encode(pixels, signals, [picture.image.original for picture in batch])
+        results = {picture.key: _features(picture, own, signals) for picture, own in zip(batch, outputs, strict=True)}
+        self.n_encoded += len(batch)
+        return results
+
+    def _encode_for(self, request: Request, i: int, wanted: Sequence[Wanted], error: Exception) -> Features:
+        """Features of a picture that the tower refused for all requests together, with the signals of one alone.
+
+        Raises:
+            Exception: the tower refuses the picture for this request too.
+        """
+        key, own = request.pictures[i].key, self._signals(request)
+        if all(self._signals(other) == own for other, j in wanted if other.pictures[j].key == key):
+            raise error
+        features, errors = self._encode([(request, i)])
+        if key in errors:
+            raise errors[key]
+        return features[key]
 
     def _reduce(self, request: Request, i: int, inputs: VisualInputs) -> None:
         picture = request.pictures[i]
@@ -246,3 +251,11 @@ class Encoder:
         if not ids:
             return inputs.proj.new_zeros(0, inputs.proj.shape[1])
         return self._model.embed(torch.tensor(ids, device=self._model.device))
+
+
+def _features(picture: Picture, output: VisualInputs, signals: frozenset[Signal]) -> Features | Exception:
+    """The features of one picture, or what is wrong with them."""
+    if not all(torch.isfinite(rows).all() for rows in (output.proj, *output.added.values())):
+        return ImageError("the picture's features are not finite; send another picture")
+    seed = int.from_bytes(picture.image.digest[:8]) & (2**63 - 1)  # torch generators take 63 bits
+    return Features(dataclasses.replace(output, seed=seed), signals)

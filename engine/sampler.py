@@ -61,10 +61,10 @@ class Draw:
 
     def seen(self, device: torch.device) -> "_Seen":
         """The tokens so far, counted."""
-        if self._seen is None:
-            self._seen = _Seen(device)
-        self._seen.catch_up(self.token_ids, self.n_prompt)
-        return self._seen
+        seen, self._seen = self._seen or _Seen(device), None  # counted anew if counting raises half-way
+        seen.catch_up(self.token_ids, self.n_prompt)
+        self._seen = seen
+        return seen
 
 
 class _Seen:

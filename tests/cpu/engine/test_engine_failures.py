@@ -9,6 +9,7 @@ from torch import Tensor
 
 from foveate.configs.config import CacheConfig, Config, ModelConfig
 from foveate.configs.errors import ConfigError
+from foveate.engine import sampler
 from foveate.engine.common import (
     Delta,
     DeviceLostError,
@@ -77,6 +78,74 @@ def test_a_picture_whose_features_are_not_finite(beside: Callable[..., Failed], 
 
 def test_a_picture_that_breaks_the_tower(beside: Callable[..., Failed], picture: MakePicture) -> None:
     assert beside(request("bad", [5, IMAGE_ID, 6], picture(1, first=RAISING_PIXEL))).code == "internal_error"
+
+
+@pytest.mark.parametrize("same_picture", [False, True])
+def test_a_signal_that_breaks_the_tower_fails_the_method_that_reads_it(
+    make_engine: MakeEngine, run: Run, picture: MakePicture, model: Any, monkeypatch: pytest.MonkeyPatch,
+    same_picture: bool,
+) -> None:  # fmt: skip
+    """The pictures of one step share a run of the tower, and one picture may be wanted with different signals."""
+    encode = model.encode
+
+    def broken(images: Any, signals: frozenset[Signal], originals: Any = None) -> Any:
+        if any(signal.kind == "recv" for signal in signals):
+            raise NotImplementedError("no such signal")
+        return encode(images, signals, originals)
+
+    monkeypatch.setattr(model, "encode", broken)
+    engine = make_engine()
+    budgets = [VisualBudget(method=name, tokens=4) for name in ("uniform", "foveal", "uniform", "visionzip")]
+    for i, visual in enumerate([*budgets, VisualBudget(method="none")]):
+        engine.add(request(str(i), [5, IMAGE_ID, 6], picture(0 if same_picture else i), visual=visual))
+    reads = {id for id, r in engine._requests.items() if any(signal.kind == "recv" for signal in r.signals)}
+    assert 0 < len(reads) < 5, "some of these methods read the signal"
+    events = run(engine)
+    assert {f.id for f in failures(events)} == reads
+    assert all(len(tokens(events, str(i))) == 6 for i in range(5) if str(i) not in reads)
+
+
+def test_a_tower_that_gives_too_few_pictures(
+    make_engine: MakeEngine, run: Run, picture: MakePicture, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = model.encode
+
+    def lacking(images: Any, *rest: Any) -> Any:
+        return [out for image, out in zip(images, encode(images, *rest), strict=True) if int(image[0, 0, 0]) != 7]
+
+    monkeypatch.setattr(model, "encode", lacking)
+    engine = make_engine()
+    for i in range(5):
+        engine.add(request(str(i), [5, IMAGE_ID, 6], picture(i, first=7 if i == 3 else 0)))
+    events = run(engine)
+    assert [f.id for f in failures(events)] == ["3"]
+    assert all(len(tokens(events, str(i))) == 6 for i in (0, 1, 2, 4))
+
+
+def test_a_count_of_tokens_that_breaks_off_is_made_anew(
+    make_engine: MakeEngine, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Penalties read a count that is kept with the sequence; a draw that is repeated must not count twice."""
+    sampling = SamplingParams(temperature=0.0, max_tokens=12, frequency_penalty=0.05)
+    quiet, engine = make_engine(), make_engine()
+    for generate in texts(4, sampling=sampling):
+        quiet.add(generate)
+        engine.add(generate)
+    expected = run(quiet)
+    count, calls = sampler._Seen.catch_up, [0]
+
+    def broken(self: Any, token_ids: Any, n_prompt: int) -> None:
+        calls[0] += 1
+        if calls[0] % 5 == 1:
+            self._counts += 100
+            raise RuntimeError("a passing trouble")
+        count(self, token_ids, n_prompt)
+
+    monkeypatch.setattr(sampler._Seen, "catch_up", broken)
+    events = run(engine)
+    assert not failures(events) and calls[0] > 40
+    for i in range(4):
+        assert tokens(events, f"r{i}") == tokens(expected, f"r{i}") != []
 
 
 def test_a_reducer_that_raises(
