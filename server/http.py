@@ -1,8 +1,10 @@
 """Our uvicorn server: own signal handling, limits on what is no body, only errors in uvicorn's log."""
 
+import asyncio
 import contextlib
 import gc
 import logging
+import socket
 import sys
 import uuid
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from foveate.server.transport.request_log import log as requests
 HEADER_BYTES = 64 * 1024
 MAX_PIPELINED = 32  # requests of one connection that wait for the answer to an earlier one
 SWITCH_S = 0.001
+LEAVE_S = 1.0  # time for requests of ended connections to notice
 MAX_UNREAD_BYTES = 256 * 1024 * 1024  # a refused client may send its whole body before it reads the answer
 
 
@@ -112,6 +115,19 @@ class BoundedProtocol(HttpToolsProtocol):
 
 class HttpServer(uvicorn.Server):
     """Leaves signals to serve.py. uvicorn would raise the signals again after the drain, before the engine stops."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """After `force_exit` too, end the connections that are left and the application in order.
+
+        uvicorn leaves them to the end of the loop, which cancels them, and each logs a traceback.
+        """
+        await super().shutdown(sockets)
+        if self.force_exit:
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
+            if tasks := self.server_state.tasks:
+                await asyncio.wait(tasks, timeout=LEAVE_S)
+            await self.lifespan.shutdown()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -65,6 +65,10 @@ def test_a_server_that_gives_up_says_why_and_exits_with_3(tmp_path: Path) -> Non
     run(tmp_path, _give_up)
 
 
+def test_a_client_that_sends_nothing_more_leaves_no_traceback(tmp_path: Path) -> None:
+    run(tmp_path, _stall)
+
+
 def run(tmp_path: Path, walk: Callable[[subprocess.Popen[bytes], Path], None]) -> None:
     log = tmp_path / "log"
     argv = [str(Path(sys.executable).with_name("foveate")), "serve", "--port", "0", "--set", "server.drain_s=0.5"]
@@ -98,6 +102,17 @@ def ready(process: subprocess.Popen[bytes], log: Path) -> str:
     found = re.search(ready_line, log.read_text())
     assert found is not None, log.read_text()
     return found[1]
+
+
+def _stall(process: subprocess.Popen[bytes], log: Path) -> None:
+    """The request is cut off with the drain; the server ends on time and in order."""
+    host, _, port = ready(process, log).removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=10.0) as connection:
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15.0) == 0
+    assert "Traceback" not in log.read_text(), log.read_text()
 
 
 def _give_up(process: subprocess.Popen[bytes], log: Path) -> None:
