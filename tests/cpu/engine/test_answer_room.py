@@ -79,5 +79,5 @@ def test_min_tokens_is_a_promise(ask: Ask) -> None:
     """Room is made for it, and a request whose prompt leaves too little is refused by its name."""
     assert left([ask(14, sampling={"min_tokens": n}) for n in (700, 1900)]) == [700, 1900]
     for event in (ask(14, sampling={"min_tokens": 700}, fit=False), ask(0, sampling={"min_tokens": 2040})):
-        assert isinstance(event, Failed) and event.param == "min_tokens" and event.message.startswith("min_tokens: ")
+        assert isinstance(event, Failed) and event.param == "min_tokens" and event.message.count("min_tokens: ") == 1
     assert left([ask(0, sampling={"min_tokens": 2022})]) == [2022]
