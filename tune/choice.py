@@ -68,15 +68,16 @@ def candidates(points: Sequence[Measured], limit: int, ask: Ask) -> list[Candida
     return found
 
 
-def confirm(tried: Sequence[Candidate], n_held_out: int, agreement: float, ask: Ask) -> list[Measured]:
+def confirm(
+    tried: Sequence[Candidate], n_held_out: int, ask: Ask, passes: Callable[[Measured], bool]
+) -> list[Measured]:
     """Test candidates on the held-out pairs, from the safest to the cheapest. Only the last result can be a failure.
 
     A failure too answers every pair: a test that stops at the last allowed change would overstate the share of changes.
     """
-    most = allowed_misses(n_held_out, agreement)
     tests: list[Measured] = []
     for candidate in reversed(tried):
         tests.append(ask(candidate.search, HELD_OUT, n_held_out))
-        if tests[-1].misses > most:
+        if not passes(tests[-1]):
             break
     return tests

@@ -112,7 +112,7 @@ def _check_pairs(options: Options, parts: dict[str, list[Pair]]) -> None:
         )
     print(
         f"tune: {total} pairs, of which {n} are held out; {100 * agreement:g} % is confirmed ({SURE}) if "
-        f"at most {most} of the held-out answers change",
+        f"at most {most} of the held-out answers change, fewer if several are about one picture",
         file=sys.stderr,
         flush=True,
     )

@@ -1,6 +1,7 @@
 """Measure agreement and cost of a method and ratio on one part of the pairs. No pair is asked twice for one point."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -23,7 +24,7 @@ class Reference(msgspec.Struct, frozen=True):
 class Tally(msgspec.Struct, frozen=True, kw_only=True):
     """Sums over some pairs under one method and ratio."""
 
-    same: int  # answers equal to the unpruned ones, token by token
+    changed: list[int]  # places, within the part, of the pairs whose answers differ from the unpruned ones
     asked: int
     right: int | None  # answers equal to the user's answers; None unless each pair has one
     offered: int  # visual tokens without pruning
@@ -34,11 +35,11 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
 
     def __add__(self, other: "Tally") -> "Tally":
         mine, theirs = msgspec.structs.asdict(self), msgspec.structs.asdict(other)
-        numbers = {name: mine[name] + theirs[name] for name in mine if name not in ("right", "layers")}
+        numbers = {name: mine[name] + theirs[name] for name in mine if name not in ("changed", "right", "layers")}
         known = self.right is not None and other.right is not None
         right = mine["right"] + theirs["right"] if known else None
         layers = [a + b for a, b in zip(self.layers, other.layers, strict=True)]
-        return Tally(right=right, layers=layers, **numbers)
+        return Tally(changed=self.changed + other.changed, right=right, layers=layers, **numbers)
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +50,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     ratio: float  # as `budget.ratio`
     same: int  # answers equal to the unpruned ones, token by token
     asked: int  # fewer than the part has, if too many answers changed
+    changed: list[int]  # answers that differ from the unpruned ones, for each picture that has some
     right: int | None  # answers equal to the user's answers; None unless each pair has one
     entering: float  # share of visual tokens that enter the decoder
     layers: list[float]  # share of visual tokens in each layer
@@ -127,7 +129,7 @@ class Bench:
         """
         n, total, fresh = len(self.parts[part]), None, False
         for start in range(0, n, _STEP):
-            if total is not None and most is not None and total.asked - total.same > most:
+            if total is not None and most is not None and len(total.changed) > most:
                 break
             key = f"{part} {method} {ratio:.6f} {start}"
             tally = self._state.get(key, Tally)
@@ -137,7 +139,8 @@ class Bench:
             total = tally if total is None else total + tally
         assert total is not None, "every part has a pair"
         found = Measured(
-            kind=kind, method=method, ratio=ratio, same=total.same, asked=total.asked, right=total.right,
+            kind=kind, method=method, ratio=ratio, same=total.asked - len(total.changed), asked=total.asked,
+            changed=self._by_picture(part, total.changed), right=total.right,
             entering=total.entering / total.offered,
             layers=[layer / total.offered for layer in total.layers],
             flops=total.flops / total.flops_unpruned,
@@ -157,10 +160,11 @@ class Bench:
         asked = self.parts[part][start : start + _STEP]
         token_ids = self.reference(part).token_ids[start : start + _STEP]
         outcomes = self.asker.ask(asked, method, ratio, self._max_tokens)
+        answers = enumerate(zip(outcomes, token_ids, strict=True), start)
         by_layer = [o.by_layer(self.n_layers) for o in outcomes]
         flops, unpruned = _flops(self.asker.layer, outcomes, by_layer)
         return Tally(
-            same=sum(o.token_ids == ids for o, ids in zip(outcomes, token_ids, strict=True)),
+            changed=[i for i, (outcome, ids) in answers if outcome.token_ids != ids],
             asked=len(outcomes),
             right=self._right(asked, outcomes),
             offered=sum(o.visual.offered for o in outcomes),
@@ -169,6 +173,10 @@ class Bench:
             flops=flops,
             flops_unpruned=unpruned,
         )
+
+    def _by_picture(self, part: str, changed: Sequence[int]) -> list[int]:
+        counts = Counter(self.parts[part][i].image.digest for i in changed)
+        return sorted(counts.values(), reverse=True)
 
     def value(self, key: str, kind: type[msgspec.Struct], make: Callable[[], msgspec.Struct]) -> msgspec.Struct:
         """Return a value from the state. Compute and store a missing value."""

@@ -8,7 +8,7 @@ from functools import partial
 import msgspec
 
 from foveate.tune.choice import Candidate, candidates, confirm, most_misses
-from foveate.tune.confidence import allowed_misses
+from foveate.tune.confidence import allowed_misses, confirms
 from foveate.tune.data import CHOICE, HELD_OUT, SEARCH
 from foveate.tune.heads import Heads, find_heads
 from foveate.tune.measure import BOTH, REDUCER, SCHEDULE, SIGMOID, Bench, Measured
@@ -49,6 +49,7 @@ class Result:
     both: Measured | None  # cheapest point of reducer and schedule together, if tried
     target: float  # agreement with which a point holds: the least that the part "held out" confirms
     limit: int  # changed answers on "search" and "choice" that a candidate may have
+    like: list[int]  # changed answers by picture, of all points
     candidates: list[Candidate]  # cheapest first
     tests: list[Measured]  # candidates on the part "held out", safest first; only the last one can have failed
     confirmed: Measured  # the cheapest confirmed point on the part "held out"; the unpruned model if there is none
@@ -96,15 +97,21 @@ def run(bench: Bench, agreement: float, methods: Sequence[str], every: int, seed
     both = min(together, key=lambda point: point.cost, default=None)
     limit = most_misses(n[SEARCH] + n[CHOICE], agreement)
     tried = candidates([p for p in bench.seen if p.holds(target)], limit, ask)
-    tests = confirm(tried, n[HELD_OUT], agreement, ask)
-    passed = [p for p in tests if p.misses <= allowed_misses(n[HELD_OUT], agreement)]
+    like = [size for point in bench.seen for size in point.changed]
+
+    def passes(point: Measured) -> bool:
+        return confirms(point.changed, point.asked, agreement, like)
+
+    tests = confirm(tried, n[HELD_OUT], ask, passes)
+    passed = [p for p in tests if passes(p)]
     confirmed = passed[-1] if passed else bench.measure(REDUCER, "none", 1.0, HELD_OUT)
     heads = bench.value("heads", Found, lambda: _heads(find_heads(bench.asker.model, words, seed)))
     changes = bench.value("changes", Changes, lambda: _changes(bench))
     assert isinstance(heads, Found) and isinstance(changes, Changes), "kept under their own keys"
     return Result(
         horizon=first, changes=changes, table=table, schedule=schedule, sigmoid=sigmoid, reducers=reducers, both=both,
-        target=target, limit=limit, candidates=tried, tests=tests, confirmed=confirmed, heads=heads, points=bench.seen,
+        target=target, limit=limit, like=like, candidates=tried, tests=tests, confirmed=confirmed, heads=heads,
+        points=bench.seen,
     )  # fmt: skip
 
 

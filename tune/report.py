@@ -8,7 +8,15 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from foveate.tune.confidence import CHOICE_SURE, SURE, allowed_misses, lower_bound, pairs_needed, pairs_to_confirm
+from foveate.tune.confidence import (
+    CHOICE_SURE,
+    SURE,
+    allowed_misses,
+    effective,
+    lower_bound,
+    pairs_needed,
+    pairs_to_confirm,
+)
 from foveate.tune.data import CHOICE, HELD_OUT, HELD_OUT_SHARE, SEARCH
 from foveate.tune.measure import BOTH, REDUCER, SCHEDULE, SIGMOID
 from foveate.tune.plan import Result
@@ -45,7 +53,7 @@ def write(out: Path, setting: Setting, result: Result) -> list[str]:
         "setting": asdict(setting),
         "target": result.target,
         "confirmed": msgspec.to_builtins(result.confirmed),
-        "lower_bound": round(lower_bound(result.confirmed.same, result.confirmed.asked), 6),
+        "lower_bound": round(_bound(result), 6),
         "candidates": msgspec.to_builtins(result.candidates),
         "tests": msgspec.to_builtins(result.tests),
         "table": result.table,
@@ -81,7 +89,7 @@ def summary(setting: Setting, result: Result) -> list[str]:
             "visual tokens"
         ]
     else:
-        low = lower_bound(chosen.same, chosen.asked)
+        low = _bound(result)
         lines = [
             f"{chosen.method} at ratio {chosen.ratio:g}: {_percent(chosen.cost)} of the visual token-layers, "
             f"{_percent(chosen.flops)} of the decoder's prefill FLOPs",
@@ -89,6 +97,12 @@ def summary(setting: Setting, result: Result) -> list[str]:
             f"{SURE}, asked for {_percent(setting.agreement)}",
         ]
     return [*lines, *_missed(setting, result)]
+
+
+def _bound(result: Result) -> float:
+    """Return the lower bound of the choice's agreement."""
+    misses, n = effective(result.confirmed.changed, result.confirmed.asked, result.like)
+    return lower_bound(n - misses, n)
 
 
 def _missed(setting: Setting, result: Result) -> list[str]:
@@ -102,9 +116,10 @@ def _missed(setting: Setting, result: Result) -> list[str]:
         f"not confirmed: {failed.method} at ratio {failed.ratio:g} ({_percent(failed.cost)} of the visual token-layers)"
         f" changed {failed.misses} of {failed.asked} held-out answers"
     )
-    pairs = pairs_to_confirm(failed.misses / failed.asked, setting.agreement)
-    if pairs is None:
+    independent = pairs_to_confirm(failed.misses / failed.asked, setting.agreement)
+    if independent is None:
         return [f"{line}; more pairs would hardly help, less agreement would"]
+    pairs = independent * failed.asked / effective([], failed.asked, [*failed.changed, *result.like])[1]
     return [f"{line}; if it changes no larger share of {pairs / HELD_OUT_SHARE:.0f} pairs, they confirm it"]
 
 
@@ -173,7 +188,7 @@ def _choice_text(setting: Setting, result: Result) -> str:
         "cheaper candidate. The held-out pairs had no part in this. They tested the candidates from the safest on, up "
         f"to the first failure: {wish} is confirmed with {SURE} if at most "
         f"{allowed_misses(n, setting.agreement)} of {n} answers change ({pairs_needed(setting.agreement)} pairs are "
-        "the fewest that can confirm)."
+        "the fewest that can confirm), and fewer if several of them are about one picture."
     )
 
 

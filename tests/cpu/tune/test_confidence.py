@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from foveate.tune.confidence import allowed_misses, chance, lower_bound, pairs_needed, pairs_to_confirm
+from foveate.tune.confidence import (
+    allowed_misses,
+    chance,
+    confirms,
+    effective,
+    lower_bound,
+    pairs_needed,
+    pairs_to_confirm,
+)
 from foveate.tune.data import HELD_OUT_SHARE
 
 WISHES = (0.5, 0.8, 0.9, 0.95, 0.99, 0.999)
@@ -26,6 +34,15 @@ def test_one_pair_less_or_one_miss_more_does_not_confirm(agreement: float, risk:
         n = pairs_needed(agreement, misses, risk)
         assert allowed_misses(n, agreement, risk) == misses
         assert allowed_misses(n - 1, agreement, risk) == misses - 1
+
+
+def test_answers_that_change_together_say_less() -> None:
+    assert effective([1, 1, 1], 900, []) == (3, 900) and effective([], 900, []) == (0, 900)
+    assert effective([3], 900, []) == (1, 300), "three changes of one picture are one of a third of the pairs"
+    assert effective([], 900, [3, 3]) == (0, 300), "no change, but those of other points come three at a time"
+    assert effective([1, 1], 900, [2]) == (2, 600)
+    assert confirms([1] * 4, 913, 0.99, []) and not confirms([2, 1, 1], 913, 0.99, [])
+    assert confirms([], 299, 0.99, [1, 1]) and not confirms([], 299, 0.99, [2, 1])
 
 
 @pytest.mark.parametrize(("same", "n"), [(299, 299), (771, 773), (1, 3), (45, 50), (9_990, 10_000)])
