@@ -38,6 +38,7 @@ from foveate.tune.command import Options, tune
 from foveate.tune.data import scenes
 from foveate.tune.measure import wilson
 
+TUNE = Path(__file__).parents[1] / "tune"
 FIRST_SCENE = 9_100_000  # away from those that tuning, the tables and the tests use
 FIRST_FRESH = 10_000_000  # of --seeds
 FRESH, FRESH_SCENES = 500, 100  # pairs of a check, and scenes that have at least so many
@@ -115,7 +116,7 @@ def _line(one: Confirmed) -> list[str]:
 class Cell(msgspec.Struct, frozen=True):
     """One seed of one model."""
 
-    weights: str  # digest of the model's weights
+    weights: str  # digest of the model's weights and of `tune/`
     model: str
     seed: int
     wish: float
@@ -136,11 +137,11 @@ class Cell(msgspec.Struct, frozen=True):
 
 
 def _cell(model: str, seed: int, out: Path) -> Cell:
-    """Tune and check, or read what was found before with the same weights."""
+    """Tune and check, or read what was found before with the same weights and the same `tune/`."""
     digest = hashlib.sha256()
     directory = bundled_path(model)
     assert directory is not None, "the models are bundled"
-    for file in sorted(directory.glob("*.safetensors")):
+    for file in [*sorted(directory.glob("*.safetensors")), *sorted(TUNE.glob("*.py"))]:
         digest.update(file.read_bytes())
     weights, folder = digest.hexdigest()[:16], out / f"{model}-{seed}"
     known = folder / "cell.json"

@@ -23,6 +23,7 @@ from foveate.tune.report import Setting, write
 from foveate.tune.state import State
 
 METHODS = ("foveal", "mmtok", "tome", "tome;keep=0.75+foveal")
+_FORMAT = 2  # of the measurements in the state; those of another format are ignored
 _SAMPLE_BYTES = 2**16  # bytes per sample; three samples identify a weight file
 
 
@@ -171,7 +172,7 @@ def _fingerprint(config: Config, directory: Path, parts: dict[str, list[Asked]],
         for one in asked:
             digest.update(f"{part} {one.image.digest.hex()} {one.prompt_ids} {one.answer!r}\n".encode())
     held = replace(config.model, path="", name="")
-    digest.update(f"{held} {options.max_tokens} {options.seed} {foveate.__version__}".encode())
+    digest.update(f"{held} {options.max_tokens} {options.seed} {foveate.__version__} {_FORMAT}".encode())
     return digest.hexdigest()[:16]
 
 
