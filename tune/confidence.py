@@ -5,7 +5,6 @@ change together, so `effective` first turns pairs into as many independent ones 
 """
 
 import math
-from collections.abc import Sequence
 
 RISK = 0.05  # of writing a preset whose agreement lies below the requested share
 CHOICE_RISK = 0.2  # for candidates: a weak one costs time only, as the held-out pairs decide
@@ -62,22 +61,16 @@ def lower_bound(same: int, n: int, risk: float = RISK) -> float:
     return low
 
 
-def effective(changed: Sequence[int], n: int, like: Sequence[int]) -> tuple[int, int]:
+def effective(misses: int, n: int, effect: float) -> tuple[int, int]:
     """Return the changed answers (rounded up) and the pairs (rounded down) as numbers of independent ones.
 
-    Both numbers are divided by the design effect (Kish, 1965), here the mean, over changed answers, of the number of
-    changed answers to the same picture.
-
     Args:
-        changed: number of changed answers for each picture that has some.
-        like: the same numbers from other points, because a few changed answers tell little about the mean.
+        effect: the design effect (Kish, 1965), at least 1: how much more the number of changed answers varies than with
+            independent answers.
     """
-    groups = [*changed, *like]
-    effect = sum(size * size for size in groups) / sum(groups) if groups else 1.0
-    return math.ceil(sum(changed) / effect - 1e-9), math.floor(n / effect + 1e-9)
+    return math.ceil(misses / effect - 1e-9), math.floor(n / effect + 1e-9)
 
 
-def confirms(changed: Sequence[int], n: int, agreement: float, like: Sequence[int]) -> bool:
-    """Return whether the answers to n pairs confirm `agreement`. The other arguments are those of `effective`."""
-    misses, independent = effective(changed, n, like)
-    return chance(misses, independent, agreement) <= RISK
+def confirms(misses: int, n: int, agreement: float, effect: float) -> bool:
+    """Return whether the answers to n pairs confirm `agreement` under a design effect."""
+    return chance(*effective(misses, n, effect), agreement) <= RISK

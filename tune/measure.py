@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -50,7 +50,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     ratio: float  # as `budget.ratio`
     same: int  # answers equal to the unpruned ones, token by token
     asked: int  # fewer than the part has, if too many answers changed
-    changed: list[int]  # answers that differ from the unpruned ones, for each picture that has some
+    spread: float  # squared deviations of a picture's changed answers from the mean share, summed over pictures
     right: int | None  # answers equal to the user's answers; None unless each pair has one
     entering: float  # share of visual tokens that enter the decoder
     layers: list[float]  # share of visual tokens in each layer
@@ -73,6 +73,16 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     def holds(self, agreement: float) -> bool:
         """Return whether the agreement on the measured pairs reaches `agreement`."""
         return self.same >= agreement * self.asked - 1e-9
+
+
+def design_effect(points: Iterable[Measured]) -> float:
+    """Return how much more the number of changed answers varies over pictures than with independent answers.
+
+    The pooled ratio of both variances, at least 1 (Kish, 1965). A picture that is hard to read changes several answers.
+    """
+    known = list(points)
+    independent = sum(p.misses * p.agreement for p in known)
+    return max(1.0, sum(p.spread for p in known) / independent) if independent else 1.0
 
 
 def wilson(same: int, asked: int, z: float = 1.959964) -> tuple[float, float]:
@@ -140,7 +150,7 @@ class Bench:
         assert total is not None, "every part has a pair"
         found = Measured(
             kind=kind, method=method, ratio=ratio, same=total.asked - len(total.changed), asked=total.asked,
-            changed=self._by_picture(part, total.changed), right=total.right,
+            spread=self._spread(part, total), right=total.right,
             entering=total.entering / total.offered,
             layers=[layer / total.offered for layer in total.layers],
             flops=total.flops / total.flops_unpruned,
@@ -174,9 +184,10 @@ class Bench:
             flops_unpruned=unpruned,
         )
 
-    def _by_picture(self, part: str, changed: Sequence[int]) -> list[int]:
-        counts = Counter(self.parts[part][i].image.digest for i in changed)
-        return sorted(counts.values(), reverse=True)
+    def _spread(self, part: str, total: Tally) -> float:
+        pictures = [one.image.digest for one in self.parts[part][: total.asked]]
+        changed, share = Counter(pictures[i] for i in total.changed), len(total.changed) / total.asked
+        return sum((changed[picture] - share * n) ** 2 for picture, n in Counter(pictures).items())
 
     def value(self, key: str, kind: type[msgspec.Struct], make: Callable[[], msgspec.Struct]) -> msgspec.Struct:
         """Return a value from the state. Compute and store a missing value."""

@@ -11,12 +11,13 @@ from foveate.tune.choice import Candidate, candidates, confirm, most_misses
 from foveate.tune.confidence import allowed_misses, confirms
 from foveate.tune.data import CHOICE, HELD_OUT, SEARCH
 from foveate.tune.heads import Heads, find_heads
-from foveate.tune.measure import BOTH, REDUCER, SCHEDULE, SIGMOID, Bench, Measured
+from foveate.tune.measure import BOTH, REDUCER, SCHEDULE, SIGMOID, Bench, Measured, design_effect
 from foveate.tune.search import LEVELS, fit_sigmoid, gsearch, horizon, least, table_text, with_tail
 
 _FRONTIER = (28, 24, 16, 8)  # levels measured for each reducer in any case
 _DROPS = (1.0, 0.75, 0.5)  # behind a reducer, the schedule drops these shares of its usual drops
 _INFORMED = 64  # number of pairs for the mean change of the first token's distribution
+_NEAR = 5  # points that change at most so many times the share that the wish allows show the design effect
 _TOP = 20  # most likely tokens compared in this distribution
 
 
@@ -49,7 +50,7 @@ class Result:
     both: Measured | None  # cheapest point of reducer and schedule together, if tried
     target: float  # agreement with which a point holds: the least that the part "held out" confirms
     limit: int  # changed answers on "search" and "choice" that a candidate may have
-    like: list[int]  # changed answers by picture, of all points
+    effect: float  # design effect of several questions about one picture, for the bounds on the part "held out"
     candidates: list[Candidate]  # cheapest first
     tests: list[Measured]  # candidates on the part "held out", safest first; only the last one can have failed
     confirmed: Measured  # the cheapest confirmed point on the part "held out"; the unpruned model if there is none
@@ -97,10 +98,10 @@ def run(bench: Bench, agreement: float, methods: Sequence[str], every: int, seed
     both = min(together, key=lambda point: point.cost, default=None)
     limit = most_misses(n[SEARCH] + n[CHOICE], agreement)
     tried = candidates([p for p in bench.seen if p.holds(target)], limit, ask)
-    like = [size for point in bench.seen for size in point.changed]
+    effect = design_effect(p for p in bench.seen if p.misses <= _NEAR * (1 - agreement) * p.asked)
 
     def passes(point: Measured) -> bool:
-        return confirms(point.changed, point.asked, agreement, like)
+        return confirms(point.misses, point.asked, agreement, effect)
 
     tests = confirm(tried, n[HELD_OUT], ask, passes)
     passed = [p for p in tests if passes(p)]
@@ -110,7 +111,7 @@ def run(bench: Bench, agreement: float, methods: Sequence[str], every: int, seed
     assert isinstance(heads, Found) and isinstance(changes, Changes), "kept under their own keys"
     return Result(
         horizon=first, changes=changes, table=table, schedule=schedule, sigmoid=sigmoid, reducers=reducers, both=both,
-        target=target, limit=limit, like=like, candidates=tried, tests=tests, confirmed=confirmed, heads=heads,
+        target=target, limit=limit, effect=effect, candidates=tried, tests=tests, confirmed=confirmed, heads=heads,
         points=bench.seen,
     )  # fmt: skip
 

@@ -52,6 +52,7 @@ def write(out: Path, setting: Setting, result: Result) -> list[str]:
     document = {
         "setting": asdict(setting),
         "target": result.target,
+        "design_effect": round(result.effect, 4),
         "confirmed": msgspec.to_builtins(result.confirmed),
         "lower_bound": round(_bound(result), 6),
         "candidates": msgspec.to_builtins(result.candidates),
@@ -101,7 +102,7 @@ def summary(setting: Setting, result: Result) -> list[str]:
 
 def _bound(result: Result) -> float:
     """Return the lower bound of the choice's agreement."""
-    misses, n = effective(result.confirmed.changed, result.confirmed.asked, result.like)
+    misses, n = effective(result.confirmed.misses, result.confirmed.asked, result.effect)
     return lower_bound(n - misses, n)
 
 
@@ -119,8 +120,8 @@ def _missed(setting: Setting, result: Result) -> list[str]:
     independent = pairs_to_confirm(failed.misses / failed.asked, setting.agreement)
     if independent is None:
         return [f"{line}; more pairs would hardly help, less agreement would"]
-    pairs = independent * failed.asked / effective([], failed.asked, [*failed.changed, *result.like])[1]
-    return [f"{line}; if it changes no larger share of {pairs / HELD_OUT_SHARE:.0f} pairs, they confirm it"]
+    pairs = independent * result.effect / HELD_OUT_SHARE
+    return [f"{line}; if it changes no larger share of {pairs:.0f} pairs, they confirm it"]
 
 
 def sections(setting: Setting, result: Result, plots: Sequence[str]) -> list[str]:
@@ -188,7 +189,8 @@ def _choice_text(setting: Setting, result: Result) -> str:
         "cheaper candidate. The held-out pairs had no part in this. They tested the candidates from the safest on, up "
         f"to the first failure: {wish} is confirmed with {SURE} if at most "
         f"{allowed_misses(n, setting.agreement)} of {n} answers change ({pairs_needed(setting.agreement)} pairs are "
-        "the fewest that can confirm), and fewer if several of them are about one picture."
+        "the fewest that can confirm). Answers about one picture change together, so the bound takes both numbers "
+        f"divided by {result.effect:.2f} (the design effect on the search pairs)."
     )
 
 

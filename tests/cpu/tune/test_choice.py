@@ -9,17 +9,18 @@ import pytest
 from foveate.tune.choice import candidates, confirm, most_misses
 from foveate.tune.confidence import allowed_misses, confirms
 from foveate.tune.data import CHOICE, HELD_OUT, SEARCH
-from foveate.tune.measure import REDUCER, Measured
+from foveate.tune.measure import REDUCER, Measured, design_effect
 
 WISH, N = 0.99, {SEARCH: 400, CHOICE: 400, HELD_OUT: 1200}
 Family = Callable[[random.Random], list[float]]  # the true agreement of each point, from the cheapest to the full cost
 
 
 def point(cost: float, misses: int, asked: int, together: int = 1) -> Measured:
-    """`together`: changed answers to one picture, as far as `misses` goes."""
-    changed = [min(together, misses - first) for first in range(0, misses, together)]
+    """`together`: answers to one picture, which all change or all stay."""
+    share, n_bad = misses / asked, misses / together
+    spread = n_bad * (together - share * together) ** 2 + (asked / together - n_bad) * (share * together) ** 2
     return Measured(
-        kind=REDUCER, method="uniform", ratio=cost, same=asked - misses, asked=asked, changed=changed, right=None,
+        kind=REDUCER, method="uniform", ratio=cost, same=asked - misses, asked=asked, spread=spread, right=None,
         entering=cost, layers=[cost], flops=cost,
     )  # fmt: skip
 
@@ -57,8 +58,8 @@ def chosen(truth: Sequence[float], rng: random.Random, n: dict[str, int] = N, to
 
 
 def passing(searched: Sequence[Measured]) -> Callable[[Measured], bool]:
-    like = [size for p in searched for size in p.changed]
-    return lambda p: confirms(p.changed, p.asked, WISH, like)
+    effect = design_effect(searched)
+    return lambda p: confirms(p.misses, p.asked, WISH, effect)
 
 
 FAMILIES: dict[str, Family] = {

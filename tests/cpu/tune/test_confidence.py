@@ -37,12 +37,11 @@ def test_one_pair_less_or_one_miss_more_does_not_confirm(agreement: float, risk:
 
 
 def test_answers_that_change_together_say_less() -> None:
-    assert effective([1, 1, 1], 900, []) == (3, 900) and effective([], 900, []) == (0, 900)
-    assert effective([3], 900, []) == (1, 300), "three changes of one picture are one of a third of the pairs"
-    assert effective([], 900, [3, 3]) == (0, 300), "no change, but those of other points come three at a time"
-    assert effective([1, 1], 900, [2]) == (2, 600)
-    assert confirms([1] * 4, 913, 0.99, []) and not confirms([2, 1, 1], 913, 0.99, [])
-    assert confirms([], 299, 0.99, [1, 1]) and not confirms([], 299, 0.99, [2, 1])
+    assert effective(3, 900, 1.0) == (3, 900) and effective(0, 900, 1.0) == (0, 900)
+    assert effective(3, 900, 3.0) == (1, 300), "three changes of one picture are one of a third of the pairs"
+    assert effective(4, 900, 1.5) == (3, 600)
+    assert confirms(4, 913, 0.99, 1.0) and not confirms(4, 913, 0.99, 1.4)
+    assert confirms(0, 299, 0.99, 1.0) and not confirms(0, 299, 0.99, 1.1)
 
 
 @pytest.mark.parametrize(("same", "n"), [(299, 299), (771, 773), (1, 3), (45, 50), (9_990, 10_000)])

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,9 +21,9 @@ from foveate.server.prepare.stages import read_method
 from foveate.tune import plan, report
 from foveate.tune.asking import Asked, LayerCost, Outcome
 from foveate.tune.confidence import allowed_misses
-from foveate.tune.data import PARTS
+from foveate.tune.data import PARTS, SEARCH
 from foveate.tune.heads import Heads
-from foveate.tune.measure import Bench, wilson
+from foveate.tune.measure import SCHEDULE, Bench, Measured, Tally, design_effect, wilson
 from foveate.tune.state import State
 
 N_LAYERS, OFFERED = 4, 144
@@ -236,3 +237,26 @@ def test_what_moves_between_two_distributions() -> None:
     assert plan.moved({1: 0.5, 2: 0.25}, {1: 0.5, 2: 0.25}) == 0.0
     assert plan.moved({1: 1.0}, {2: 1.0}) == 1.0
     assert plan.moved({1: 0.5, 2: 0.25}, {1: 0.25, 2: 0.5}) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("size", "share"), [(1, 0.1), (7, 0.02), (7, 0.4), (7, 0.8)])
+@pytest.mark.parametrize("together", [False, True])
+def test_the_design_effect_is_one_for_independent_answers_and_the_size_of_pictures_for_equal_ones(
+    tmp_path: Path, size: int, share: float, together: bool
+) -> None:
+    """However many answers change."""
+    n, rng = 7 * 300, random.Random(f"{size} {share} {together}")
+    pictures = [i // size for i in range(n)]
+    bad = [rng.random() < share for _ in range(n)]
+    changed = [i for i in range(n) if bad[pictures[i] if together else i]]
+    asked = [Asked([1], Image(pixels=b"", height=0, width=0, digest=b"%d" % p), [], None, "") for p in pictures]
+    bench = Bench(MadeUp(), {SEARCH: asked}, State(tmp_path / "state.jsonl", "run"), 8, print)
+    tally = Tally(
+        changed=changed, asked=n, right=None, offered=1, entering=1, layers=[1], flops=1, flops_unpruned=1
+    )  # fmt: skip
+    point = Measured(
+        kind=SCHEDULE, method="m", ratio=1.0, same=n - len(changed), asked=n, spread=bench._spread(SEARCH, tally),
+        right=None, entering=1.0, layers=[1.0], flops=1.0,
+    )  # fmt: skip
+    assert design_effect([point]) == pytest.approx(size if together else 1, rel=0.2)
+    assert design_effect([]) == 1.0
