@@ -75,7 +75,7 @@ async def _serve(config: Config, model_dir: Path, listener: socket.socket, start
             await asyncio.sleep(0)  # for a signal during the imports
             if stop.asked:
                 return stop.status
-            return await _answer(stop, listener, lambda: _announce(config, client, stop.server, listener, started))
+            return await _answer(stop, listener, lambda: _announce(config, stop, listener, started))
         finally:
             await client.aclose()
 
@@ -113,10 +113,10 @@ def _status(down: EngineDown) -> int:
     return 2 if down.wrong_setting else 3
 
 
-async def _announce(
-    config: Config, client: EngineClient, server: "HttpServer", listener: socket.socket, started: float
-) -> int:
+async def _announce(config: Config, stop: "_Stop", listener: socket.socket, started: float) -> int:
     """Print the ready line or the error of the engine. Return the exit status: 0 if ready, 2 or 3 on an error."""
+    client = stop.client
+    host, port = listener.getsockname()[:2]  # now: a signal closes the socket
     try:
         await client.ready()
     except EngineDown as error:
@@ -130,10 +130,11 @@ async def _announce(
     except ApiError as error:
         print(f"foveate: error: {error.message}", file=sys.stderr, flush=True)
         return 2
-    while not server.started:  # uvicorn sends no notice, so poll
+    while not stop.server.started:  # uvicorn sends no notice, so poll
         await asyncio.sleep(0.01)
+    if stop.asked:  # a signal came first, and has been told
+        return 0
     model = client.model
-    host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(
         f"foveate: {config.model.name} ready on http://{shown}:{port} in {time.monotonic() - started:.1f} s "

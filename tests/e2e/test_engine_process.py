@@ -144,5 +144,5 @@ def test_pulses_come_beside_heartbeats(link: Link) -> None:
     assert isinstance(link.until(Ready), Ready)
     first = link.until(Pulse)
     assert isinstance(first, Pulse) and first.turn_s < 1.5, "an idle turn is short"
-    later = link.until(Pulse)
-    assert isinstance(later, Pulse) and later.turns > first.turns
+    later = [link.until(Pulse) for _ in range(3)]  # a turn without work lasts up to a second, as a pulse does
+    assert any(isinstance(pulse, Pulse) and pulse.turns > first.turns for pulse in later)

@@ -155,7 +155,8 @@ def _walk(process: subprocess.Popen[bytes], log: Path) -> None:
     assert refused.status_code == 503 and "SIGKILL" in refused.json()["reason"]
     assert httpx.get(f"{url}/health/live").status_code == 200
     early = httpx.post(f"{url}/v1/chat/completions", json=LONG)
-    assert f"503 POST /v1/chat/completions id={early.headers['x-request-id']} " in log.read_text()
+    line = f"503 POST /v1/chat/completions id={early.headers['x-request-id']} "
+    until(lambda: line in log.read_text())  # written once the reply is sent
     assert early.status_code == 503 and int(early.headers["retry-after"]) > 0
     until(lambda: httpx.get(f"{url}/health/ready", timeout=10.0).status_code == 200)
     assert re.search(r"ready again after [\d.]+ s \(restart 1\)", log.read_text()), log.read_text()
