@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from PIL import Image as Pictures
 
 from foveate.configs.config import CacheConfig, Config
-from foveate.engine.common import Delta, Failed, Generate, Image, SamplingParams, TokenLogprob
+from foveate.engine.common import Delta, Failed, Generate, TokenLogprob
 from foveate.engine.engine import Engine
 from foveate.engine.images.preprocess import ImageProcessor
 from foveate.engine.models.loader import load_model
@@ -69,35 +68,13 @@ def compare(name: str, save: Save, seed: int) -> Layout:
         full = tiny.reference_logits(path, prompt + expected, pictures)
         answered = _answer(path, prompt, pictures)
     theirs = full[-N_TOKENS - 1 : -1].log_softmax(-1)
-    ours = torch.full_like(theirs, torch.nan)
-    for row, token in enumerate(answered):
-        for token_id, logprob in token.top:
-            ours[row, token_id] = logprob
-    error = float((ours - theirs).abs().max() / theirs.abs().max())
+    error = float((tiny.logprobs(answered, N_TOKENS) - theirs).abs().max() / theirs.abs().max())
     return Layout(name, [token.token_id for token in answered] == expected, error)
 
 
-def _sent(processor: ImageProcessor, picture: Pictures.Image, n_images: int) -> Image:
-    """What the server sends for one picture of a request."""
-    cut = processor.is_cut(n_images)
-    ready = processor.prepare_tiles(picture) if cut else processor.prepare(picture)
-    original = (picture.height, picture.width) if cut else None
-    pixels = ready.tobytes()
-    digest = sha256(f"{ready.size} {original}".encode() + pixels).digest()
-    return Image(pixels=pixels, height=ready.height, width=ready.width, digest=digest, original=original)
-
-
 def _answer(path: Path, prompt: list[int], pictures: Sequence[Pictures.Image]) -> list[TokenLogprob]:
-    processor = ImageProcessor.load(path)
     engine = Engine(load_model(path, torch.float32, "cpu"), Config(cache=CacheConfig(memory_mb=4)))
-    sampling = SamplingParams(
-        temperature=0.0,
-        max_tokens=N_TOKENS,
-        ignore_eos=True,
-        logprobs=tiny.VOCAB,
-        logit_bias={tiny.IMAGE_TOKEN: -1e4},
-    )
-    images = [_sent(processor, picture, len(pictures)) for picture in pictures]
+    images, sampling = tiny.sent(ImageProcessor.load(path), pictures), tiny.greedy(N_TOKENS)
     engine.add(Generate(id="asked", prompt_ids=prompt, images=images, sampling=sampling))
     found: list[TokenLogprob] = []
     while engine.has_work:

@@ -6,6 +6,7 @@ copy of whatever each entry of an EXIF directory points at. So they are dropped 
 linear in the file's bytes and allocate no more than a copy of it.
 """
 
+import contextlib
 import re
 import struct
 import zlib
@@ -41,7 +42,7 @@ def read_orientation(exif: bytes, xmp: bytes = b"") -> int:
     """
     tiff = exif.removeprefix(_EXIF_JPEG)
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    try:
+    with contextlib.suppress(struct.error):  # cut off: as without
         if order is not None:
             (start,) = struct.unpack_from(f"{order}I", tiff, 4)
             (n_entries,) = struct.unpack_from(f"{order}H", tiff, start)
@@ -50,8 +51,6 @@ def read_orientation(exif: bytes, xmp: bytes = b"") -> int:
                 if tag == _ORIENTATION:
                     (value,) = struct.unpack_from(f"{order}{'I' if kind == 4 else 'H'}", tiff, at + 8)
                     return int(value) if 1 <= value <= 8 else _UPRIGHT
-    except struct.error:
-        pass  # cut off: as without
     found = _XMP_ORIENTATION.search(xmp)
     return _UPRIGHT if found is None else int(found[1])
 

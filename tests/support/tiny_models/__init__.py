@@ -8,6 +8,7 @@ Everything is float32 and seeded. Tests get the package as a fixture:
 """
 
 from tiny_models.common import IMAGE_TOKEN, VOCAB
+from tiny_models.engine import greedy, logprobs, sent
 from tiny_models.llava import save_llava, save_tiled
 from tiny_models.prompts import picture, prompt
 from tiny_models.qwen import save_qwen
@@ -16,7 +17,9 @@ from tiny_models.reference import load_reference, reference_greedy, reference_in
 __all__ = [
     "IMAGE_TOKEN",
     "VOCAB",
+    "greedy",
     "load_reference",
+    "logprobs",
     "picture",
     "prompt",
     "reference_greedy",
@@ -25,4 +28,5 @@ __all__ = [
     "save_llava",
     "save_qwen",
     "save_tiled",
+    "sent",
 ]

@@ -1,34 +1,17 @@
 """Through the whole engine (paged, chunked, batched with strangers) our models say what `transformers` says."""
 
-from hashlib import sha256
-
 import pytest
 import torch
-from PIL import Image as Pictures
 
 from foveate.configs.config import CacheConfig, Config, SchedulerConfig
-from foveate.engine.common import Delta, Failed, Generate, Image, SamplingParams, TokenLogprob
+from foveate.engine.common import Delta, Failed, Generate, TokenLogprob
 from foveate.engine.engine import Engine
-from foveate.engine.models.base import Model
 from foveate.engine.models.loader import load_model
 
 N_TOKENS = 32
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def sent(model: Model, pictures: list[Pictures.Image]) -> list[Image]:
-    """What the server sends for the pictures of one request."""
-    cut = model.processor.is_cut(len(pictures))
-    images = []
-    for picture in pictures:
-        ready = model.processor.prepare_tiles(picture) if cut else model.processor.prepare(picture)
-        original = (picture.height, picture.width) if cut else None
-        pixels = ready.tobytes()
-        digest = sha256(f"{ready.size} {original}".encode() + pixels).digest()
-        images.append(Image(pixels=pixels, height=ready.height, width=ready.width, digest=digest, original=original))
-    return images
 
 
 def answer(engine: Engine, requests: list[Generate]) -> dict[str, list[TokenLogprob]]:
@@ -82,14 +65,8 @@ def test_the_engine_agrees_with_transformers(tiny_models, tmp_path, seed, case):
             scheduler=SchedulerConfig(chunk_tokens=7, step_tokens=40, max_running=5),
         ),
     )
-    sampling = SamplingParams(
-        temperature=0.0,
-        max_tokens=N_TOKENS,
-        ignore_eos=True,
-        logprobs=tiny_models.VOCAB,
-        logit_bias={tiny_models.IMAGE_TOKEN: -1e4},
-    )
-    images = sent(model, pictures)
+    sampling = tiny_models.greedy(N_TOKENS)
+    images = tiny_models.sent(model.processor, pictures)
     strangers = [
         Generate(id=f"stranger {i}", prompt_ids=tiny_models.prompt(5 + 9 * i, 0, 50 + i), sampling=sampling)
         for i in range(3)
@@ -98,9 +75,6 @@ def test_the_engine_agrees_with_transformers(tiny_models, tmp_path, seed, case):
     asked = Generate(id="asked", prompt_ids=prompt, images=images, sampling=sampling)
     answers = answer(engine, [strangers[0], asked, *strangers[1:], again])
     for name in ("asked", "again"):
-        ours = torch.full_like(theirs, torch.nan)
-        for row, token in enumerate(answers[name]):
-            for token_id, logprob in token.top:
-                ours[row, token_id] = logprob
+        ours = tiny_models.logprobs(answers[name], N_TOKENS)
         assert [token.token_id for token in answers[name]] == expected
         assert (ours - theirs).abs().max() / theirs.abs().max() < 1e-4
