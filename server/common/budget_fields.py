@@ -1,132 +1,22 @@
 """The table of budget fields: one row declares one field, and everything else about the field follows.
 
 From a row follow: the header and the key in the body, the checks of both, the JSON schema in /openapi.json, how levels
-(header, body, server default) merge, the clamp by the server, the figure in VLM-Resolved, the names that are known (for
-VLM-Warning and VLM-Strict), and the row in docs/usage.md. A new field is a new row here and nothing else; the engine
-learns of the field by a member of its `VisualBudget`.
+(header, body, server default) merge, the clamp by the server, the figure in VLM-Resolved, the known names (for
+VLM-Warning, VLM-Strict and the refusals in `budget_names`), and the row in docs/usage.md. A new field is a new row here
+and nothing else; the engine learns of the field by a member of its `VisualBudget`. `budget_kinds` holds the kinds.
 """
 
-import difflib
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
-
-from pydantic import BeforeValidator, Field, FiniteFloat
+from typing import Any
 
 from foveate.configs.config import BudgetConfig
+from foveate.server.common.budget_kinds import Count, FieldKind, FieldValue, Flag, Ratio, Text, Word
 from foveate.server.common.errors import invalid_vlm
-from foveate.server.common.header_fields import Bare, parse, unquoted
-from foveate.server.common.numbers import integer, share
+from foveate.server.common.header_fields import parse, unquoted
 
-MAX_COUNT = 1_000_000  # of visual tokens: far above any context
 MAX_HEADER_CHARS = 1024
-MAX_NAME_CHARS = 64  # of an unknown name; the rest says nothing about the field that it means
-_SYNONYMS = {
-    **dict.fromkeys(("budget", "count"), "tokens"),
-    **dict.fromkeys(("keep", "share", "percent", "fraction"), "ratio"),
-    **dict.fromkeys(("reducer", "algorithm"), "method"),
-    "image": "per_image",
-}
-FieldValue = bool | int | float | str
 Headers = Sequence[tuple[str, str]]  # names in lower case with values, in the order received
-
-
-@dataclass(frozen=True, slots=True)
-class Count:
-    """An integer from 1 to `MAX_COUNT`, or one of some words."""
-
-    words: tuple[str, ...] = ()
-
-    @property
-    def annotation(self) -> Any:
-        number: Any = Annotated[int, Field(ge=1, le=MAX_COUNT)]
-        return Annotated[number | Literal[self.words] if self.words else number, BeforeValidator(integer)]
-
-    @property
-    def legal(self) -> str:
-        return " or ".join(["a count", *(f"`{word}`" for word in self.words)]) if self.words else "a count"
-
-    def read(self, where: str, value: Bare) -> FieldValue:
-        if isinstance(value, str) and value in self.words:
-            return value
-        count = integer(value)
-        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_COUNT:
-            also = f", {' or '.join(self.words)}" if self.words else ""
-            raise invalid_vlm(where, f"expected an integer from 1 to {MAX_COUNT}{also}")
-        return count
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """A number above 0 and up to 1, or a percentage."""
-
-    annotation: Any = Annotated[FiniteFloat, Field(gt=0, le=1), BeforeValidator(share)]
-    legal: str = "above 0, up to 1, or `25%`"
-
-    def read(self, where: str, value: Bare) -> FieldValue:
-        ratio = share(value)
-        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
-            raise invalid_vlm(where, "expected a number above 0 and up to 1, or a percentage such as 25%")
-        return float(ratio)
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """`?1` or `?0` in a header, true or false in the body."""
-
-    annotation: Any = bool
-    legal: str = "`?1` or `?0`; in the body true or false"
-
-    def read(self, where: str, value: Bare) -> FieldValue:
-        if not isinstance(value, bool):
-            raise invalid_vlm(where, "expected ?1 or ?0")
-        return value
-
-
-@dataclass(frozen=True, slots=True)
-class Word:
-    """One of some words; in a header `?0` asks for nothing."""
-
-    words: tuple[str, ...]
-
-    @property
-    def annotation(self) -> Any:
-        return Literal[self.words]
-
-    @property
-    def legal(self) -> str:
-        return " or ".join(f"`{word}`" for word in self.words)
-
-    def read(self, where: str, value: Bare) -> FieldValue:
-        if value is False:
-            return ""
-        if value not in self.words:
-            raise invalid_vlm(where, f"expected {' or '.join(self.words)} or ?0")
-        return value
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A text whose meaning is checked later; `verbatim`: the header holds the text itself, not one RFC 8941 item."""
-
-    legal: str
-    example: str
-    max_chars: int
-    description: str
-    verbatim: bool = False
-
-    @property
-    def annotation(self) -> Any:
-        return Annotated[str, Field(max_length=self.max_chars, description=self.description)]
-
-    def read(self, where: str, value: Bare) -> FieldValue:
-        if not isinstance(value, str):
-            raise invalid_vlm(where, f"expected {self.example}")
-        return value
-
-
-FieldKind = Count | Ratio | Flag | Word | Text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -312,62 +202,6 @@ def header_level(headers: Headers, paths: Iterable[str] | None = None) -> Budget
         if texts:
             stated[each.path] = Stated(_header_value(each, texts), each.header)
     return BudgetLevel(stated)
-
-
-def unknown_headers(headers: Headers) -> list[str]:
-    """Names that speak of a budget and that no field has, in the order received."""
-    known = {each.header.lower() for each in FIELDS}
-    return [name for name, _ in headers if name not in known and is_budget_name(name)]
-
-
-def is_budget_name(name: str) -> bool:
-    """Whether a name that no field has can only mean a budget: `vlm_tokens`, `visual`, `VLM-Visual-Tokens`."""
-    return not {"vlm", "visual"}.isdisjoint(_words(name))
-
-
-def is_visual_name(name: str) -> bool:
-    """Whether a name speaks of visual tokens."""
-    return "visual" in _words(name)
-
-
-def body_names() -> dict[str, str]:
-    """The paths of the fields in the body, by the names that stand for them."""
-    names = {_plain(each.header): each.path for each in FIELDS} | {each.key: each.path for each in FIELDS}
-    return names | {word: names[key] for word, key in _SYNONYMS.items()}
-
-
-def header_names() -> dict[str, str]:
-    """The headers of the fields, by the names that stand for them."""
-    headers = {each.path: each.header for each in FIELDS}
-    return {name: headers[path] for name, path in body_names().items()}
-
-
-def nearest(name: str, among: Mapping[str, str]) -> str | None:
-    """Return the full name of the field that `name` probably means; None: none is near.
-
-    Args:
-        among: full names by short names in snake case.
-    """
-    plain = _plain(name)
-    close = difflib.get_close_matches(plain, among, 1, 0.8)
-    for word in reversed(plain.split("_")):  # "max_tokens", "image_tokens", "keep_ratio"
-        close += difflib.get_close_matches(word, among, 1, 0.8)
-    return among[close[0]] if close else None
-
-
-def did_you_mean(name: str, among: Mapping[str, str]) -> str:
-    """Return the end of an error about an unknown name: the nearest name, or all of them."""
-    near = nearest(name, among)
-    return f"there are {', '.join(dict.fromkeys(among.values()))}" if near is None else f"did you mean {near}?"
-
-
-def _words(name: str) -> list[str]:
-    """Split VLM-Visual-Tokens, vlm.visual.tokens and visualTokens into words in lower case."""
-    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name[:MAX_NAME_CHARS])]
-
-
-def _plain(name: str) -> str:
-    return "_".join(word for word in _words(name) if word not in ("vlm", "visual", "x"))
 
 
 def merge(above: BudgetLevel, below: BudgetLevel) -> BudgetLevel:

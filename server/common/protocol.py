@@ -18,7 +18,8 @@ from pydantic import (
     create_model,
 )
 
-from foveate.server.common.budget_fields import FIELDS, MAX_COUNT, BudgetLevel, Stated, body_annotations, sections
+from foveate.server.common.budget_fields import FIELDS, BudgetLevel, Stated, body_annotations, sections
+from foveate.server.common.budget_kinds import MAX_COUNT
 from foveate.server.common.numbers import integer, number
 
 MAX_MESSAGES = 4096

@@ -19,16 +19,12 @@ from foveate.server.common.budget_fields import (
     Headers,
     Stated,
     clamp,
-    did_you_mean,
     header_level,
-    header_names,
-    is_visual_name,
     merge,
-    nearest,
     over_cap,
     resolved_figures,
-    unknown_headers,
 )
+from foveate.server.common.budget_names import did_you_mean, header_names, is_visual_name, nearest, unknown_headers
 from foveate.server.common.errors import invalid_vlm, printable
 from foveate.server.common.protocol import VlmFields, body_level
 from foveate.server.prepare.stages import MethodChoice, read_method

@@ -7,7 +7,7 @@ from pydantic import BaseModel, JsonValue
 
 from foveate.configs.config import LimitsConfig
 from foveate.server.common import known_fields
-from foveate.server.common.budget_fields import body_names, did_you_mean, is_budget_name
+from foveate.server.common.budget_names import body_names, did_you_mean, is_budget_name
 from foveate.server.common.errors import ApiError, invalid_vlm, printable, unsupported
 from foveate.server.common.known_fields import KnownFields
 from foveate.server.common.numbers import integer
