@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import platform
 import shlex
@@ -38,6 +39,14 @@ def provenance(module: str) -> dict[str, Json]:
         "torch": version("torch"),
         "foveate": version("foveate"),
     }
+
+
+def wilson(same: int, asked: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the confidence interval of a proportion (Wilson, 1927). Default: 95 %, two-sided."""
+    p = same / asked
+    middle, scale = p + z * z / (2 * asked), 1 + z * z / asked
+    spread = z * math.sqrt(p * (1 - p) / asked + z * z / (4 * asked * asked))
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from foveate.bundled.scenes import HELD_OUT_SEED, Question, Scene, make_scene, questions, render
 
+MODELS = ("tiny-llava", "tiny-qwen2-vl")  # the bundled models
+
 
 @dataclass(frozen=True)
 class Item:

@@ -20,11 +20,10 @@ from statistics import median, quantiles
 import httpx
 
 from bench.report import Json, provenance, table, write
-from bench.scenes import Item, body, held_out
+from bench.scenes import MODELS, Item, body, held_out
 from bench.server import Server, serving
 from bench.stream import streamed
 
-MODELS = ("tiny-llava", "tiny-qwen2-vl")
 CONCURRENCY = (1, 8)
 BUDGETS = (("full", "none", 1.0), ("quarter", "foveal", 0.25))
 OUTPUT_TOKENS = 48

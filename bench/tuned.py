@@ -1,6 +1,6 @@
 """Presets of `foveate tune` on scenes that tuning never saw: how often the answer equals the unpruned one.
 
-    foveate tune tiny-llava --scenes 240 && foveate tune tiny-qwen2-vl --scenes 240
+    foveate tune tiny-llava && foveate tune tiny-qwen2-vl
     python -m bench.tuned tuned-tiny-llava tuned-tiny-qwen2-vl
 
 A server runs with the preset as written. The bench asks each question twice, greedily: once without a budget in the
@@ -26,8 +26,8 @@ import httpx
 import msgspec
 import yaml
 
-from bench.report import Json, provenance, table, write
-from bench.scenes import Item, body, held_out
+from bench.report import Json, provenance, table, wilson, write
+from bench.scenes import MODELS, Item, body, held_out
 from foveate.bundled import path as bundled_path
 from foveate.bundled.scenes import HELD_OUT_SEED
 from foveate.configs.config import Config
@@ -36,13 +36,11 @@ from foveate.server.launch import launched
 from foveate.tune.asking import Asker
 from foveate.tune.command import Options, tune
 from foveate.tune.data import scenes
-from foveate.tune.measure import wilson
 
 TUNE = Path(__file__).parents[1] / "tune"
 FIRST_SCENE = 9_100_000  # away from those that tuning, the tables and the tests use
 FIRST_FRESH = 10_000_000  # of --seeds
 FRESH, FRESH_SCENES = 500, 100  # pairs of a check, and scenes that have at least so many
-MODELS = ("tiny-llava", "tiny-qwen2-vl")
 MAX_TOKENS = 64
 CONCURRENCY = 8
 

@@ -1,6 +1,5 @@
 """Measure agreement and cost of a method and ratio on one part of the pairs. No pair is asked twice for one point."""
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
@@ -83,14 +82,6 @@ def design_effect(points: Iterable[Measured]) -> float:
     known = list(points)
     independent = sum(p.misses * p.agreement for p in known)
     return max(1.0, sum(p.spread for p in known) / independent) if independent else 1.0
-
-
-def wilson(same: int, asked: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the confidence interval of a proportion (Wilson, 1927). Default: 95 %, two-sided."""
-    p = same / asked
-    middle, scale = p + z * z / (2 * asked), 1 + z * z / asked
-    spread = z * math.sqrt(p * (1 - p) / asked + z * z / (4 * asked * asked))
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
 class Bench:

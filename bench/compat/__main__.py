@@ -1,4 +1,4 @@
-"""What was tried, with its result: clients, checkpoint layouts, picture formats. Writes docs/compatibility.md.
+"""What was tried, with its result: clients, checkpoints, picture formats. Writes docs/compatibility.md.
 
     python -m bench.compat --install     install the clients into .clients first (needs pip, npm and a network)
     python -m bench.compat               all three tables
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from bench.compat import clients, pictures
+from bench.compat import clients, pictures, refused
 from bench.report import Json, provenance, table, write
 from bench.scenes import Item, held_out
 from bench.server import serving
@@ -34,11 +34,12 @@ CLIENTS = "Each unmodified client asks one question about a picture, the text be
 LAYOUTS = """\
 Random small checkpoints, loaded as published, in float32, with two pictures in the prompt: the greedy tokens of the
 whole engine against `transformers` {version}, and the largest difference of log-probabilities over the largest one:"""
+REFUSED = "Before any weights are read or fetched, in one line:"
 FORMATS = "One picture in each form, over HTTP. BMP and TIFF are off by default; here `{setting}`."
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "/").split())[:140]
+    return " ".join(text.replace("|", "/").split())[:200]
 
 
 def _clients_table(found: Sequence[clients.Attempt]) -> str:
@@ -54,12 +55,17 @@ def _formats_table(found: Sequence[pictures.Format]) -> str:
     return table(["form", "status", "result"], rows)
 
 
+def _refused_table(found: Sequence[refused.Refused]) -> str:
+    return table(["checkpoint", "refused with"], [[each.name, _cell(each.said) or "NOT REFUSED"] for each in found])
+
+
 def _layouts() -> tuple[list[Json], str]:
     sys.path.insert(0, str(ROOT / "tests" / "support"))  # the writers of random checkpoints
-    from bench.compat.layouts import compare, layouts
+    from bench.compat.layouts import REWRITTEN, compare, layouts
 
     torch.set_num_threads(1)
     found = [compare(name, save, seed) for seed, (name, save) in enumerate(layouts().items())]
+    found += [compare(name, save, 50, rewrite) for name, (save, rewrite) in REWRITTEN.items()]
     rows = [[each.name, "equal" if each.tokens_equal else "DIFFERENT", f"{each.error:.1e}"] for each in found]
     return [asdict(each) for each in found], table(["layout", "32 greedy tokens", "log-probabilities"], rows)
 
@@ -86,14 +92,17 @@ def main() -> None:
         formats = list(pictures.try_all(server.url, server.model, item, picture))
         attempts = clients.run_all(folder, server.url, server.model, item, file)
     layouts, layouts_table = _layouts()
+    refusals = list(refused.try_all())
     sections = [
         "## Clients", CLIENTS, _clients_table(attempts),
         "## Checkpoint layouts", LAYOUTS.format(version=version("transformers")), layouts_table,
+        "## Checkpoints that are refused", REFUSED, _refused_table(refusals),
         "## Picture formats", FORMATS.format(setting=SETTINGS[0]), _formats_table(formats),
     ]  # fmt: skip
     found: dict[str, Json] = {
         "clients": [asdict(a) for a in attempts],
         "layouts": layouts,
+        "refused": [asdict(r) for r in refusals],
         "formats": [asdict(f) for f in formats],
     }
     write("compat", "Compatibility", made_by, found, sections, page=PAGE)

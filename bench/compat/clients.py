@@ -70,8 +70,10 @@ def run_all(folder: Path, url: str, model: str, item: Item, picture: Path) -> li
     found: list[Attempt] = []
     for script, names in (*PYTHON.items(), *NODE.items()):
         command = ["node"] if script in NODE else [str(folder / "env/bin/python")]
-        version = _node_version(folder, names[0]) if script in NODE else _python_version(folder, names[0])
-        client = f"{names[0]} (Node.js)" if script in NODE else names[0]
+        version = _python_version(folder, names[0])
+        if script in NODE:
+            version = ", ".join(_node_version(folder, name) for name in names)
+        client = f"{', '.join(names)} (Node.js)" if script in NODE else names[0]
         client += ", asynchronous" if script == "openai_async.py" else ""
         found += _run([*command, str(scripts / script)], environment, client, version)
     return found

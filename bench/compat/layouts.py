@@ -1,6 +1,7 @@
 """Checkpoint layouts: random small checkpoints as the hub or `transformers` writes them, against `transformers`."""
 
 import importlib
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -57,7 +58,32 @@ def layouts() -> dict[str, Save]:
     return found
 
 
-def compare(name: str, save: Save, seed: int) -> Layout:
+def _nest_processor(path: Path) -> None:
+    """As `transformers` 5 saves: the settings inside processor_config.json. An old file with other settings stays."""
+    old = path / "preprocessor_config.json"
+    settings = json.loads(old.read_text())
+    (path / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+    old.write_text(json.dumps(settings | {"image_mean": [0.0] * 3, "image_std": [9.0] * 3}))
+
+
+def _forget_processor_type(path: Path) -> None:
+    file = path / "preprocessor_config.json"
+    settings = json.loads(file.read_text())
+    del settings["image_processor_type"]
+    file.write_text(json.dumps(settings))
+
+
+# Name -> writer of the checkpoint, and what is done to its files after the reference has read them.
+REWRITTEN: dict[str, tuple[Save, Callable[[Path], None]]] = {
+    "LLaVA-1.5, nested processor_config.json beside an old preprocessor_config.json": (
+        tiny.save_llava,
+        _nest_processor,
+    ),
+    "Qwen2-VL, without image_processor_type": (tiny.save_qwen, _forget_processor_type),
+}
+
+
+def compare(name: str, save: Save, seed: int, rewrite: Callable[[Path], None] | None = None) -> Layout:
     """Load one layout, run the whole engine, and compare tokens and log-probabilities with `transformers`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
@@ -66,6 +92,8 @@ def compare(name: str, save: Save, seed: int) -> Layout:
         prompt = tiny.prompt(19, len(SIZES), seed)
         expected = tiny.reference_greedy(path, prompt, pictures, N_TOKENS)
         full = tiny.reference_logits(path, prompt + expected, pictures)
+        if rewrite is not None:
+            rewrite(path)
         answered = _answer(path, prompt, pictures)
     theirs = full[-N_TOKENS - 1 : -1].log_softmax(-1)
     error = float((tiny.logprobs(answered, N_TOKENS) - theirs).abs().max() / theirs.abs().max())

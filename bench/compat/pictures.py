@@ -46,9 +46,15 @@ def _turned(picture: Image.Image) -> bytes:
     return _encoded(picture.rotate(90, expand=True), "JPEG", quality=95, exif=exif)
 
 
-def _text(picture: Image.Image) -> bytes:
+def _keyed(grey: Image.Image) -> bytes:
+    """A PNG of 16 bits that declares one level transparent, which no pixel has."""
+    png = _encoded(grey.convert("I;16").point(lambda v: v * 257), "PNG")
+    return _with_chunk(png, _chunk(b"tRNS", struct.pack(">H", 1)))
+
+
+def _text(picture: Image.Image, *, international: bool = False) -> bytes:
     info = PngImagePlugin.PngInfo()
-    info.add_text("note", "n" * 3_000_000, zip=True)
+    (info.add_itxt if international else info.add_text)("note", "n" * 3_000_000, zip=True)
     return _encoded(picture, "PNG", pnginfo=info)
 
 
@@ -67,6 +73,8 @@ def files(picture: Image.Image) -> dict[str, bytes]:
         "PNG, 16-bit grey": _encoded(grey.convert("I;16").point(lambda v: v * 257), "PNG"),
         "PNG, ICC profile of 2 MB": _with_chunk(png, _chunk(b"iCCP", b"p\0\0" + profile)),
         "PNG, zTXt of 3 MB": _text(picture),
+        "PNG, iTXt of 3 MB": _text(picture, international=True),
+        "PNG, 16-bit grey with a transparent level": _keyed(grey),
         "PNG, wrong CRC of an ancillary chunk": _with_chunk(png, _chunk(b"tEXt", b"a\0b", wrong_crc=True)),
         "PNG, animated": _encoded(picture, "PNG", save_all=True, append_images=[ImageOps.invert(picture)]),
         "JPEG": _encoded(picture, "JPEG", quality=95),
@@ -99,6 +107,7 @@ def urls(png: bytes) -> dict[str, str]:
         "image/*": "data:image/*;base64," + plain,
         "wrong media type": "data:image/jpeg;base64," + plain,
         "with parameters": "data:image/png;name=a.png;base64," + plain,
+        "base64 alone": plain,
         "upper case": "DATA:IMAGE/PNG;BASE64," + plain,
     }
 

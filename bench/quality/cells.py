@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import foveate.bundled
-from bench.report import RESULTS, Json
+from bench.report import RESULTS, Json, wilson
 from bench.scenes import Item
-from foveate.tune.measure import wilson
 
 ROOT = Path(__file__).parents[2]
 METHOD_FOLDERS = ("engine/reduce/methods", "engine/prune/methods", "bench/reducers")

@@ -7,10 +7,9 @@ from pathlib import Path
 from statistics import mean
 
 from bench.quality.cells import Cell
-from bench.report import NO_PLOT, pyplot, table
+from bench.report import NO_PLOT, pyplot, table, wilson
 from foveate.bundled.scenes import KINDS
 from foveate.configs.config import BudgetConfig
-from foveate.tune.measure import wilson
 
 NO_METHODS = ("none", "oracle")  # rows that are no choice
 _NAMED = 6  # methods drawn with a name beside random, oracle and the default

@@ -74,3 +74,9 @@ def test_tables_say_what_the_cells_say(quality):
     assert "| colour | divprune 100.0 |" in best and "oracle" not in best
     assert tables.below_random(cells) == "Below random, in points: 50 %: pool -55.0."
     assert "refused" not in tables.time_table(cells) and tables.named(cells)[0] == "divprune"
+
+
+def test_wilson_interval(bench):
+    wilson = bench.report.wilson
+    assert wilson(97, 100) == pytest.approx((0.91548, 0.98974), abs=1e-5)  # by the formula, with another program
+    assert wilson(5, 5)[1] == 1.0 and wilson(0, 5)[0] == 0.0

@@ -23,7 +23,7 @@ from foveate.tune.asking import Asked, LayerCost, Outcome
 from foveate.tune.confidence import allowed_misses
 from foveate.tune.data import PARTS, SEARCH
 from foveate.tune.heads import Heads
-from foveate.tune.measure import SCHEDULE, Bench, Measured, Tally, design_effect, wilson
+from foveate.tune.measure import SCHEDULE, Bench, Measured, Tally, design_effect
 from foveate.tune.state import State
 
 N_LAYERS, OFFERED = 4, 144
@@ -226,11 +226,6 @@ def test_without_matplotlib_the_report_says_so(tmp_path: Path, whole, monkeypatc
     report.write(tmp_path, setting(result), result)
     assert "pip install foveate[tune]" in (tmp_path / "report.md").read_text()
     assert not list(tmp_path.glob("*.png"))
-
-
-def test_wilson_interval() -> None:
-    assert wilson(97, 100) == pytest.approx((0.91548, 0.98974), abs=1e-5)  # by the formula, with another program
-    assert wilson(5, 5)[1] == 1.0 and wilson(0, 5)[0] == 0.0
 
 
 def test_what_moves_between_two_distributions() -> None:
