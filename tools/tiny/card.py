@@ -10,7 +10,8 @@ pipeline_tag: image-text-to-text
 # {name}
 
 A {architecture} model of {parameters:.1f} million parameters that ships with Foveate, so that the server, its demo and
-its tests run without a download. It is an ordinary Hugging Face directory: `{klass}.from_pretrained` loads it.
+its tests run without a download. The model is an ordinary Hugging Face directory:
+`{klass}.from_pretrained` loads the directory.
 
 {shape}
 
@@ -23,12 +24,14 @@ answers. Words are read letter by letter and are not limited to the list that th
 
 ## Training
 
-Randomly initialised; {origin}. Trained on {first_pictures:,} generated
-pictures, in the later part each with about ten questions that share its visual tokens, in {first_minutes} minutes on
-two shared CPU cores with `tools/tiny` (`python -m tiny.train`). All text stood behind the picture. Then the decoder
-alone went on (`--decoder-only --text-first 0.6`) with {pictures:,} pictures in {minutes:.0f} minutes on one shared
-core; in three fifths of the batches the text stands before the picture, with four questions per picture. Tower,
-projector and embeddings did not change. No picture has a seed of the held-out set. {log}
+Randomly initialised;
+{origin}.
+Trained on {first_pictures:,} generated pictures, in the later part each with about ten questions that share its visual
+tokens, in {first_minutes} minutes on two shared CPU cores with `tools/tiny` (`python -m tiny.train`). All text stood
+behind the picture. Then the decoder alone went on (`--decoder-only --text-first 0.6`) with {pictures:,} pictures in
+{minutes:.0f} minutes on one shared core; in three fifths of the batches the text stands before the picture, with four
+questions per picture. Tower, projector and embeddings did not change. No picture has a seed of the held-out set.
+{log}
 
 Auxiliary losses, whose heads are not part of the model, make the training short:
 
